@@ -1,0 +1,26 @@
+"""Fixtures every test may use: where the shared data lies, and a machine set to be repeatable."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_shared() -> Path | None:
+    """Return the folder of shared data, or None where this machine has none."""
+    folder = Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder with the real data and golden values; the test skips where it is missing."""
+    folder = find_shared()
+    if folder is None:
+        pytest.skip("needs the shared data: set PREFOPT_SHARED to its folder")
+    return folder
