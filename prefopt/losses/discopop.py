@@ -1,0 +1,54 @@
+"""DiscoPOP: logistic and exponential loss, blended by the reward margin; found by a language model.
+
+Source: Lu et al. 2024, arXiv:2406.08414, Eq. 5 (the loss called LRML). Departures from it: none.
+
+``lrml`` of the authors' code is the same function with tau fixed at 0.05; their ``_old`` variant,
+which leaves beta out of the blend, is not.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.losses.common import check_positive
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("discopop", aliases=["lrml"])
+def discopop_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+    tau: float = 0.05,
+) -> LossOutput:
+    """Return the DiscoPOP loss of each pair, unreduced.
+
+    Finite at any margin for ``tau`` up to 1. Above, the loss itself grows exponentially in
+    (1 - 1/tau) times a negative margin, and float32 holds it up to an exponent of 88.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+        tau: Temperature of the blend, in units of the reward margin; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` or ``tau`` is not greater than 0.
+    """
+    check_positive(beta=beta, tau=tau)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
+    margins = chosen_rewards - rejected_rewards
+    logistic = -torch.sigmoid(-margins / tau) * logsigmoid(margins)
+    # sigmoid(m / tau) * exp(-m), which is 0 * inf in float32 from a margin of -89 on.
+    exponential = torch.exp(logsigmoid(margins / tau) - margins)
+    losses = logistic + exponential
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

@@ -1,0 +1,50 @@
+"""DPO: logistic loss on how much more the policy prefers the chosen completion.
+
+Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7; label smoothing as in Mitchell's note on
+conservative DPO (cDPO), ericmitchell.ai/cdpo.pdf, Eq. 3. Departures from it: none.
+
+TRL 1.16 ignores ``label_smoothing`` in its ``sigmoid`` loss; here, as in TRL up to 0.28, it is
+cDPO.
+"""
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.losses.common import check_positive
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("dpo", aliases=["sigmoid"])
+def dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+) -> LossOutput:
+    """Return the DPO loss of each pair, unreduced.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+        label_smoothing: Probability that a label is flipped (cDPO); at least 0, below 0.5.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` or ``label_smoothing`` is out of its range.
+    """
+    check_positive(beta=beta)
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
+    margins = chosen_rewards - rejected_rewards
+    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

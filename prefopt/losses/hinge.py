@@ -1,0 +1,44 @@
+"""Hinge: the RSO hinge on the reward margin, zero once the margin is 1.
+
+Source: Liu et al. 2023, arXiv:2309.06657 (RSO), hinge-norm loss. Departures from it: none.
+
+This is ``hinge`` of TRL's DPOTrainer and ``RSOLoss`` of torchtune. In nats the margin is 1 / beta.
+SLiC-HF, which has no reference and a likelihood term, is ``slic``.
+"""
+
+from torch import Tensor
+from torch.nn.functional import relu
+
+from prefopt.losses.common import check_positive
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("hinge", aliases=["rso"])
+def hinge_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+) -> LossOutput:
+    """Return the hinge loss of each pair, unreduced.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` is not greater than 0.
+    """
+    check_positive(beta=beta)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
+    losses = relu(1 - (chosen_rewards - rejected_rewards))
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

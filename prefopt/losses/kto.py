@@ -1,0 +1,52 @@
+"""KTO: prospect-theoretic value of single completions, each desirable or undesirable.
+
+Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8. Departures from it: none.
+"""
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.common import check_not_negative, check_positive
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("kto")
+def kto_loss(
+    logps: Tensor,
+    ref_logps: Tensor,
+    desirable: Tensor,
+    kl: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> LossOutput:
+    """Return the KTO loss of each completion, unreduced: weight minus weighted value.
+
+    Args:
+        logps: Policy log-prob of the completion, summed over tokens; (B,), nats.
+        ref_logps: Reference counterpart of ``logps``; (B,), nats.
+        desirable: Whether the completion is desirable; (B,), bool.
+        kl: The reference point z: mean log-ratio of mismatched completions, before ``beta``; (),
+            nats. No gradient flows through it, and a negative estimate counts as 0.
+        beta: Reward per nat of log-ratio; greater than 0.
+        desirable_weight: The paper's lambda_D; at least 0.
+        undesirable_weight: The paper's lambda_U; at least 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+    """
+    check_positive(beta=beta)
+    check_not_negative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    log_ratios = logps - ref_logps
+    values = beta * (log_ratios - kl.detach().clamp(min=0))
+    # 1 - sigmoid(v) is sigmoid(-v), without the cancellation.
+    losses = torch.where(
+        desirable.bool(),
+        desirable_weight * torch.sigmoid(-values),
+        undesirable_weight * torch.sigmoid(values),
+    )
+    return LossOutput(losses, rewards=beta * log_ratios.detach())

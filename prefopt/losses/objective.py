@@ -1,0 +1,178 @@
+"""What one run minimises: a loss by name, or a weighted sum of losses."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefopt.losses.registry import Loss, get_loss
+
+_TERM = re.compile(
+    r"\s*(?:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
+    r"(?P<name>[A-Za-z_][\w-]*)\s*(?P<end>\+|\Z)"
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a sum.
+
+    Attributes:
+        loss: The loss.
+        weight: What its mean is multiplied by; at least 0.
+        hyperparameters: Those set by the user; the others are at the loss's defaults.
+    """
+
+    loss: Loss
+    weight: float = 1.0
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of losses, each a mean over its own units.
+
+    Attributes:
+        terms: Its losses, in the order given.
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def name(self) -> str:
+        """The sum as an expression that ``parse_objective`` reads, such as ``dpo + 0.2*sft``."""
+        return " + ".join(
+            term.loss.name if term.weight == 1 else f"{term.weight!r}*{term.loss.name}"
+            for term in self.terms
+        )
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of all tensors that its losses take."""
+        return frozenset(name for term in self.terms for name in term.loss.inputs)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a term needs the reference model."""
+        return any(term.loss.needs_reference for term in self.terms)
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether a term needs the log-ratio of mismatched completions."""
+        return "kl" in self.inputs
+
+    @property
+    def data_kinds(self) -> frozenset[str]:
+        """The data kinds of its losses; ``preferred`` is at home with every other."""
+        return frozenset(term.loss.data_kind for term in self.terms)
+
+
+def parse_objective(
+    loss_type: str | Sequence[str],
+    loss_weights: Sequence[float] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Objective:
+    """Return the objective that names, weights and options describe.
+
+    Args:
+        loss_type: A name (``"dpo"``), an expression (``"dpo + 0.2*sft"``), or a list of them.
+        loss_weights: One weight per loss; only where the expression has none.
+        options: Hyper-parameters by name, given to every loss that has them; a mapping under the
+            name of a loss is for that loss alone and comes first. ``lambda`` is ``lambda_``.
+
+    Raises:
+        ValueError: If a loss is unknown or listed twice, the expression or the weights cannot be
+            read, an option belongs to no loss of the sum, or a loss refuses its value.
+
+    Examples:
+        >>> objective = parse_objective("sigmoid + 0.2*sft", options={"beta": 0.3})
+        >>> objective.name, objective.needs_reference, sorted(objective.data_kinds)
+        ('dpo + 0.2*sft', True, ['paired', 'preferred'])
+        >>> [term.hyperparameters for term in objective.terms]
+        [{'beta': 0.3}, {}]
+        >>> parse_objective(["dpo", "sft"], loss_weights=[1.0, 0.2]).name
+        'dpo + 0.2*sft'
+    """
+    expressions = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+    parts = [part for expression in expressions for part in _parse_expression(expression)]
+    losses = [get_loss(name) for _, name in parts]
+    names = [loss.name for loss in losses]
+    if not losses:
+        raise ValueError("loss_type is empty: name at least one loss")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"loss {repeated[0]!r} is listed twice in {loss_type!r}")
+    weights = _read_weights(parts, loss_weights)
+    settings = _assign_options(losses, options or {})
+    for loss, values in zip(losses, settings, strict=True):
+        loss.check_hyperparameters(values)
+    return Objective(tuple(map(Term, losses, weights, settings)))
+
+
+def _parse_expression(expression: str) -> list[tuple[float | None, str]]:
+    """Return weight (None where not written) and name of each term."""
+    parts: list[tuple[float | None, str]] = []
+    position, expects_term = 0, True
+    while expects_term:
+        found = _TERM.match(expression, position)
+        if found is None:
+            raise ValueError(
+                f"cannot read the loss {expression!r} at {expression[position:]!r}; "
+                "write a name or a sum like 'dpo + 0.2*sft'"
+            )
+        weight = found["weight"]
+        parts.append((None if weight is None else float(weight), found["name"]))
+        position, expects_term = found.end(), found["end"] == "+"
+    return parts
+
+
+def _read_weights(
+    parts: Sequence[tuple[float | None, str]], loss_weights: Sequence[float] | None
+) -> list[float]:
+    written = [weight for weight, _ in parts]
+    if loss_weights is None:
+        weights = [1.0 if weight is None else weight for weight in written]
+    elif any(weight is not None for weight in written):
+        raise ValueError("weights are given twice: in loss_type and in loss_weights; choose one")
+    elif len(loss_weights) != len(parts):
+        raise ValueError(
+            f"loss_weights has {len(loss_weights)} values for {len(parts)} losses "
+            f"({', '.join(name for _, name in parts)})"
+        )
+    else:
+        weights = [float(weight) for weight in loss_weights]
+    for weight, (_, name) in zip(weights, parts, strict=True):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight of {name!r} must be finite and at least 0, got {weight}")
+    return weights
+
+
+def _assign_options(losses: Sequence[Loss], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the hyper-parameters of each loss; raise for an option that none takes."""
+    common = {_python_name(k): v for k, v in options.items() if not isinstance(v, Mapping)}
+    own: dict[str, dict[str, Any]] = {}
+    for key, values in options.items():
+        if isinstance(values, Mapping):
+            loss = next((loss for loss in losses if key in (loss.name, *loss.aliases)), None)
+            if loss is None:
+                raise ValueError(
+                    f"options are given for {key!r}, which is not among the losses "
+                    f"{', '.join(loss.name for loss in losses)}"
+                )
+            named = {_python_name(name): value for name, value in values.items()}
+            own[loss.name] = {**own.get(loss.name, {}), **named}
+    for name in common:
+        if not any(name in loss.hyperparameters for loss in losses):
+            takes = "; ".join(
+                f"{loss.name}: {', '.join(loss.hyperparameters) or 'none'}" for loss in losses
+            )
+            raise ValueError(f"no loss here takes the option {name!r}; hyper-parameters: {takes}")
+    return [
+        {k: v for k, v in common.items() if k in loss.hyperparameters} | own.get(loss.name, {})
+        for loss in losses
+    ]
+
+
+def _python_name(name: str) -> str:
+    return "lambda_" if name == "lambda" else name

@@ -1,0 +1,73 @@
+"""ORPO: likelihood of the chosen completion, and its odds against the rejected one; no reference.
+
+Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7. Departures from it: the likelihood term is
+the mean over the completion's tokens of each sequence, as in LLaMA-Factory; the authors' code and
+TRL also take the tokens of the prompt into it, and weigh by token over the batch.
+
+TRL's ``beta`` is ``lambda_`` here: nothing is multiplied inside the sigmoid.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.losses.common import average_logps, check_not_negative
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+def log_odds_ratio(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Tensor:
+    """Return log(odds of chosen / odds of rejected), odds being p / (1 - p).
+
+    Exact, with its gradient, up to the smallest log-prob below 0 that the dtype holds. At 0, where
+    the odds are infinite, that smallest log-prob stands in, and no gradient flows.
+
+    Args:
+        chosen_mean_logps: Mean log-prob per token of the chosen completion; (B,), nats.
+        rejected_mean_logps: The same of the rejected completion; (B,), nats.
+
+    Returns:
+        Log odds ratios; (B,).
+    """
+    return _log_odds(chosen_mean_logps) - _log_odds(rejected_mean_logps)
+
+
+def _log_odds(logps: Tensor) -> Tensor:
+    logps = logps.clamp(max=-torch.finfo(logps.dtype).tiny)
+    # log(1 - p). log1p(-exp(.)), the usual form, loses all digits near 0. This one is off by one
+    # rounding of 1 far below, which the sum with logps has anyway, so no branch is needed.
+    return logps - torch.log(-torch.expm1(logps))
+
+
+@register_loss("orpo")
+def orpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    lambda_: float = 0.1,
+) -> LossOutput:
+    """Return the ORPO loss of each pair, unreduced.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        chosen_lengths: Length of the chosen completion; (B,), tokens.
+        rejected_lengths: Length of the rejected completion; (B,), tokens.
+        lambda_: Weight of the odds-ratio term; at least 0.
+
+    Returns:
+        Losses, and as detached rewards ``lambda_`` times the mean log-probs, which is what TRL
+        logs; each (B,).
+
+    Raises:
+        ValueError: If ``lambda_`` is negative.
+    """
+    check_not_negative(lambda_=lambda_)
+    chosen_mean_logps = average_logps(chosen_logps, chosen_lengths)
+    rejected_mean_logps = average_logps(rejected_logps, rejected_lengths)
+    log_odds_ratios = log_odds_ratio(chosen_mean_logps, rejected_mean_logps)
+    losses = -chosen_mean_logps - lambda_ * logsigmoid(log_odds_ratios)
+    return LossOutput(
+        losses, lambda_ * chosen_mean_logps.detach(), lambda_ * rejected_mean_logps.detach()
+    )

@@ -1,0 +1,400 @@
+"""The registry of losses: a loss is a function, and its signature is the contract.
+
+Positional parameters are tensors named from ``VOCABULARY`` and say what the loss eats; keyword-only
+parameters are its hyper-parameters with the paper's defaults. Everything a trainer or a page of
+documentation has to know about a loss is read from that function and from the docstring of its
+module, so that nothing is written down twice.
+
+Third parties add a loss with the decorator, or with an entry point of the group ``prefopt.losses``
+that names a function or a module holding decorated functions.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+VOCABULARY: dict[str, str] = {
+    "chosen_logps": "policy log-prob of the chosen completion, summed over tokens; (B,), nats",
+    "rejected_logps": "policy log-prob of the rejected completion, summed over tokens; (B,), nats",
+    "ref_chosen_logps": "reference counterpart of chosen_logps; (B,), nats",
+    "ref_rejected_logps": "reference counterpart of rejected_logps; (B,), nats",
+    "chosen_lengths": "length of the chosen completion; (B,), tokens",
+    "rejected_lengths": "length of the rejected completion; (B,), tokens",
+    "logps": "policy log-prob of the completion, summed over tokens; (B,), nats",
+    "ref_logps": "reference counterpart of logps; (B,), nats",
+    "lengths": "length of the completion; (B,), tokens",
+    "desirable": "whether the completion is desirable; (B,), bool",
+    "kl": "mean log-ratio of mismatched completions, at least 0, without gradient; (), nats",
+    "ranked_logps": "policy log-probs of ranked completions, best first; (B, K), nats",
+    "ref_ranked_logps": "reference counterpart of ranked_logps; (B, K), nats",
+    "ranked_lengths": "lengths of the ranked completions; (B, K), tokens",
+}
+"""What a loss may ask for: name of a positional parameter -> meaning, shape and unit."""
+
+ENTRY_POINT_GROUP = "prefopt.losses"
+
+
+class LossOutput(NamedTuple):
+    """What a loss returns, per example and unreduced.
+
+    Attributes:
+        losses: Loss of each example, with gradient; (B,).
+        chosen_rewards: Implicit reward of the chosen completion, detached; (B,).
+        rejected_rewards: Implicit reward of the rejected completion, detached; (B,).
+        rewards: Implicit reward of each completion of an unpaired loss, detached; (B,).
+    """
+
+    losses: Tensor
+    chosen_rewards: Tensor | None = None
+    rejected_rewards: Tensor | None = None
+    rewards: Tensor | None = None
+
+
+LossFunction = Callable[..., LossOutput]
+CountsFunction = Callable[..., Tensor]
+F = TypeVar("F", bound=LossFunction)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One registered loss; everything but the first four fields is read from ``function``.
+
+    Attributes:
+        name: The name it is picked by.
+        function: The loss on plain tensors.
+        aliases: Other names of the same function.
+        counts: What each loss weighs in the denominator of the mean, as a function of some of the
+            loss's inputs and (keyword-only) hyper-parameters; None for one each.
+        inputs: Names of the tensors it takes, from ``VOCABULARY``.
+        hyperparameters: Names of its options with their defaults.
+        data_kind: ``paired``, ``unpaired``, ``ranked``, or ``preferred`` for a loss that looks at
+            preferred completions only and so works on any data.
+        needs_reference: Whether an input comes from the reference model.
+        summary: First line of the docstring.
+        source: Paper and equation: the text after ``Source:`` in the docstring.
+        departures: How it differs from the source: the text after ``Departures from it:``.
+
+    Examples:
+        >>> import torch
+        >>> from prefopt.losses import get_loss
+        >>> hinge = get_loss("hinge")
+        >>> hinge.data_kind, hinge.needs_reference, hinge.hyperparameters
+        ('paired', True, {'beta': 0.1})
+        >>> zero = torch.zeros(2)
+        >>> hinge(
+        ...     chosen_logps=torch.tensor([-3.0, -8.0]),
+        ...     rejected_logps=torch.tensor([-8.0, -3.0]),
+        ...     ref_chosen_logps=zero,
+        ...     ref_rejected_logps=zero,
+        ...     beta=0.1,
+        ... ).losses
+        tensor([0.5000, 1.5000])
+    """
+
+    name: str
+    function: LossFunction
+    aliases: tuple[str, ...] = ()
+    counts: CountsFunction | None = None
+    inputs: tuple[str, ...] = field(init=False, compare=False)
+    hyperparameters: dict[str, Any] = field(init=False, compare=False)
+    data_kind: str = field(init=False, compare=False)
+    needs_reference: bool = field(init=False, compare=False)
+    summary: str = field(init=False, compare=False)
+    source: str = field(init=False, compare=False)
+    departures: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        inputs, hyperparameters = _read_signature(self.function)
+        for name, default in hyperparameters.items():
+            if default is inspect.Parameter.empty:
+                raise ValueError(f"loss {self.name!r}: hyper-parameter {name!r} has no default")
+        derived = {
+            "inputs": inputs,
+            "hyperparameters": hyperparameters,
+            "data_kind": _read_data_kind(self.name, inputs),
+            "needs_reference": any(name.startswith("ref_") or name == "kl" for name in inputs),
+            **_read_docstring(self.function),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        if self.counts is not None:
+            names = [name for part in _read_signature(self.counts) for name in part]
+            unknown = sorted({*names} - {*inputs, *hyperparameters})
+            if unknown:
+                raise ValueError(
+                    f"loss {self.name!r}: counts asks for {unknown}, the loss does not"
+                )
+
+    def __call__(self, **values: Any) -> LossOutput:
+        """Return the loss of each example, from tensors and hyper-parameters given by name.
+
+        Half-precision tensors are computed with in float32.
+
+        Args:
+            **values: Every tensor of ``inputs``, and any of ``hyperparameters``.
+
+        Raises:
+            TypeError: If a name is unknown, an input is missing or no tensor.
+            ValueError: If the shapes differ, or the loss refuses a hyper-parameter.
+        """
+        unknown = [name for name in values if name not in {*self.inputs, *self.hyperparameters}]
+        if unknown:
+            raise TypeError(
+                f"loss {self.name!r} does not take {unknown[0]!r}; "
+                f"inputs: {', '.join(self.inputs)}; "
+                f"hyper-parameters: {', '.join(self.hyperparameters) or 'none'}"
+            )
+        missing = [name for name in self.inputs if values.get(name) is None]
+        if missing:
+            needed = "; ".join(f"{name} ({VOCABULARY[name]})" for name in missing)
+            raise TypeError(f"loss {self.name!r} needs {needed}")
+        tensors = {name: _at_least_float32(name, values[name]) for name in self.inputs}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name != "kl"}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"loss {self.name!r}: the inputs differ in shape: {shapes}")
+        options = {name: values[name] for name in self.hyperparameters if name in values}
+        return self.function(**tensors, **options)
+
+    def unit_counts(
+        self, inputs: Mapping[str, Tensor], hyperparameters: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Return what each loss weighs in the denominator of the mean; (B,).
+
+        A mean over any set of examples is ``sum(losses) / sum(unit_counts)``.
+
+        Args:
+            inputs: At least the tensors of ``inputs``.
+            hyperparameters: Those that are not at their default.
+        """
+        if self.counts is None:
+            first = inputs[self.inputs[0]]
+            return torch.ones(first.shape[0], dtype=torch.float32, device=first.device)
+        names, options = _read_signature(self.counts)
+        settings = {**self.hyperparameters, **(hyperparameters or {})}
+        return self.counts(
+            **{name: inputs[name] for name in names}, **{name: settings[name] for name in options}
+        )
+
+    def check_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Raise if the loss would refuse these hyper-parameters: before any model is loaded.
+
+        Args:
+            hyperparameters: Those that are not at their default.
+
+        Raises:
+            ValueError: If a name is unknown, a value of the wrong type, or refused by the loss.
+        """
+        for name, value in hyperparameters.items():
+            if name not in self.hyperparameters:
+                raise ValueError(
+                    f"loss {self.name!r} has no hyper-parameter {name!r}; "
+                    f"it takes: {', '.join(self.hyperparameters) or 'none'}"
+                )
+            _check_type(f"loss {self.name!r}: {name}", value, self.hyperparameters[name])
+        # The loss itself knows its ranges: ask it, on one made-up example.
+        self(**{name: _example_tensor(name) for name in self.inputs}, **hyperparameters)
+
+
+_LOSSES: dict[str, Loss] = {}
+_NAMES: dict[str, str] = {}
+_entry_points_loaded = False
+
+
+def register_loss(
+    name: str, *, aliases: Sequence[str] = (), counts: CountsFunction | None = None
+) -> Callable[[F], F]:
+    """Return a decorator that registers a loss function and leaves it as it is.
+
+    Registering the same function again (a notebook cell run twice) replaces it.
+
+    Args:
+        name: The name it is picked by.
+        aliases: Other names of the same function.
+        counts: See ``Loss.counts``.
+
+    Raises:
+        ValueError: If a name is taken, or the signature does not follow the contract.
+
+    Examples:
+        >>> from prefopt.losses import LossOutput, get_loss, register_loss
+        >>> @register_loss("sign_margin")
+        ... def sign_margin_loss(chosen_logps, rejected_logps, *, scale=1.0):
+        ...     return LossOutput(-scale * (chosen_logps - rejected_logps).sign())
+        >>> get_loss("sign_margin").hyperparameters
+        {'scale': 1.0}
+        >>> unregister_loss("sign_margin")
+    """
+
+    def decorate(function: F) -> F:
+        loss = Loss(name, function, tuple(aliases), counts)
+        for key in (name, *loss.aliases):
+            holder = _LOSSES.get(_NAMES.get(key, ""))
+            if holder is not None and not (
+                holder.name == name and _identity(holder.function) == _identity(function)
+            ):
+                raise ValueError(
+                    f"loss name {key!r} is taken by {holder.name!r} "
+                    f"({'.'.join(_identity(holder.function))}); choose another"
+                )
+        unregister_loss(name)
+        _LOSSES[name] = loss
+        _NAMES.update(dict.fromkeys((name, *loss.aliases), name))
+        return function
+
+    return decorate
+
+
+def unregister_loss(name: str) -> None:
+    """Forget a loss and its aliases, if there is one of that name.
+
+    Args:
+        name: Its name, not an alias.
+    """
+    if _LOSSES.pop(name, None) is not None:
+        for key in [key for key, holder in _NAMES.items() if holder == name]:
+            del _NAMES[key]
+
+
+def get_loss(name: str) -> Loss:
+    """Return the loss of that name or alias.
+
+    Args:
+        name: Name or alias.
+
+    Raises:
+        ValueError: If there is none; the message has the nearest names and all names.
+    """
+    _load_entry_points()
+    if name not in _NAMES:
+        near = difflib.get_close_matches(name, _NAMES, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"unknown loss {name!r}{hint} Losses: {', '.join(sorted(_LOSSES))}")
+    return _LOSSES[_NAMES[name]]
+
+
+def list_losses() -> list[Loss]:
+    """Return every registered loss, third parties' included, by name."""
+    _load_entry_points()
+    return [_LOSSES[name] for name in sorted(_LOSSES)]
+
+
+def _load_entry_points() -> None:
+    """Import what other packages register, once; one that fails is a warning, not the end."""
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True  # first, so that a plug-in may call get_loss while it is imported
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            loaded = entry_point.load()
+            known = any(loss.function is loaded for loss in _LOSSES.values())
+            if inspect.isfunction(loaded) and not known:
+                register_loss(entry_point.name)(loaded)
+        except Exception as error:  # whatever a stranger's module raises
+            warnings.warn(
+                f"the losses of entry point {entry_point.name!r} ({entry_point.value}) "
+                f"are not available: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _identity(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
+def _read_signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the names of the tensors a function takes, and its options with their defaults."""
+    inputs: list[str] = []
+    options: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            options[name] = parameter.default
+        elif parameter.kind is not parameter.POSITIONAL_OR_KEYWORD or (
+            parameter.default is not parameter.empty
+        ):
+            raise ValueError(
+                f"{function.__qualname__}: {name!r} must be a tensor without default, or stand "
+                f"after the * as a hyper-parameter"
+            )
+        elif name not in VOCABULARY:
+            near = difflib.get_close_matches(name, VOCABULARY, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{function.__qualname__}: nothing delivers an input called {name!r}; {hint}"
+                f"Inputs: {', '.join(VOCABULARY)}"
+            )
+        else:
+            inputs.append(name)
+    return tuple(inputs), options
+
+
+def _read_data_kind(name: str, inputs: tuple[str, ...]) -> str:
+    kinds = {
+        "paired": any("rejected_" in item for item in inputs),
+        "unpaired": "logps" in inputs and "desirable" in inputs,
+        "ranked": "ranked_logps" in inputs,
+    }
+    found = [kind for kind, holds in kinds.items() if holds]
+    if not found and "chosen_logps" in inputs:
+        return "preferred"
+    if len(found) != 1:
+        raise ValueError(
+            f"loss {name!r}: its inputs {', '.join(inputs)} belong to "
+            f"{' and '.join(found) or 'no'} data; a loss takes one kind: rejected_* (paired), "
+            "logps and desirable (unpaired), ranked_logps (ranked), or chosen_* alone (preferred)"
+        )
+    return found[0]
+
+
+def _read_docstring(function: Callable[..., Any]) -> dict[str, str]:
+    """Return summary, source and departures, from the function's docstring or its module's."""
+    own = inspect.getdoc(function) or ""
+    module = sys.modules.get(function.__module__)
+    shared = inspect.getdoc(module) or "" if module is not None else ""
+    # A module with several losses documents each in its own function.
+    text = own if "Source:" in own or "Source:" not in shared else shared
+    found = re.search(r"^Source:(.*?)(?=\n\s*\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    paragraph = " ".join(found[1].split()) if found else ""
+    source, _, departures = paragraph.partition("Departures from it:")
+    return {
+        "summary": text.split("\n", 1)[0].strip().rstrip("."),
+        "source": source.strip().rstrip("."),
+        "departures": departures.strip().rstrip("."),
+    }
+
+
+def _at_least_float32(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.is_floating_point() and torch.finfo(value.dtype).bits < 32:
+        return value.float()
+    return value
+
+
+def _check_type(what: str, value: Any, default: Any) -> None:
+    """Raise if a value is not of its default's type; an integer may stand for a float."""
+    if isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{what} must be a number, got {value!r}")
+    elif default is not None and type(value) is not type(default):
+        raise ValueError(f"{what} must be of type {type(default).__name__}, got {value!r}")
+
+
+def _example_tensor(name: str) -> Tensor:
+    """Return one harmless example of an input."""
+    shape = (1, 2) if "ranked" in name else (1,)
+    if name == "desirable":
+        return torch.ones(shape, dtype=torch.bool)
+    if name == "kl":
+        return torch.zeros(())
+    return torch.full(shape, -1.0) if name.endswith("logps") else torch.ones(shape).long()
