@@ -12,9 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_shared() -> Path | None:
-    """Return the folder of shared data, or None where this machine has none."""
+    """Return the folder of shared data, or None where this machine has none.
+
+    Raises:
+        RuntimeError: If there is none and ``PREFOPT_REQUIRE_SHARED`` is 1, as in CI.
+    """
     folder = Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
-    return folder if folder.is_dir() else None
+    if folder.is_dir():
+        return folder
+    if os.environ.get("PREFOPT_REQUIRE_SHARED") == "1":
+        raise RuntimeError(f"PREFOPT_REQUIRE_SHARED=1, but there is no shared data in {folder}")
+    return None
 
 
 @pytest.fixture(scope="session")

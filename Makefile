@@ -1,0 +1,67 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Everything runs in .venv.
+#
+#   PYTHON=python3.12 make demo     another interpreter (3.11 or newer for the pinned versions)
+#   make test ARGS="-k dpo -x"      options for pytest
+#   make demo ARGS="--seed 1"       options for `prefopt demo`
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+# Each test process gets one thread: two processes of one thread beat one process of two.
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format docs clean
+
+help:
+	@echo "make demo       align a small model on the embedded data, from a clean clone, in minutes"
+	@echo "make test       run the tests that take seconds each"
+	@echo "make test-slow  run the tests that take longer"
+	@echo "make lint       ruff format --check, ruff check, mypy --strict"
+	@echo "make format     rewrite the sources as ruff formats them"
+	@echo "make docs       build docs/_build/html, warnings are errors"
+	@echo "make clean      remove .venv and everything that was built"
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else \
+	    f"constraints.txt pins versions that need Python 3.11 or newer; {sys.executable} is " \
+	    f"{v[0]}.{v[1]}. Name another one: PYTHON=python3.12 make ...")'
+	@echo "== Making $(VENV) (about 1.5 GB, a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	@# torch alone first, at the pinned version, so that no other requirement can choose its build.
+	@# Without byte-compiling: what is imported is compiled then, most of what is installed never is.
+	$(BIN)/python -m pip install --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+.venv: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m prefopt demo $(ARGS)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+	    -m "slow and not gpu" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+clean:
+	rm -rf $(VENV) docs/_build docs/losses demo_output build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

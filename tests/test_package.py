@@ -1,0 +1,67 @@
+"""What `import prefopt` gives and costs, and what the installed distribution says about itself."""
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import prefopt
+
+
+def run_python(code: str) -> str:
+    """Return what the code prints in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_no_heavy_library():
+    heavy = "{'torch', 'transformers', 'datasets', 'numpy', 'trl', 'peft', 'accelerate', 'rich'}"
+    assert run_python(f"import sys, prefopt; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_importing_the_package_opens_no_file_beyond_its_own_source():
+    code = (
+        "import sys, importlib, importlib.metadata\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda e, a: opened.append(str(a[0])) if e == 'open' else None)\n"
+        "import prefopt\n"
+        "print([p for p in opened if '__init__' not in p and 'typing' not in p])"
+    )
+    assert run_python(code) == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(set(prefopt.__all__)))
+def test_a_public_name_resolves(name):
+    assert getattr(prefopt, name) is not None
+    assert name in dir(prefopt)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        prefopt.Trainer  # noqa: B018 - the access is what is tested
+
+
+def test_every_lazy_name_is_public():
+    assert {*prefopt._HOMES, "__version__"} == set(prefopt.__all__)
+
+
+def test_the_package_ships_its_types():
+    assert (Path(prefopt.__file__).parent / "py.typed").is_file()
+
+
+def test_the_distribution_has_the_version_of_the_package():
+    assert metadata.version("prefopt") == prefopt.__version__
+
+
+def test_the_console_script_is_the_command_line():
+    scripts = metadata.entry_points(group="console_scripts", name="prefopt")
+    assert [script.value for script in scripts] == ["prefopt.cli:main"]
+
+
+def test_the_changelog_knows_the_version():
+    changelog = Path(__file__).parent.parent / "CHANGELOG.md"
+    assert f"## {prefopt.__version__}" in changelog.read_text()
