@@ -9,7 +9,7 @@ def test_missing_shared_data_is_none_unless_it_is_required(monkeypatch, tmp_path
     monkeypatch.delenv("PREFOPT_REQUIRE_SHARED", raising=False)
     assert find_shared() is None
     monkeypatch.setenv("PREFOPT_REQUIRE_SHARED", "1")
-    with pytest.raises(RuntimeError, match="no shared data in .*nowhere"):
+    with pytest.raises(RuntimeError, match=r"no shared data in .*nowhere"):
         find_shared()
 
 
