@@ -1,6 +1,6 @@
 """KTO: prospect-theoretic value of single completions, each desirable or undesirable.
 
-Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8. Departures from it: none.
+Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7. Departures from it: none.
 """
 
 import torch

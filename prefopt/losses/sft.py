@@ -1,8 +1,8 @@
 """SFT: negative log-likelihood of the preferred completion, mostly as a term beside another loss.
 
 Source: Pang et al. 2024, arXiv:2404.19733 (the length-normalised NLL term of iterative
-RPO, by ``normalize="sequence"``). Departures from it: the default averages over the tokens of the batch,
-as cross-entropy training and ``sft`` of TRL's DPOTrainer do.
+RPO, by ``normalize="sequence"``). Departures from it: the default averages over the tokens of the
+batch, as cross-entropy training and ``sft`` of TRL's DPOTrainer do.
 """
 
 import torch
