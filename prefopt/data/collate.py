@@ -1,0 +1,129 @@
+"""From prepared rows to a batch: laid-out tokens, the views losses take of them, and cached references."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prefopt.engine.layout import Example, LayoutName, build_layout
+from prefopt.engine.score import layout_tensors
+
+Row = Mapping[str, Any]
+
+
+class ReferenceLookup(Protocol):
+    """Serves reference log-probs of completions that were scored before."""
+
+    def get(
+        self, prompt_ids: NDArray[np.int64], completion_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32] | None:
+        """Return the log-prob of each token of the completion; (n,), or None if not known."""
+
+
+class PreferenceCollator:
+    """Makes a batch of prepared rows.
+
+    Args:
+        layout: How the tokens are laid out.
+        pad_token_id: Filler of the padded layout.
+        reference: Where reference log-probs are looked up; None if none are served.
+        with_kl: Whether the mismatched completions of KTO are laid out too (key ``kl``).
+
+    Raises:
+        KeyError: When called, if a row lacks a column of prepared data.
+    """
+
+    def __init__(
+        self,
+        layout: LayoutName = "shared_prefix",
+        pad_token_id: int = 0,
+        reference: ReferenceLookup | None = None,
+        with_kl: bool = False,
+    ) -> None:
+        self.layout = layout
+        self.pad_token_id = pad_token_id
+        self.reference = reference
+        self.with_kl = with_kl
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the batch of the rows, as tensors by name."""
+        batch = self._lay_out([_example(row) for row in rows])
+        batch |= _views(rows)
+        if self.with_kl:
+            batch["kl"] = self._lay_out([_mismatched(row) for row in rows])
+        return batch
+
+    def _lay_out(self, examples: Sequence[Example]) -> dict[str, Any]:
+        layout = build_layout(examples, self.layout, pad_token_id=self.pad_token_id)
+        batch = layout_tensors(layout)
+        batch["sequence_tokens"] = torch.tensor(layout.sequence_tokens)
+        if self.reference is not None:
+            served = _reference_logps(self.reference, examples)
+            if served is not None:
+                batch["ref_per_token_logps"] = torch.from_numpy(served)
+        return batch
+
+
+def _example(row: Row) -> Example:
+    masks = row.get("completion_masks")
+    return Example(
+        prompt_ids=np.asarray(row["prompt_ids"], dtype=np.int64),
+        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row["completion_ids"]],
+        completion_masks=[np.asarray(mask, dtype=bool) for mask in masks] if masks else None,
+    )
+
+
+def _mismatched(row: Row) -> Example:
+    return Example(
+        prompt_ids=np.asarray(row["prompt_ids"], dtype=np.int64),
+        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row["kl_completion_ids"]],
+    )
+
+
+def _reference_logps(
+    reference: ReferenceLookup, examples: Sequence[Example]
+) -> NDArray[np.float32] | None:
+    """Return reference log-probs of all scored tokens; (L,), or None if any completion is unknown."""
+    parts = []
+    for example in examples:
+        for index, completion in enumerate(example.completion_ids):
+            logps = reference.get(example.prompt_ids, completion)
+            if logps is None:
+                return None
+            parts.append(logps[example.counted(index)])
+    return np.concatenate(parts)
+
+
+def _views(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Return the index tensors that ``prefopt.losses.inputs`` describes."""
+    chosen: list[int] = []
+    rejected: list[int] = []
+    labelled: list[int] = []
+    desirable: list[bool] = []
+    preferred: list[int] = []
+    first = 0
+    for row in rows:
+        ranks, labels = row["ranks"], row["desirable"]
+        for better in range(len(ranks)):
+            for worse in range(len(ranks)):
+                if ranks[better] < ranks[worse]:
+                    chosen.append(first + better)
+                    rejected.append(first + worse)
+        labelled.extend(range(first, first + len(labels)))
+        desirable.extend(bool(label) for label in labels)
+        if len(ranks):
+            preferred.append(first + int(np.argmin(ranks)))
+        else:
+            preferred.extend(first + place for place, label in enumerate(labels) if label)
+        first += len(row["completion_ids"])
+    indices = {
+        "chosen_index": chosen,
+        "rejected_index": rejected,
+        "labelled_index": labelled,
+        "preferred_index": preferred,
+    }
+    views = {name: torch.tensor(index, dtype=torch.int64) for name, index in indices.items()}
+    views["desirable"] = torch.tensor(desirable, dtype=torch.bool)
+    return views

@@ -1,0 +1,348 @@
+"""Score completions with a model: one forward pass over a laid-out batch, log-probs out.
+
+What a model can do is asked, not assumed: before its first batch, a *probe* of a few tokens is scored
+through the shared-prefix layout and through the model's own plain forward. Where the two differ (state
+that leaks from one branch into the next, a head that transforms its logits, attention that never
+reaches our backend), the scorer falls back to what is right and says so once.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prefopt.engine import attention
+from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
+from prefopt.engine.logprobs import LMHead
+
+logger = logging.getLogger("prefopt")
+
+# A layer type outside these restricts attention in a way only its own mask function knows.
+_EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+_LAYOUT_FIELDS = (
+    "input_ids",
+    "position_ids",
+    "attention_mask",
+    "predict_positions",
+    "target_ids",
+    "token_index",
+    "completion_index",
+    "lengths",
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs of the N completions of a batch; nats, float32 or better.
+
+    Attributes:
+        per_token_logps: Of each scored token, completion after completion; (L,).
+        logps: Summed over each completion; (N,).
+        lengths: Scored tokens of each completion; (N,), int64.
+    """
+
+    per_token_logps: Tensor
+    logps: Tensor
+    lengths: Tensor
+
+
+def layout_tensors(layout: Layout) -> dict[str, Any]:
+    """Return a layout as the batch dictionary that ``Scorer.score`` takes.
+
+    The segments stay a tuple of plain records: nothing that moves tensors between devices touches them.
+    """
+    batch: dict[str, Any] = {
+        name: torch.from_numpy(value)
+        for name in _LAYOUT_FIELDS
+        if (value := getattr(layout, name)) is not None
+    }
+    batch["segments"] = SegmentList(layout.segments)
+    return batch
+
+
+class SegmentList:
+    """Holds segments where a bare tuple would be walked through by device transfers."""
+
+    def __init__(self, segments: tuple[Any, ...]) -> None:
+        self.segments = segments
+
+
+def sum_by_completion(per_token: Tensor, completion_index: Tensor, completions: int) -> Tensor:
+    """Sum a value per scored token (L,) over each completion (N,)."""
+    return per_token.new_zeros(completions).index_add(0, completion_index, per_token)
+
+
+class Scorer:
+    """Scores batches with one model, in the best layout that the model allows.
+
+    Args:
+        model: A causal language model, or a peft model around one, not wrapped for parallel training.
+        layout: ``"auto"`` picks ``shared_prefix`` where the probe proves it, else ``padded``;
+            ``"shared_prefix"`` insists; ``"padded"`` asks for plain rows.
+
+    Attributes:
+        layout: The layout batches must have: ``"shared_prefix"`` or ``"padded"``.
+        reason: Why it is that layout, for people.
+
+    Raises:
+        ValueError: If the model cannot be scored (no output embeddings, an encoder-decoder, prompt
+            tuning), or ``layout="shared_prefix"`` is insisted on and the model cannot share.
+    """
+
+    def __init__(
+        self, model: Any, layout: Literal["auto", "shared_prefix", "padded"] = "auto"
+    ) -> None:
+        if layout not in ("auto", "shared_prefix", "padded"):
+            raise ValueError(
+                f"layout must be 'auto', 'shared_prefix' or 'padded', got {layout!r}"
+            )
+        self.model = model
+        self._causal_lm = _causal_lm(model)
+        self._backbone = self._causal_lm.base_model
+        self._head: LMHead | None = LMHead.of(self._causal_lm)
+        self.layout: LayoutName = "padded"
+        self.reason = "asked for"
+        self._check_head()
+        if layout != "padded":
+            self._choose_layout(insist=layout == "shared_prefix")
+
+    def score(
+        self,
+        batch: Mapping[str, Any],
+        wrapped: nn.Module | None = None,
+        context: Callable[[], Any] = nullcontext,
+    ) -> Scores:
+        """Score a batch laid out as ``self.layout``.
+
+        Args:
+            batch: A layout's tensors (``layout_tensors``), on the model's device.
+            wrapped: The model as wrapped for parallel training (DDP, FSDP), whose hooks must see the
+                forward pass; None for the model itself.
+            context: Makes the context of the forward pass, such as ``accelerator.autocast``.
+
+        Returns:
+            Log-probs of every completion.
+        """
+
+        def forward() -> Tensor:
+            with context():
+                return self._predictions(batch)
+
+        predictions = _through(wrapped, self.model, forward, batch["input_ids"])
+        per_token = predictions.index_select(0, batch["token_index"])
+        lengths = batch["lengths"]
+        logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
+        return Scores(per_token, logps, lengths)
+
+    def _predictions(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the log-prob of each of the M predictions of a batch."""
+        if batch["input_ids"].numel() == 0:  # nothing precedes any scored token
+            return torch.zeros(0, device=batch["input_ids"].device)
+        inputs = {
+            name: batch[name]
+            for name in ("input_ids", "position_ids", "attention_mask")
+            if name in batch
+        }
+        positions, targets = batch["predict_positions"], batch["target_ids"]
+        if self._head is None:
+            logits = self.model(**inputs, use_cache=False).logits
+            logits = logits.flatten(0, 1).index_select(0, positions).float()
+            return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        hidden = self._hidden(inputs, batch["segments"].segments)
+        return self._head.logps(hidden.flatten(0, 1).index_select(0, positions), targets)
+
+    def _hidden(self, inputs: dict[str, Tensor], segments: tuple[Any, ...]) -> Tensor:
+        if not segments:
+            hidden: Tensor = self._backbone(**inputs, use_cache=False).last_hidden_state
+            return hidden
+        plan = attention.SegmentPlan(segments)
+        with attention.planned_forward():
+            output = self._backbone(**inputs, use_cache=False, prefopt_plan=plan)
+        if not plan.calls:
+            raise NotImplementedError("no attention layer reached the segments backend")
+        self._windows_seen = plan.windows
+        hidden = output.last_hidden_state
+        return hidden
+
+    # What the model can do ------------------------------------------------------------------------
+
+    def _check_head(self) -> None:
+        """Keep the chunked head only if it gives the logits the model itself gives."""
+        inputs = _probe_inputs(self._causal_lm)
+        with _evaluating(self.model), torch.no_grad():
+            own = self.model(**inputs, use_cache=False).logits
+            if own.shape[1] != inputs["input_ids"].shape[1]:
+                raise ValueError(
+                    "the model returns logits for other positions than its tokens (prompt or prefix "
+                    "tuning?); use LoRA or full fine-tuning"
+                )
+            try:
+                hidden = self._hidden(inputs, ())
+                assert self._head is not None
+                ours = self._head.transform(self._head.module(hidden))
+                same = ours.shape == own.shape and _close(ours, own)
+            except (AttributeError, TypeError, NotImplementedError):
+                same = False
+        if not same:
+            self._head = None
+            logger.warning(
+                "prefopt: the output layer of %s does more than the chunked LM head knows; log-probs "
+                "are taken from its full logits instead, which needs more memory",
+                type(self._causal_lm).__name__,
+            )
+
+    def _choose_layout(self, insist: bool) -> None:
+        problem = self._sharing_problem()
+        if problem is None:
+            self.layout = "shared_prefix"
+            self.reason = "the probe's log-probs equal those of the plain forward"
+            return
+        attention_restored = f"{type(self._causal_lm).__name__} cannot share prefixes: {problem}"
+        if insist:
+            raise ValueError(
+                f'layout="shared_prefix" was asked for, but {attention_restored}; '
+                'use layout="auto" or "padded"'
+            )
+        self.reason = problem
+        logger.warning("prefopt: %s; using the padded layout", attention_restored)
+
+    def _sharing_problem(self) -> str | None:
+        """Return why this model cannot use the shared-prefix layout, or None if it can."""
+        if self._head is None:
+            return "its head needs the model's own forward"
+        config = self._causal_lm.config.get_text_config()
+        layer_types = set(getattr(config, "layer_types", None) or ())
+        if layer_types - _EXPRESSIBLE_LAYERS:
+            return f"it has layers of type {', '.join(sorted(layer_types - _EXPRESSIBLE_LAYERS))}"
+        before = self._causal_lm.config._attn_implementation
+        self._windows_seen: set[int] = set()
+        with _quiet_transformers():
+            self._causal_lm.set_attn_implementation(attention.NAME)
+            try:
+                problem = self._probe_sharing()
+            except Exception as error:  # any failure here means the same: this model cannot share
+                problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            slides = getattr(config, "sliding_window", None) is not None and (
+                "sliding_attention" in layer_types or not layer_types
+            )
+            if problem is None and slides and getattr(config, "use_sliding_window", True):
+                problem = None if self._windows_seen else "its attention hides its sliding window"
+            if problem is not None:
+                self._causal_lm.set_attn_implementation(before)
+        return problem
+
+    def _probe_sharing(self) -> str | None:
+        """Score two small trees in both layouts."""
+        tokens = _probe_inputs(self._causal_lm)["input_ids"][0].cpu().numpy()
+        examples = [
+            Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
+            Example(tokens[2:6], [tokens[6:11], np.concatenate([tokens[6:8], tokens[:3]])]),
+        ]
+        device = self._causal_lm.device
+        scored = []
+        with _evaluating(self.model), torch.no_grad():
+            for mode in ("shared_prefix", "padded"):
+                batch = layout_tensors(build_layout(examples, mode))  # type: ignore[arg-type] # both are LayoutNames
+                batch = {
+                    name: value.to(device) if isinstance(value, Tensor) else value
+                    for name, value in batch.items()
+                }
+                scored.append(self.score(batch).per_token_logps)
+        if _close(*scored):
+            return None
+        largest = float((scored[0] - scored[1]).abs().max())
+        return f"log-probs of a probe differ by {largest:.2g} nats from the plain forward"
+
+
+def _causal_lm(model: Any) -> Any:
+    """Return the transformers model inside a peft model, or the model itself."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(inner).__name__} is an encoder-decoder; prefopt trains causal language models"
+        )
+    return inner
+
+
+def _probe_inputs(model: Any) -> dict[str, Tensor]:
+    """Return eleven different tokens, the same for every model of a vocabulary size."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = np.random.default_rng(0).permutation(min(vocabulary, 5000))[:11]
+    tokens = np.resize(tokens, 11)
+    device = model.device
+    return {
+        "input_ids": torch.as_tensor(tokens, device=device)[None],
+        "position_ids": torch.arange(11, device=device)[None],
+        "attention_mask": torch.ones(1, 11, dtype=torch.bool, device=device),
+    }
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two computations of the same numbers differ by no more than rounding."""
+    exact = theirs.dtype in (torch.float32, torch.float64) and not torch.backends.cuda.matmul.allow_tf32
+    tolerance = 2e-5 if exact else 0.1
+    scale = theirs.float().abs().max().clamp(min=1.0)
+    difference = (ours.float() - theirs.float()).abs().max()
+    return bool(difference <= tolerance * scale)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, and back on exactly where it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging that a class cannot change its attention: the probe finds out."""
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _through(
+    wrapped: nn.Module | None, model: nn.Module, compute: Callable[[], Tensor], *arguments: Tensor
+) -> Tensor:
+    """Run ``compute`` as the forward pass of ``wrapped``, so that its hooks happen around it.
+
+    Parallel wrappers prepare gradients and gather weights in their own forward, which then calls the
+    inner model's; for this one call, the inner forward is ``compute``. The arguments are only what the
+    wrapper wants to see.
+    """
+    if wrapped is None or wrapped is model:
+        return compute()
+    had_own = "forward" in vars(model)
+    original = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        restore()
+        return compute()
+
+    def restore() -> None:
+        if had_own:
+            model.forward = original  # accelerate patches forward on the instance
+        elif "forward" in vars(model):
+            del model.forward
+
+    model.forward = forward
+    try:
+        result: Tensor = wrapped(*arguments)
+        return result
+    finally:
+        restore()

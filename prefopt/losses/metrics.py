@@ -1,0 +1,110 @@
+"""Metrics as (sum, count) pairs, so that a mean does not depend on how its examples were batched."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.objective import Objective
+from prefopt.losses.registry import LossOutput
+
+
+class MetricSums:
+    """Running sums and counts by name, on the device they come from: no synchronisation per step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Add to a metric.
+
+        Args:
+            name: The metric.
+            total: Sum of its values; scalar.
+            count: How many values; scalar.
+        """
+        total = total.detach().to(torch.float64)
+        pair = torch.stack(
+            [total, torch.as_tensor(count, device=total.device, dtype=torch.float64)]
+        )
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def add_values(self, name: str, values: Tensor) -> None:
+        """Add each value of a tensor; an empty one counts as nothing and keeps the name known."""
+        self.add(name, values.detach().sum(), float(values.numel()))
+
+    def means(self, reduce: Any = None) -> dict[str, float]:
+        """Return sum / count of every metric that has a count, and forget everything.
+
+        Args:
+            reduce: Sums a tensor over all processes; None for one process.
+        """
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        table = torch.stack([self._sums[name] for name in names])
+        table = table if reduce is None else reduce(table)
+        self._sums.clear()
+        rows = table.tolist()
+        return {name: row[0] / row[1] for name, row in zip(names, rows, strict=True) if row[1]}
+
+
+def add_batch_metrics(
+    sums: MetricSums,
+    objective: Objective,
+    outputs: Sequence[LossOutput],
+    batch: Mapping[str, Any],
+    logps: Tensor,
+    lengths: Tensor,
+) -> None:
+    """Add what TRL logs, under its names: rewards, accuracies, margins, log-probs, and lengths.
+
+    ``rewards/*`` come from the first loss of the objective that defines rewards. On pairs an accuracy
+    is the share of pairs with a positive margin, ties counting as not; on thumbs, ``rewards/margins``
+    is the mean reward of the desirable minus that of the undesirable, taken where both are known.
+
+    Args:
+        sums: Where to add.
+        objective: The terms the outputs belong to.
+        outputs: One per term.
+        batch: Holds the index tensors of ``prefopt.losses.inputs``.
+        logps: Policy log-probs of the completions; (N,), nats.
+        lengths: Their scored tokens; (N,).
+    """
+    if len(outputs) > 1:
+        for term, output in zip(objective.terms, outputs, strict=True):
+            sums.add_values(f"loss/{term.loss.name}", output.losses)
+    unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
+    pairs = not unpaired
+    better, worse = _sides(batch, pairs)
+    for side, index in (("chosen", better), ("rejected", worse)):
+        sums.add_values(f"logps/{side}", logps.index_select(0, index))
+        sums.add_values(f"lengths/{side}", lengths.index_select(0, index))
+    for output in outputs:
+        if output.chosen_rewards is not None and output.rejected_rewards is not None:
+            margins = output.chosen_rewards - output.rejected_rewards
+            sums.add_values("rewards/chosen", output.chosen_rewards)
+            sums.add_values("rewards/rejected", output.rejected_rewards)
+            sums.add_values("rewards/margins", margins)
+            sums.add_values("rewards/accuracies", (margins > 0).float())
+            return
+        if output.rewards is not None:
+            desirable = batch["desirable"]
+            sums.add_values("rewards/chosen", output.rewards[desirable])
+            sums.add_values("rewards/rejected", output.rewards[~desirable])
+            return
+
+
+def _sides(batch: Mapping[str, Any], pairs: bool) -> tuple[Tensor, Tensor]:
+    if pairs:
+        return batch["chosen_index"], batch["rejected_index"]
+    index, desirable = batch["labelled_index"], batch["desirable"]
+    return index[desirable], index[~desirable]
+
+
+def with_margins(means: dict[str, float]) -> dict[str, float]:
+    """Add ``rewards/margins`` of thumbs, which only the means over both sides can tell."""
+    if "rewards/chosen" in means and "rewards/rejected" in means:
+        means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
+    return means
