@@ -1,0 +1,85 @@
+"""The command line: ``prefopt demo | train | losses | data``, also as ``python -m prefopt``.
+
+A command is a module of this package with a function ``main`` that takes its arguments as a list
+and returns the exit code. It is imported when it is called for, so that help costs no import of
+torch. A mistake of the user is one message on stderr and exit code 2.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from prefopt import __version__
+from prefopt.cli.errors import UserError
+
+__all__ = ["UserError", "main"]
+
+COMMANDS: dict[str, str] = {
+    "demo": "align a tiny language model on embedded data; no download, minutes on a CPU",
+    "train": "train a model on preference data",
+    "losses": "list the losses: what each needs, and its hyper-parameters",
+    "data": "report what a dataset holds and what training would make of it",
+}
+
+_USAGE = f"""\
+usage: prefopt COMMAND [options]
+
+One trainer and a zoo of losses for preference optimisation of language models.
+
+commands:
+{chr(10).join(f"  {name:<8}{text}" for name, text in COMMANDS.items())}
+
+options:
+  -h, --help     show this message; `prefopt COMMAND --help` shows a command's options
+  --version      show the version
+
+PREFOPT_DEBUG=1 shows the traceback of an error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for a mistake of the user.
+
+    Args:
+        argv: The command and its options; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        if os.environ.get("PREFOPT_DEBUG") == "1":
+            raise
+        if is_main_process():
+            print(f"prefopt: error: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as leaving:  # argparse: help (0) and wrong usage (2)
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:
+        print("prefopt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the one of its launch that may print."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        print(_USAGE, end="", file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    if name in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    if name in ("-V", "--version"):
+        print(f"prefopt {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError.unknown("command", name, COMMANDS)
+    command: Callable[[Sequence[str]], int] = import_module(f"prefopt.cli.{name}").main
+    return command(rest)

@@ -1,0 +1,109 @@
+"""``prefopt losses``: the zoo, as a table, as JSON, or one loss in full."""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prefopt.cli.errors import user_errors
+from prefopt.losses import Loss, get_loss, list_losses
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the losses; return the exit code.
+
+    Args:
+        argv: Options of the command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="prefopt losses",
+        description="List the losses that --loss_type takes, third parties' included.",
+    )
+    parser.add_argument("name", nargs="*", help="show this loss in full: all if none is named")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    options = parser.parse_args(list(argv))
+    with user_errors():
+        losses = [get_loss(name) for name in options.name] or list_losses()
+    if options.json:
+        print(json.dumps([describe(loss) for loss in losses], indent=2))
+    elif options.name:
+        print("\n\n".join(render(loss) for loss in losses))
+    else:
+        print_table(losses)
+    return 0
+
+
+def describe(loss: Loss) -> dict[str, Any]:
+    """Return what a program may want to know about a loss.
+
+    Args:
+        loss: The loss.
+    """
+    return {
+        "name": loss.name,
+        "aliases": list(loss.aliases),
+        "data_kind": loss.data_kind,
+        "needs_reference": loss.needs_reference,
+        "inputs": list(loss.inputs),
+        "hyperparameters": loss.hyperparameters,
+        "summary": loss.summary,
+        "source": loss.source,
+        "departures": loss.departures,
+    }
+
+
+def render(loss: Loss) -> str:
+    """Return the loss in full, as plain text.
+
+    Args:
+        loss: The loss.
+    """
+    facts = {
+        "aliases": ", ".join(loss.aliases) or "none",
+        "data": loss.data_kind,
+        "reference": "needed" if loss.needs_reference else "not needed",
+        "inputs": ", ".join(loss.inputs),
+        "defaults": _defaults(loss) or "no hyper-parameters",
+        "source": _plain(loss.source),
+        "departures": _plain(loss.departures) or "none stated",
+    }
+    lines = [loss.name, f"  {loss.summary}", ""]
+    lines += [f"  {key:<11} {value}" for key, value in facts.items()]
+    return "\n".join([*lines, "", inspect.getdoc(loss.function) or ""]).rstrip()
+
+
+def print_table(losses: Sequence[Loss]) -> None:
+    """Print one line per loss, or more where the terminal is narrow.
+
+    Args:
+        losses: The losses, in the order to print.
+    """
+    table = Table(title=f"{len(losses)} losses", title_justify="left", pad_edge=False)
+    for heading in ("name", "aliases", "data", "reference", "defaults", "source"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    for loss in losses:
+        table.add_row(
+            loss.name,
+            ", ".join(loss.aliases),
+            loss.data_kind,
+            "yes" if loss.needs_reference else "no",
+            _defaults(loss).replace(", ", "\n"),
+            _plain(loss.source),
+        )
+    # A pipe has no width of its own: give it one that folds nothing but the sources.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table, markup=False)
+    console.print("One in full: prefopt losses NAME. A weighted sum: --loss_type 'dpo + 0.2*sft'")
+
+
+def _defaults(loss: Loss) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in loss.hyperparameters.items())
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "")

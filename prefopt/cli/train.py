@@ -1,0 +1,339 @@
+"""``prefopt train``: from a model and a dataset by name to a saved model.
+
+Options are the fields of ``PreferenceConfig`` (the loss and everything of
+``transformers.TrainingArguments``), of TRL's ``ModelConfig`` (the model, LoRA, 4 and 8 bit) and
+of ``DataArguments``; a YAML file can hold any of them.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prefopt.cli.errors import UserError, user_errors
+
+_ALIASES = {"model": "model_name_or_path", "dataset": "dataset_name"}
+
+_DESCRIPTION = """\
+Train a model on preference data with a loss picked by name.
+
+  prefopt train --model MODEL --dataset DATA --loss_type ipo --output_dir OUT
+  prefopt train --config run.yaml --learning_rate 1e-6
+  accelerate launch -m prefopt train --config run.yaml
+
+MODEL is a folder or a Hub id. DATA is a Hub id, a folder, or a file: json, jsonl, csv, parquet,
+also .gz. An option on the command line goes before the same option in the file.
+`prefopt losses` lists the losses; hyper-parameters beside --beta and --label_smoothing are given
+as --loss_kwargs '{"tau": 0.1}'.
+"""
+
+
+@dataclass
+class DataArguments:
+    """The data of a run, under the names that TRL's scripts use."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--dataset"],
+            "help": "Hub id, local folder, or file (json, jsonl, csv, parquet, also .gz).",
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Name of the dataset's configuration, if it has several."}
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to evaluate on. By default `test` where there is one and eval_strategy "
+            "asks for evaluations."
+        },
+    )
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training rows held out, by the run's seed, to evaluate on; "
+            "at least 0 and below 1. Not together with dataset_test_split."
+        },
+    )
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.eval_fraction and self.dataset_test_split:
+            raise ValueError("give eval_fraction or dataset_test_split, not both")
+        if self.eval_fraction and self.dataset_streaming:
+            raise ValueError("eval_fraction needs the whole dataset: it does not go with streaming")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, save, and evaluate where there is data for it; return the exit code.
+
+    Args:
+        argv: Options of the command.
+    """
+    parser = make_parser()
+    data_args, config, model_args = parse(parser, list(argv))
+    with user_errors():
+        train_rows, eval_rows = load_splits(data_args, config)
+        trainer = make_trainer(config, model_args, train_rows, eval_rows)
+    metrics = run(trainer, data_args)
+    if trainer.is_world_process_zero():
+        print_metrics(metrics, config.output_dir)
+    if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
+        trainer.end()
+    return 0
+
+
+def make_parser() -> Any:
+    """Return a ``trl.TrlParser`` of all options; its errors are ``UserError``."""
+    with user_errors():
+        from trl import ModelConfig, TrlParser
+
+        from prefopt.config import PreferenceConfig
+
+    parser = TrlParser(
+        (DataArguments, PreferenceConfig, _without_fields_of(ModelConfig, PreferenceConfig)),
+        prog="prefopt train",
+        usage="prefopt train --model MODEL --dataset DATA [--loss_type NAME] [options]",
+        description=_DESCRIPTION,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model",
+        dest="model_name_or_path",
+        default=argparse.SUPPRESS,
+        help="The same as --model_name_or_path.",
+    )
+    parser.add_argument("--config", help="YAML file with any of the options, without the dashes.")
+    parser.error = _fail  # argparse would print the usage: hundreds of options
+    return parser
+
+
+def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
+    """Return data arguments, ``PreferenceConfig`` and TRL's ``ModelConfig`` of a command line.
+
+    Args:
+        parser: From ``make_parser``.
+        argv: Options of the command.
+
+    Raises:
+        UserError: If an option is unknown, missing, or has a value that does not do.
+    """
+    options = {name for action in parser._actions for name in action.option_strings}
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--config")
+    given.error = _fail  # type: ignore[method-assign]
+    path = given.parse_known_args(argv)[0].config
+    if path is not None:
+        values = read_config_file(path)
+        unknown = [name for name in values if f"--{name}" not in options]
+        if unknown:
+            known = [name.removeprefix("--") for name in sorted(options)]
+            raise UserError.unknown(f"option in {path}:", unknown[0], known)
+        parser.set_defaults_with_config(**values)
+    with user_errors():
+        data_args, config, model_args, *_, rest = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    if rest:
+        if rest[0].startswith("-"):
+            raise UserError.unknown("option", rest[0].split("=")[0], sorted(options))
+        raise UserError(f"{rest[0]!r} belongs to no option")
+    if model_args.model_name_or_path is None:
+        raise UserError("--model is missing: a folder or a Hub id")
+    if data_args.dataset_name is None:
+        raise UserError("--dataset is missing: a Hub id, a folder, or a file")
+    return data_args, config, model_args
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """Return the options of a YAML file; its ``env`` mapping sets environment variables.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it cannot be read, or is no mapping of options.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config file: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path} must map option names to values, such as `loss_type: ipo`")
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    environment = values.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise UserError(f"{path}: env must map names of environment variables to values")
+    os.environ.update({str(key): str(value) for key, value in environment.items()})
+    for alias, name in _ALIASES.items():
+        if alias in values and name in values:
+            raise UserError(f"{path}: {alias} and {name} are the same option; give one")
+        if alias in values:
+            values[name] = values.pop(alias)
+    return values
+
+
+def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
+    """Return the rows to train on, and those to evaluate on or None.
+
+    Args:
+        data_args: Which data.
+        config: The run's ``PreferenceConfig``: its seed, and whether it evaluates.
+
+    Raises:
+        UserError: If a split does not exist.
+        ValueError: If the data cannot be read.
+    """
+    from prefopt.data import load_rows
+
+    rows = load_rows(
+        str(data_args.dataset_name),
+        config_name=data_args.dataset_config,
+        streaming=data_args.dataset_streaming,
+    )
+    splits = rows if isinstance(rows, Mapping) else {"train": rows}
+    train_rows = _split(splits, data_args.dataset_train_split, "dataset_train_split")
+    if data_args.dataset_test_split:
+        return train_rows, _split(splits, data_args.dataset_test_split, "dataset_test_split")
+    if data_args.eval_fraction:
+        parts = train_rows.train_test_split(data_args.eval_fraction, seed=config.seed)
+        return parts["train"], parts["test"]
+    if str(getattr(config.eval_strategy, "value", config.eval_strategy)) == "no":
+        return train_rows, None
+    if "test" not in splits:
+        raise UserError(
+            "eval_strategy asks for evaluations, but there is no test split: name another with "
+            f"--dataset_test_split ({', '.join(splits)}), or hold rows out with --eval_fraction 0.1"
+        )
+    return train_rows, splits["test"]
+
+
+def make_trainer(config: Any, model_args: Any, train_rows: Any, eval_rows: Any) -> Any:
+    """Return the ``PreferenceTrainer`` of a command line.
+
+    Args:
+        config: The run's ``PreferenceConfig``.
+        model_args: TRL's ``ModelConfig``.
+        train_rows: Rows to train on.
+        eval_rows: Rows to evaluate on, or None.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    from prefopt.trainer import PreferenceTrainer
+
+    from_flags = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+    explicit = config.model_init_kwargs
+    explicit = json.loads(explicit) if isinstance(explicit, str) else explicit or {}
+    config.model_init_kwargs = {
+        **{name: value for name, value in from_flags.items() if value is not None},
+        **explicit,
+    }
+    return PreferenceTrainer(
+        model=model_args.model_name_or_path,
+        args=config,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
+    """Train, save model, tokenizer, state and metrics, evaluate; return the metrics.
+
+    Args:
+        trainer: A ``PreferenceTrainer``.
+        data_args: For the model card.
+    """
+    config = trainer.args
+    result = trainer.train(resume_from_checkpoint=_checkpoint(config.resume_from_checkpoint))
+    metrics = dict(result.metrics)
+    trainer.save_metrics("train", result.metrics, combined=False)
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    if trainer.eval_dataset is not None:
+        held_out = trainer.evaluate()
+        trainer.save_metrics("eval", held_out, combined=False)
+        metrics |= held_out
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    return metrics
+
+
+def print_metrics(metrics: Mapping[str, float], output_dir: str) -> None:
+    """Print the final metrics as a table, and what to do next.
+
+    Args:
+        metrics: Names and values.
+        output_dir: Where the model was saved.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", title="After training", title_justify="left", pad_edge=False)
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"Saved to {output_dir}. Load it:\n  AutoModelForCausalLM.from_pretrained({output_dir!r})",
+        markup=False,
+        highlight=False,
+    )
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the description's lines as they are."""
+
+
+def _fail(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+def _checkpoint(value: str | None) -> str | bool | None:
+    """Return the value as the trainer takes it: "true" from a command line means the latest."""
+    return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
+def _split(splits: Mapping[str, Any], name: str, option: str) -> Any:
+    if name not in splits:
+        raise UserError(f"no split {name!r}; give --{option} one of: {', '.join(splits)}")
+    return splits[name]
+
+
+def _without_fields_of(wanted: type, other: type) -> type:
+    """Return a dataclass like ``wanted`` whose options are only those that ``other`` lacks.
+
+    Both may have a field of one name (``trust_remote_code``, until TRL 1.5), which argparse would
+    refuse; the other class then has the say.
+    """
+    taken = {item.name for item in fields(other)}
+    shared = [item for item in fields(wanted) if item.name in taken]
+    hidden = [
+        (
+            item.name,
+            item.type,
+            field(default=None if item.default is MISSING else item.default, init=False),
+        )
+        for item in shared
+    ]
+    return make_dataclass("ModelArguments", hidden, bases=(wanted,))
