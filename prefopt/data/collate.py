@@ -1,4 +1,4 @@
-"""From prepared rows to a batch: laid-out tokens, the views losses take of them, and cached references."""
+"""From prepared rows to a batch: laid-out tokens, views of them for losses, cached references."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -51,6 +51,7 @@ class PreferenceCollator:
         """Return the batch of the rows, as tensors by name."""
         batch = self._lay_out([_example(row) for row in rows])
         batch |= _views(rows)
+        batch["examples"] = torch.tensor(len(rows))
         if self.with_kl:
             batch["kl"] = self._lay_out([_mismatched(row) for row in rows])
         return batch
@@ -85,7 +86,7 @@ def _mismatched(row: Row) -> Example:
 def _reference_logps(
     reference: ReferenceLookup, examples: Sequence[Example]
 ) -> NDArray[np.float32] | None:
-    """Return reference log-probs of all scored tokens; (L,), or None if any completion is unknown."""
+    """Return reference log-probs of all scored tokens; (L,), None if a completion is unknown."""
     parts = []
     for example in examples:
         for index, completion in enumerate(example.completion_ids):

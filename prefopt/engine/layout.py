@@ -3,10 +3,10 @@
 An example is a prompt with N completions. Two layouts hold it:
 
 ``shared_prefix``
-    All examples of the batch in one row, without padding. What the completions of an example have in
-    common (the prompt, and beyond it as far as they start alike) stands there once, as a *segment*;
-    the rest of each completion is a segment of its own, a *branch* that attends to the shared segment
-    and to itself. Positions continue from the shared segment in every branch.
+    All examples of the batch in one row, without padding. What the completions of an example have
+    in common (the prompt, and beyond it as far as they start alike) stands there once, as a
+    *segment*; the rest of each completion is a segment of its own, a *branch* that attends to the
+    shared segment and to itself. Positions continue from the shared segment in every branch.
 
 ``padded``
     One row per completion: prompt, completion, padding. For what cannot share (state-space layers).
@@ -34,7 +34,8 @@ class Example:
     Attributes:
         prompt_ids: Tokens of the prompt; (p,).
         completion_ids: Tokens of each completion; N arrays of (n_i,).
-        completion_masks: Which tokens of each completion count; N arrays of (n_i,), or None for all.
+        completion_masks: Which tokens of each completion count; N arrays of (n_i,), or None for
+            all.
     """
 
     prompt_ids: Ints
@@ -199,7 +200,8 @@ def _shared_prefix(examples: Sequence[Example]) -> Layout:
         completions = example.completion_ids
         prompt_length = len(example.prompt_ids)
         shared = common_prefix_length(completions)
-        # Where every completion ends with the shared part, nothing is predicted from its last token.
+        # Where every completion ends with the shared part, nothing is predicted from its last
+        # token.
         ends_here = all(len(completion) == shared for completion in completions)
         prefix = np.concatenate([example.prompt_ids, completions[0][:shared]])
         prefix = prefix[:-1] if ends_here else prefix

@@ -1,8 +1,8 @@
 """From hidden states to log-probs of given tokens, in chunks.
 
-A tensor of (tokens, vocabulary) is the largest of a preference step: at 150k tokens of vocabulary it
-is bigger than the model. Here it never exists: positions meet the LM head a chunk at a time, and the
-backward pass computes each chunk's logits again.
+A tensor of (tokens, vocabulary) is the largest of a preference step: at 150k tokens of vocabulary
+it is bigger than the model. Here it never exists: positions meet the LM head a chunk at a time, and
+the backward pass computes each chunk's logits again.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,9 @@ class LMHead:
         """
         module = model.get_output_embeddings()
         if module is None:
-            raise ValueError(f"{type(model).__name__} has no output embeddings to score tokens with")
+            raise ValueError(
+                f"{type(model).__name__} has no output embeddings to score tokens with"
+            )
         config = model.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0
         if getattr(config, "logits_scaling", None):
@@ -74,7 +76,8 @@ class LMHead:
                 scale=self.scale,
                 softcap=self.softcap,
             )
-        # Quantised, adapted (LoRA) or offloaded heads: their own forward, recomputed chunk by chunk.
+        # Quantised, adapted (LoRA) or offloaded heads: their own forward, recomputed chunk by
+        # chunk.
         weight = getattr(self.module, "weight", None)
         vocabulary = int(weight.shape[0]) if weight is not None and weight.ndim == 2 else 2**17
         rows = _chunk_rows(vocabulary)
@@ -122,8 +125,8 @@ def chunked_logps(
 ) -> Tensor:
     """Return log softmax(transform(hidden @ weight.T + bias)) at the targets.
 
-    Equal to the plain computation, with memory for one chunk of logits instead of all. Under autocast
-    the product runs in autocast's dtype; the softmax is float32 or better always.
+    Equal to the plain computation, with memory for one chunk of logits instead of all. Under
+    autocast the product runs in autocast's dtype; the softmax is float32 or better always.
 
     Args:
         hidden: (M, D).

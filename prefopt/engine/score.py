@@ -1,9 +1,9 @@
 """Score completions with a model: one forward pass over a laid-out batch, log-probs out.
 
-What a model can do is asked, not assumed: before its first batch, a *probe* of a few tokens is scored
-through the shared-prefix layout and through the model's own plain forward. Where the two differ (state
-that leaks from one branch into the next, a head that transforms its logits, attention that never
-reaches our backend), the scorer falls back to what is right and says so once.
+What a model can do is asked, not assumed: before its first batch, a *probe* of a few tokens is
+scored through the shared-prefix layout and through the model's own plain forward. Where the two
+differ (state that leaks from one branch into the next, a head that transforms its logits, attention
+that never reaches our backend), the scorer falls back to what is right and says so once.
 """
 
 import logging
@@ -55,7 +55,8 @@ class Scores:
 def layout_tensors(layout: Layout) -> dict[str, Any]:
     """Return a layout as the batch dictionary that ``Scorer.score`` takes.
 
-    The segments stay a tuple of plain records: nothing that moves tensors between devices touches them.
+    The segments stay a tuple of plain records: nothing that moves tensors between devices touches
+    them.
     """
     batch: dict[str, Any] = {
         name: torch.from_numpy(value)
@@ -82,7 +83,8 @@ class Scorer:
     """Scores batches with one model, in the best layout that the model allows.
 
     Args:
-        model: A causal language model, or a peft model around one, not wrapped for parallel training.
+        model: A causal language model, or a peft model around one, not wrapped for parallel
+            training.
         layout: ``"auto"`` picks ``shared_prefix`` where the probe proves it, else ``padded``;
             ``"shared_prefix"`` insists; ``"padded"`` asks for plain rows.
 
@@ -99,9 +101,7 @@ class Scorer:
         self, model: Any, layout: Literal["auto", "shared_prefix", "padded"] = "auto"
     ) -> None:
         if layout not in ("auto", "shared_prefix", "padded"):
-            raise ValueError(
-                f"layout must be 'auto', 'shared_prefix' or 'padded', got {layout!r}"
-            )
+            raise ValueError(f"layout must be 'auto', 'shared_prefix' or 'padded', got {layout!r}")
         self.model = model
         self._causal_lm = _causal_lm(model)
         self._backbone = self._causal_lm.base_model
@@ -122,8 +122,8 @@ class Scorer:
 
         Args:
             batch: A layout's tensors (``layout_tensors``), on the model's device.
-            wrapped: The model as wrapped for parallel training (DDP, FSDP), whose hooks must see the
-                forward pass; None for the model itself.
+            wrapped: The model as wrapped for parallel training (DDP, FSDP), whose hooks must see
+                the forward pass; None for the model itself.
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
 
         Returns:
@@ -139,6 +139,25 @@ class Scorer:
         lengths = batch["lengths"]
         logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
         return Scores(per_token, logps, lengths)
+
+    def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch with its tensors on the model's device."""
+        device = self._causal_lm.device
+        return {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch the model's dropout off for a while, and back on exactly where it was."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _predictions(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the log-prob of each of the M predictions of a batch."""
@@ -175,12 +194,12 @@ class Scorer:
     def _check_head(self) -> None:
         """Keep the chunked head only if it gives the logits the model itself gives."""
         inputs = _probe_inputs(self._causal_lm)
-        with _evaluating(self.model), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             own = self.model(**inputs, use_cache=False).logits
             if own.shape[1] != inputs["input_ids"].shape[1]:
                 raise ValueError(
-                    "the model returns logits for other positions than its tokens (prompt or prefix "
-                    "tuning?); use LoRA or full fine-tuning"
+                    "the model returns logits for other positions than its tokens (prompt or "
+                    "prefix tuning?); use LoRA or full fine-tuning"
                 )
             try:
                 hidden = self._hidden(inputs, ())
@@ -192,8 +211,8 @@ class Scorer:
         if not same:
             self._head = None
             logger.warning(
-                "prefopt: the output layer of %s does more than the chunked LM head knows; log-probs "
-                "are taken from its full logits instead, which needs more memory",
+                "prefopt: the output layer of %s does more than the chunked LM head knows; "
+                "log-probs are taken from its full logits instead, which needs more memory",
                 type(self._causal_lm).__name__,
             )
 
@@ -244,16 +263,11 @@ class Scorer:
             Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
             Example(tokens[2:6], [tokens[6:11], np.concatenate([tokens[6:8], tokens[:3]])]),
         ]
-        device = self._causal_lm.device
         scored = []
-        with _evaluating(self.model), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             for mode in ("shared_prefix", "padded"):
                 batch = layout_tensors(build_layout(examples, mode))  # type: ignore[arg-type] # both are LayoutNames
-                batch = {
-                    name: value.to(device) if isinstance(value, Tensor) else value
-                    for name, value in batch.items()
-                }
-                scored.append(self.score(batch).per_token_logps)
+                scored.append(self.score(self.to_device(batch)).per_token_logps)
         if _close(*scored):
             return None
         largest = float((scored[0] - scored[1]).abs().max())
@@ -285,7 +299,9 @@ def _probe_inputs(model: Any) -> dict[str, Tensor]:
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two computations of the same numbers differ by no more than rounding."""
-    exact = theirs.dtype in (torch.float32, torch.float64) and not torch.backends.cuda.matmul.allow_tf32
+    exact = (
+        theirs.dtype in (torch.float32, torch.float64) and not torch.backends.cuda.matmul.allow_tf32
+    )
     tolerance = 2e-5 if exact else 0.1
     scale = theirs.float().abs().max().clamp(min=1.0)
     difference = (ours.float() - theirs.float()).abs().max()
@@ -293,20 +309,8 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while, and back on exactly where it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers from logging that a class cannot change its attention: the probe finds out."""
+    """Keep transformers from logging what the probe finds out: who cannot change attention."""
     log = logging.getLogger("transformers.modeling_utils")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -321,9 +325,9 @@ def _through(
 ) -> Tensor:
     """Run ``compute`` as the forward pass of ``wrapped``, so that its hooks happen around it.
 
-    Parallel wrappers prepare gradients and gather weights in their own forward, which then calls the
-    inner model's; for this one call, the inner forward is ``compute``. The arguments are only what the
-    wrapper wants to see.
+    Parallel wrappers prepare gradients and gather weights in their own forward, which then calls
+    the inner model's; for this one call, the inner forward is ``compute``. The arguments are only
+    what the wrapper wants to see.
     """
     if wrapped is None or wrapped is model:
         return compute()

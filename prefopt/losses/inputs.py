@@ -2,7 +2,8 @@
 
 A batch holds N completions. Four index tensors, made by the collator, say how they may be seen:
 
-- ``chosen_index``, ``rejected_index`` (P,): every pair in which the first is better than the second;
+- ``chosen_index``, ``rejected_index`` (P,): every pair in which the first is better than the
+  second;
 - ``labelled_index`` (U,) and ``desirable`` (U,): every completion with a thumb;
 - ``preferred_index`` (S,): the best completion of each example, or each desirable one.
 """

@@ -1,4 +1,4 @@
-"""Metrics as (sum, count) pairs, so that a mean does not depend on how its examples were batched."""
+"""Metrics as (sum, count) pairs, so that a mean does not depend on the batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from prefopt.losses.registry import LossOutput
 
 
 class MetricSums:
-    """Running sums and counts by name, on the device they come from: no synchronisation per step."""
+    """Running sums and counts by name, on the device they come from: no wait per step."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -60,9 +60,10 @@ def add_batch_metrics(
 ) -> None:
     """Add what TRL logs, under its names: rewards, accuracies, margins, log-probs, and lengths.
 
-    ``rewards/*`` come from the first loss of the objective that defines rewards. On pairs an accuracy
-    is the share of pairs with a positive margin, ties counting as not; on thumbs, ``rewards/margins``
-    is the mean reward of the desirable minus that of the undesirable, taken where both are known.
+    ``rewards/*`` come from the first loss of the objective that defines rewards. On pairs an
+    accuracy is the share of pairs with a positive margin, ties counting as not; on thumbs,
+    ``rewards/margins`` is the mean reward of the desirable minus that of the undesirable, taken
+    where both are known.
 
     Args:
         sums: Where to add.

@@ -1,0 +1,349 @@
+"""What a preference run is told: ``transformers.TrainingArguments`` and what is ours.
+
+Every field of TRL's ``DPOConfig`` and ``KTOConfig`` is taken with its meaning, or refused with what
+to use instead (``TRL_FIELDS`` lists them all), so that a script changes two imported names and
+runs.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+
+from prefopt.losses import Objective, parse_objective
+
+# Options that are hyper-parameters of losses, by the field that sets them.
+_LOSS_OPTIONS = {
+    "beta": "beta",
+    "label_smoothing": "label_smoothing",
+    "discopop_tau": "tau",
+    "desirable_weight": "desirable_weight",
+    "undesirable_weight": "undesirable_weight",
+}
+
+# TRL fields that are refused unless at a value that changes nothing: (harmless values, what to do).
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "truncation_mode": (
+        (None, "keep_start"),
+        "completions are cut at their end; shorten prompts in the data, or raise max_length",
+    ),
+    "pad_to_multiple_of": (
+        (None, "auto"),
+        "rows are not padded; leave it out",
+    ),
+    "use_weighting": (
+        (None, False),
+        "WPO weights are not available yet; leave it out",
+    ),
+    "ld_alpha": (
+        (None, 1.0),
+        "LD-DPO is not available yet; leave it out",
+    ),
+    "f_divergence_type": (
+        (None, "reverse_kl"),
+        "other divergences are not available yet; leave it at 'reverse_kl'",
+    ),
+    "f_alpha_divergence_coef": (
+        (None, 0.5),
+        "other divergences are not available yet; leave it out",
+    ),
+    "sync_ref_model": (
+        (None, False),
+        "a moving reference (TR-DPO) is not available yet; leave it out",
+    ),
+    "ref_model_mixup_alpha": (
+        (None, 0.6),
+        "a moving reference (TR-DPO) is not available yet; leave it out",
+    ),
+    "ref_model_sync_steps": (
+        (None, 512),
+        "a moving reference (TR-DPO) is not available yet; leave it out",
+    ),
+    "router_aux_loss_coef": (
+        (None, 0.0),
+        "the router loss of mixture-of-experts models is not available yet; leave it out",
+    ),
+    "use_liger_kernel": (
+        (None, False),
+        "the LM head is chunked here already, for every loss; leave it out",
+    ),
+}
+
+TRL_FIELDS: dict[str, str] = {
+    "model_init_kwargs": "same meaning",
+    "trust_remote_code": "same meaning",
+    "disable_dropout": "same meaning",
+    "dataset_num_proc": "same meaning",
+    "max_length": "same meaning; rows whose prompt leaves no room are counted and reported",
+    "loss_type": "same meaning; also a sum like 'dpo + 0.2*sft'; None: dpo on pairs, kto on thumbs",
+    "loss_weights": "same meaning",
+    "beta": "same meaning; None is the loss's own default",
+    "label_smoothing": "same meaning, and it acts on 'sigmoid' too (cDPO), where TRL ignores it",
+    "discopop_tau": "same meaning",
+    "desirable_weight": "same meaning",
+    "undesirable_weight": "same meaning",
+    "precompute_ref_log_probs": "True is reference='cached', which 'auto' does anyway",
+    "precompute_ref_batch_size": "same meaning: examples per forward pass while precomputing",
+    "pad_token": "same meaning",
+    "padding_free": "accepted: rows are never padded",
+    "activation_offloading": "same meaning: saved activations wait in CPU memory",
+    "learning_rate": "same meaning and default (1e-6)",
+    "logging_steps": "same meaning and default (10)",
+    "gradient_checkpointing": "same meaning; off unless asked for (TRL: on)",
+    "bf16": "same meaning; None: on where CUDA has it, off elsewhere",
+    "lr_scheduler_kwargs": "same meaning",
+    "torch_empty_cache_steps": "same meaning",
+    "train_sampling_strategy": "'random' or 'sequential'; KTO is right in any order",
+    **{name: f"refused: {advice}" for name, (_, advice) in _REFUSED.items()},
+}
+
+
+@dataclass
+class PreferenceConfig(TrainingArguments):
+    """Arguments of a ``PreferenceTrainer``; fields are described by their ``help``.
+
+    Raises:
+        ValueError: When made, if a loss is unknown, an option does not belong to the loss, or a
+            value is out of range.
+
+    Examples:
+        >>> PreferenceConfig("out", loss_type="ipo", beta=0.2, report_to="none").objective.name
+        'ipo'
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "loss_kwargs",
+    ]
+
+    learning_rate: float = field(
+        default=1e-6, metadata={"help": "Initial learning rate of the optimiser."}
+    )
+    logging_steps: float = field(
+        default=10,
+        metadata={"help": "Log every so many optimiser steps; below 1, a share of all steps."},
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Mixed precision in bfloat16. Default: on where CUDA supports it."},
+    )
+
+    loss_type: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Loss by name, a sum such as 'dpo + 0.2*sft', or a list with loss_weights. "
+            "Default: dpo on pairs and rankings, kto on unpaired data. `prefopt losses` lists them."
+        },
+    )
+    loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for each loss of a list."}
+    )
+    loss_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Hyper-parameters of the loss by name, as a JSON object; under a loss's name, "
+            'for that loss of a sum only: {"tau": 0.1} or {"sft": {"normalize": "sequence"}}.'
+        },
+    )
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Reward per nat of log-ratio. Default: that of the loss."},
+    )
+    label_smoothing: float | None = field(
+        default=None,
+        metadata={"help": "Probability that a label is wrong (cDPO). Default: that of the loss."},
+    )
+    desirable_weight: float | None = field(
+        default=None, metadata={"help": "KTO's weight of desirable completions (default 1)."}
+    )
+    undesirable_weight: float | None = field(
+        default=None, metadata={"help": "KTO's weight of undesirable completions (default 1)."}
+    )
+    discopop_tau: float | None = field(
+        default=None, metadata={"help": "DiscoPOP's temperature (TRL's name of its `tau`)."}
+    )
+
+    max_length: int | None = field(
+        default=1024,
+        metadata={"help": "Tokens of prompt + completion; longer completions are cut at the end."},
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that prepare the dataset."}
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Padding token. Default: the tokenizer's, else its EOS."}
+    )
+
+    reference: str = field(
+        default="auto",
+        metadata={
+            "help": "Where reference log-probs come from. 'auto': nowhere if the loss needs none; "
+            "cached, or live for streams. 'cached': computed once before training, after which no "
+            "reference model stays in memory. 'live': computed at each step.",
+            "choices": ["auto", "cached", "live"],
+        },
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "TRL's name for reference='cached'."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Examples per forward pass while caching. Default: by a token budget."},
+    )
+
+    layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How tokens are laid out. 'auto': completions share their prompt where the "
+            "model allows it. 'shared_prefix' insists on it, 'padded' gives each completion a row.",
+            "choices": ["auto", "shared_prefix", "padded"],
+        },
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Set every dropout of policy and reference to 0."}
+    )
+    activation_offloading: bool = field(
+        default=False,
+        metadata={"help": "Keep activations saved for the backward pass in CPU memory."},
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of `from_pretrained` where the model is an id or a path (JSON)."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model and tokenizer code that ships with a model."}
+    )
+
+    padding_free: bool = field(
+        default=False, metadata={"help": "TRL's; accepted: rows are never padded here."}
+    )
+    truncation_mode: str | None = field(
+        default=None,
+        metadata={"help": "TRL's; only 'keep_start' (completions are cut at the end)."},
+    )
+    pad_to_multiple_of: int | str | None = field(
+        default=None, metadata={"help": "TRL's; refused: rows are not padded."}
+    )
+    use_weighting: bool = field(default=False, metadata={"help": "TRL's WPO; refused for now."})
+    ld_alpha: float | None = field(
+        default=None, metadata={"help": "TRL's LD-DPO; refused for now."}
+    )
+    f_divergence_type: str | None = field(
+        default=None, metadata={"help": "TRL's; only 'reverse_kl' for now."}
+    )
+    f_alpha_divergence_coef: float | None = field(
+        default=None, metadata={"help": "TRL's; refused for now."}
+    )
+    sync_ref_model: bool = field(default=False, metadata={"help": "TRL's TR-DPO; refused for now."})
+    ref_model_mixup_alpha: float | None = field(
+        default=None, metadata={"help": "TRL's TR-DPO; refused for now."}
+    )
+    ref_model_sync_steps: int | None = field(
+        default=None, metadata={"help": "TRL's TR-DPO; refused for now."}
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None, metadata={"help": "TRL's; refused for now: no router loss is added."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field against the others, and the loss's options against the loss."""
+        if self.bf16 is None:
+            cuda = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = cuda and not self.fp16 and not self.use_cpu
+        super().__post_init__()
+        self._refuse()
+        self._check_values()
+        if self.precompute_ref_log_probs:
+            if self.reference == "live":
+                raise ValueError("precompute_ref_log_probs=True contradicts reference='live'")
+            self.reference = "cached"
+        if self.loss_type is not None:
+            self._parse(self.loss_type)
+
+    @property
+    def objective(self) -> Objective:
+        """The losses to minimise; ``dpo`` where none is named."""
+        return self.objective_for(frozenset({"paired"}))
+
+    def objective_for(self, data_kinds: frozenset[str]) -> Objective:
+        """Return the losses to minimise on data of these kinds.
+
+        Args:
+            data_kinds: Kinds in the training data; they matter only where no loss is named.
+
+        Raises:
+            ValueError: If an option does not belong to the loss.
+        """
+        if self.loss_type is not None:
+            return self._parse(self.loss_type)
+        return self._parse("kto" if data_kinds == {"unpaired"} else "dpo")
+
+    def _parse(self, loss_type: str | list[str]) -> Objective:
+        options: dict[str, Any] = dict(self._loss_kwargs())
+        for name, option in _LOSS_OPTIONS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if option in options and options[option] != value:
+                raise ValueError(
+                    f"{option} is given twice: {name}={value} and loss_kwargs[{option!r}]="
+                    f"{options[option]}; choose one"
+                )
+            options[option] = value
+        # TRL scripts spell out that there is no smoothing, whatever the loss.
+        if self.label_smoothing == 0 and not any(
+            "label_smoothing" in term.loss.hyperparameters
+            for term in parse_objective(loss_type, self.loss_weights).terms
+        ):
+            options.pop("label_smoothing", None)
+        return parse_objective(loss_type, self.loss_weights, options)
+
+    def _loss_kwargs(self) -> dict[str, Any]:
+        if self.loss_kwargs is None:
+            return {}
+        if isinstance(self.loss_kwargs, str):
+            try:
+                parsed = json.loads(self.loss_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"loss_kwargs is not JSON: {error}") from None
+            self.loss_kwargs = parsed
+        if not isinstance(self.loss_kwargs, dict):
+            raise ValueError(f"loss_kwargs must be a JSON object, got {self.loss_kwargs!r}")
+        return self.loss_kwargs
+
+    def _refuse(self) -> None:
+        for name, (harmless, advice) in _REFUSED.items():
+            value = getattr(self, name, None)
+            if value not in harmless:
+                raise ValueError(f"{name}={value!r} is not supported: {advice}")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} is not supported: rows "
+                "are not padded, so grouping them by length gains nothing; use 'random'"
+            )
+
+    def _check_values(self) -> None:
+        for name in ("reference", "layout"):
+            _check_choice(name, getattr(self, name), self._choices(name))
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
+        batch_size = self.precompute_ref_batch_size
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"precompute_ref_batch_size must be at least 1, got {batch_size}")
+
+    def _choices(self, name: str) -> list[str]:
+        choices: list[str] = self.__dataclass_fields__[name].metadata["choices"]
+        return choices
+
+
+def _check_choice(name: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")

@@ -1,0 +1,20 @@
+"""The reference: where the log-probs that a policy is compared with come from."""
+
+from prefopt.reference.cache import MemoryStore, fill
+from prefopt.reference.strategies import (
+    AdapterOff,
+    FrozenCopy,
+    LiveReference,
+    ReferenceModel,
+    adapter_starts_as_identity,
+)
+
+__all__ = [
+    "AdapterOff",
+    "FrozenCopy",
+    "LiveReference",
+    "MemoryStore",
+    "ReferenceModel",
+    "adapter_starts_as_identity",
+    "fill",
+]

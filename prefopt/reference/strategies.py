@@ -1,0 +1,132 @@
+"""Live references: score a batch with the reference each time it is asked.
+
+For what no cache can hold (streams), and for filling one. The reference is another model, the
+policy with its adapter switched off, or the policy as it was at the start.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.engine import Scorer, build_layout
+from prefopt.engine.layout import Example
+from prefopt.engine.score import layout_tensors
+
+
+class LiveReference(Protocol):
+    """Scores batches with the reference.
+
+    Attributes:
+        description: What the reference is, for people.
+    """
+
+    description: str
+
+    def per_token_logps(
+        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
+    ) -> Tensor:
+        """Return reference log-probs of the scored tokens of a batch; (L,), nats, no gradient."""
+
+
+class ReferenceModel:
+    """A reference that is a model of its own.
+
+    Args:
+        scorer: Scores with that model, in the layout of the batches.
+    """
+
+    description = "the given ref_model"
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def per_token_logps(
+        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
+    ) -> Tensor:
+        """See ``LiveReference``."""
+        with self._scorer.evaluating(), torch.no_grad():
+            return self._scorer.score(batch, context=context).per_token_logps
+
+
+class AdapterOff:
+    """The base model under a policy's adapter: the initial policy if the adapter began as nothing.
+
+    Args:
+        scorer: Scores with the policy, a peft model.
+    """
+
+    description = "the policy with its adapter switched off"
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def per_token_logps(
+        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
+    ) -> Tensor:
+        """See ``LiveReference``."""
+        with self._scorer.model.disable_adapter(), self._scorer.evaluating(), torch.no_grad():
+            return self._scorer.score(batch, context=context).per_token_logps
+
+
+class FrozenCopy:
+    """The policy as it was when this was made: its trainable weights, copied, swapped in to score.
+
+    Only what is trained is copied, so under LoRA it costs an adapter and not a model, and it is
+    right also for an adapter that had been trained before.
+
+    Args:
+        scorer: Scores with the policy.
+    """
+
+    description = "the initial policy (a frozen copy of its trainable weights)"
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._initial = {
+            name: parameter.detach().clone()
+            for name, parameter in scorer.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def per_token_logps(
+        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
+    ) -> Tensor:
+        """See ``LiveReference``."""
+        with self._swapped_in(), self._scorer.evaluating(), torch.no_grad():
+            return self._scorer.score(batch, context=context).per_token_logps
+
+    @contextmanager
+    def _swapped_in(self) -> Iterator[None]:
+        parameters = dict(self._scorer.model.named_parameters())
+        current = {name: parameters[name].data for name in self._initial}
+        for name, initial in self._initial.items():
+            parameters[name].data = initial.to(current[name].device)
+        try:
+            yield
+        finally:
+            for name, data in current.items():
+                parameters[name].data = data
+
+
+def adapter_starts_as_identity(scorer: Scorer) -> bool:
+    """Whether switching a policy's adapter off changes no score: true of a fresh LoRA adapter.
+
+    Args:
+        scorer: Scores with the policy, a peft model.
+
+    Returns:
+        False for an adapter that was trained before, or one whose start is not zero (PiSSA, LoftQ).
+    """
+    vocabulary = int(scorer.model.config.get_text_config().vocab_size)
+    tokens = np.random.default_rng(1).integers(0, vocabulary, 12)
+    layout = build_layout([Example(tokens[:4], [tokens[4:8], tokens[8:]])], scorer.layout)
+    batch = scorer.to_device(layout_tensors(layout))
+    with scorer.evaluating(), torch.no_grad():
+        with_adapter = scorer.score(batch).per_token_logps
+        with scorer.model.disable_adapter():
+            without = scorer.score(batch).per_token_logps
+    return bool(torch.allclose(with_adapter, without, rtol=1e-6, atol=1e-6))

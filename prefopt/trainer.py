@@ -1,0 +1,608 @@
+"""One trainer for every preference loss and every kind of preference data.
+
+It wires the stations together (data, reference, engine, losses) and computes nothing that a station
+could. What it adds to ``transformers.Trainer`` is exactness: a mean is taken over the examples of
+the whole optimiser step, whatever the micro-batches and processes; so is KTO's KL estimate;
+evaluation does not depend on its batch size.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, has_length, set_seed
+
+from prefopt.config import PreferenceConfig
+from prefopt.data import PreparedDataset, check_kind, detect_kind, prepare_dataset
+from prefopt.data.collate import PreferenceCollator
+from prefopt.engine import Scorer
+from prefopt.engine.score import sum_by_completion
+from prefopt.losses import LossOutput
+from prefopt.losses.inputs import objective_outputs, term_counts
+from prefopt.losses.metrics import MetricSums, add_batch_metrics, with_margins
+from prefopt.model_card import write_model_card
+from prefopt.policy import (
+    add_adapter,
+    check_vocabulary,
+    is_peft,
+    load_causal_lm,
+    load_policy,
+    load_tokenizer,
+    switch_off_dropout,
+)
+from prefopt.reference import (
+    AdapterOff,
+    FrozenCopy,
+    LiveReference,
+    MemoryStore,
+    ReferenceModel,
+    adapter_starts_as_identity,
+    fill,
+)
+from prefopt.reference.cache import examples_of, policy_logps
+
+logger = logging.getLogger("prefopt")
+
+_COLUMNS = [
+    "kind",
+    "prompt_ids",
+    "completion_ids",
+    "completion_masks",
+    "desirable",
+    "ranks",
+    "scores",
+    "kl_completion_ids",
+]
+
+
+class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
+    """Trains a causal language model on preferences.
+
+    Args:
+        model: An id, a path, or a model (``PreTrainedModel`` or ``PeftModel``).
+        ref_model: The reference: a model, an id or a path; None for the policy as it is given.
+        args: The arguments; None for the defaults.
+        data_collator: Replaces ``prefopt.data.collate.PreferenceCollator``.
+        train_dataset: Preferences in any format of ``prefopt.data``; a map-style or a streaming
+            dataset.
+        eval_dataset: The same, or a dictionary of such by name.
+        processing_class: The tokenizer; None to load it from where the model came from.
+        compute_metrics: Called after evaluation with ``EvalPrediction(predictions, label_ids)``:
+            on pairs ``(chosen_rewards, rejected_rewards)`` and None, on thumbs ``rewards`` and
+            their labels.
+        callbacks: As in ``transformers.Trainer``.
+        optimizers: As in ``transformers.Trainer``.
+        quantization_config: How to quantise a model given by id or path.
+        peft_config: An adapter to add to the model.
+
+    Attributes:
+        objective: The losses that are minimised.
+        scorer: Scores completions with the policy.
+        data_reports: What preparation did to each dataset, by name.
+
+    Raises:
+        ValueError: If the losses, the options, the data and the model do not fit each other.
+    """
+
+    _tag_names = ("prefopt",)
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: PreferenceConfig | None = None,
+        data_collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ) -> None:
+        args = PreferenceConfig("prefopt_output") if args is None else args
+        _check_arguments(model, ref_model, args, train_dataset, eval_dataset)
+        set_seed(args.seed)  # adapters start from random weights
+        model = load_policy(model, args, quantization_config)
+        tokenizer = load_tokenizer(processing_class, model, args)
+        check_vocabulary(tokenizer, model)
+        model = add_adapter(model, peft_config, args)
+        if args.disable_dropout:
+            switch_off_dropout(model)
+
+        self._tokenizer = tokenizer
+        self._console = Console(stderr=True, highlight=False, quiet=not args.should_log)
+        self.data_reports: dict[str, Any] = {}
+        self.objective = args.objective_for(_first_kinds(train_dataset, eval_dataset))
+        self._check_reference(args, ref_model)
+        with args.main_process_first(desc="dataset preparation"):
+            if train_dataset is not None:
+                train_dataset = self._prepare(train_dataset, args, "train")
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {
+                    name: self._prepare(part, args, name) for name, part in eval_dataset.items()
+                }
+            elif eval_dataset is not None:
+                eval_dataset = self._prepare(eval_dataset, args, "eval")
+        if _is_stream(train_dataset):
+            # Batches are records of several shapes, which accelerate cannot cut up and send around.
+            args.accelerator_config.dispatch_batches = False
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or PreferenceCollator(),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class or tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (nn.DataParallel) are not supported: start one "
+                "process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
+            )
+        # Losses are normalised over the optimiser step here, so nothing is left to scale.
+        self.model_accepts_loss_kwargs = True
+        self.scorer = Scorer(self.model, args.layout)
+        self._store: MemoryStore | None = None
+        self._live: LiveReference | None = None
+        self._sums = MetricSums()
+        self._sequence_tokens = torch.zeros((), dtype=torch.int64)
+        if self.objective.needs_reference:
+            self._set_up_reference(ref_model)
+        if data_collator is None:
+            self.data_collator = PreferenceCollator(
+                layout=self.scorer.layout,
+                pad_token_id=tokenizer.pad_token_id or 0,
+                reference=self._store,
+                with_kl=self.objective.needs_kl,
+            )
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+        self._console.print(
+            f"prefopt: loss [bold]{self.objective.name}[/], layout {self.scorer.layout} "
+            f"({self.scorer.reason})"
+        )
+
+    # Data -----------------------------------------------------------------------------------------
+
+    def _prepare(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
+        """Return a dataset as token ids, checked against the objective, its report printed."""
+        if _is_prepared(dataset, self.objective.needs_kl):
+            return dataset
+        prepared: PreparedDataset = prepare_dataset(
+            dataset,
+            self._tokenizer,
+            max_length=args.max_length,
+            num_proc=args.dataset_num_proc,
+            needs_kl=self.objective.needs_kl,
+            name=name,
+        )
+        check_kind(_kinds(prepared.dataset), self.objective.data_kinds)
+        if prepared.report is not None:
+            self.data_reports[name] = prepared.report
+            self._console.print(prepared.report.render(), markup=False)
+        return prepared.dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(_COLUMNS)
+
+    # Reference ------------------------------------------------------------------------------------
+
+    def _check_reference(self, args: PreferenceConfig, ref_model: Any) -> None:
+        if self.objective.needs_reference:
+            return
+        for given, what in (
+            (ref_model is not None, "ref_model was given"),
+            (args.reference != "auto", f"reference={args.reference!r} was asked for"),
+        ):
+            if given:
+                raise ValueError(
+                    f"{what}, but the loss {self.objective.name!r} uses no reference; leave it out"
+                )
+
+    def _set_up_reference(self, ref_model: Any) -> None:
+        """Decide where reference log-probs come from, and compute those that can be kept."""
+        live = self._live_reference(ref_model)
+        datasets = {"train": self.train_dataset}
+        if isinstance(self.eval_dataset, dict):
+            datasets |= self.eval_dataset
+        else:
+            datasets["eval"] = self.eval_dataset
+        kept = {
+            name: dataset
+            for name, dataset in datasets.items()
+            if dataset is not None and not _is_stream(dataset) and self.args.reference != "live"
+        }
+        streams = [name for name, part in datasets.items() if part is not None and name not in kept]
+        if streams and self.args.reference == "cached":
+            raise ValueError(
+                f"reference='cached' cannot hold a stream ({', '.join(streams)}); "
+                "use 'auto' or 'live'"
+            )
+        described = live.description if live is not None else "the policy as it was given"
+        if kept:
+            self._store = MemoryStore()
+            for name, dataset in kept.items():
+                self._fill(dataset, live, name)
+        if streams and live is None:
+            live = FrozenCopy(self.scorer)
+        # An adapter that is switched off costs nothing to keep; another model or a copy does.
+        self._live = live if streams or isinstance(live, AdapterOff) else None
+        how = "computed once" if kept else "computed at each step"
+        self._console.print(f"prefopt: reference: {described}, {how}")
+
+    def _live_reference(self, ref_model: Any) -> LiveReference | None:
+        """Return a reference other than the policy itself as it is now; None for that."""
+        if ref_model is not None:
+            if isinstance(ref_model, str):
+                options = dict(self.args.model_init_kwargs or {})
+                ref_model = load_causal_lm(ref_model, self.args.trust_remote_code, options)
+            check_vocabulary(self._tokenizer, ref_model)
+            ref_model.requires_grad_(False)
+            if self.args.disable_dropout:
+                switch_off_dropout(ref_model)
+            ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+            scorer = Scorer(ref_model, self.args.layout)
+            if scorer.layout != self.scorer.layout:  # batches have one layout: what both can do
+                self.scorer = Scorer(self.model, "padded")
+                scorer = Scorer(ref_model, "padded")
+            return ReferenceModel(scorer)
+        if is_peft(self.model) and adapter_starts_as_identity(self.scorer):
+            return AdapterOff(self.scorer)
+        return None
+
+    def _fill(self, dataset: Any, live: LiveReference | None, name: str) -> None:
+        assert self._store is not None
+        context = self.accelerator.autocast
+        score = policy_logps(self.scorer, context)
+        if live is not None:
+            reference = live
+
+            def score(batch: dict[str, Any]) -> Tensor:
+                return reference.per_token_logps(batch, context)
+
+        fill(
+            self._store,
+            examples_of(dataset, self.objective.needs_kl),
+            score,
+            self.scorer,
+            examples_per_batch=self.args.precompute_ref_batch_size,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            gather=_gather_objects,
+            show_progress=self.is_world_process_zero() and not self.args.disable_tqdm,
+            name=name,
+        )
+
+    def _reference_logps(self, batch: Mapping[str, Any], completions: int) -> Tensor | None:
+        """Return the reference log-prob of each completion of a batch; (N,), nats."""
+        if not self.objective.needs_reference:
+            return None
+        if "ref_per_token_logps" in batch:
+            per_token = batch["ref_per_token_logps"]
+        elif self._live is not None:
+            per_token = self._live.per_token_logps(batch, self.accelerator.autocast)
+        else:
+            raise ValueError(
+                "this data was not known when the trainer was made, and the initial policy is "
+                "gone, so it has no reference log-probs; pass it as eval_dataset when making the "
+                "trainer, or use reference='live'"
+            )
+        return sum_by_completion(per_token, batch["completion_index"], completions)
+
+    # One step -------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """Return the micro-batches of an optimiser step, with what they must know of each other.
+
+        That is the denominator of each loss (``denominators``) and KTO's KL estimate
+        (``kl_estimate``), both over all micro-batches of all processes.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        denominators = self._sum_over_processes(
+            torch.stack([self._counts(batch) for batch in batches]).sum(0)
+        )
+        for batch in batches:
+            batch["denominators"] = denominators
+        if self.objective.needs_kl:
+            estimate = self._kl_estimate(batches)
+            self._sums.add("kl", estimate, 1.0)
+            for batch in batches:
+                batch["kl_estimate"] = estimate
+        return batches, denominators.sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return this micro-batch's share of the loss of its optimiser step.
+
+        Summed over micro-batches and averaged over processes, as gradients are, the shares give the
+        mean over all examples of the step.
+        """
+        outputs, scores = self._outputs(inputs, wrapped=model)
+        denominators = inputs.get("denominators")
+        if denominators is None:  # called by hand, outside an optimiser step
+            denominators = self._counts(inputs)
+        loss = sum(
+            term.weight * output.losses.sum() / denominator.clamp(min=1)
+            for term, output, denominator in zip(
+                self.objective.terms, outputs, denominators, strict=True
+            )
+        )
+        if self.model.training:
+            loss = loss * self.accelerator.num_processes
+            add_batch_metrics(
+                self._sums, self.objective, outputs, inputs, scores.logps.detach(), scores.lengths
+            )
+            self._sequence_tokens = (
+                self._sequence_tokens.to(loss.device) + inputs["sequence_tokens"]
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one forward and backward pass, activations kept in CPU memory if asked for."""
+        offload: AbstractContextManager[Any] = nullcontext()
+        if self.args.activation_offloading:
+            offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        with offload:
+            step: Tensor = super().training_step(*args, **kwargs)
+        return step
+
+    def _outputs(
+        self, batch: dict[str, Any], wrapped: nn.Module | None
+    ) -> tuple[list[LossOutput], Any]:
+        scores = self.scorer.score(batch, wrapped=wrapped, context=self.accelerator.autocast)
+        ref_logps = self._reference_logps(batch, len(scores.logps))
+        kl = batch.get("kl_estimate")
+        if kl is None and self.objective.needs_kl:
+            kl = self._kl_estimate([batch])
+        outputs = objective_outputs(
+            self.objective, batch, scores.logps, scores.lengths, ref_logps, kl
+        )
+        return outputs, scores
+
+    def _counts(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return over what each loss of the objective takes its mean in this batch; (terms,)."""
+        counts = [term_counts(term, batch, batch["lengths"]) for term in self.objective.terms]
+        return torch.stack(counts).double()
+
+    def _kl_estimate(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Return max(0, mean log-ratio of mismatched completions) over all processes; nats."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in batches:
+            total += self._mismatched_log_ratios(batch)
+        total = self._sum_over_processes(total)
+        return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
+
+    @torch.no_grad()
+    def _mismatched_log_ratios(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return sum and count of policy minus reference over a batch's mismatched completions."""
+        mismatched = batch["kl"]
+        scores = self.scorer.score(mismatched, context=self.accelerator.autocast)
+        reference = self._reference_logps(mismatched, len(scores.logps))
+        log_ratios = scores.logps - reference
+        return torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]).double()
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return summed
+
+    # Logging --------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the metrics of the optimiser steps since the last time."""
+        if "loss" in logs:
+            logs |= with_margins(self._sums.means(self._sum_over_processes))
+            seen = self._sum_over_processes(self._sequence_tokens.to(self.args.device))
+            logs["num_tokens"] = float(seen)
+        super().log(logs, start_time)
+
+    # Evaluation -----------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return a loader over this process's rows of an evaluation set, raw or prepared."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        dataset = self._prepare(dataset, self.args, "eval")
+        if self.args.world_size > 1:
+            dataset = _share_of(dataset, self.args.process_index, self.args.world_size)
+        return DataLoader(
+            dataset,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return a loader over this process's rows of a test set."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate exactly: every example once, means over examples, whatever the batches.
+
+        KTO's KL estimate is that of the whole set, so it takes a pass of its own.
+        """
+        self.model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        kl = self._evaluate_kl(dataloader) if self.objective.needs_kl else None
+        sums = MetricSums()
+        rewards: list[tuple[Tensor | None, ...]] = []
+        examples = 0
+        with torch.no_grad():
+            for batch in dataloader:
+                batch = self._prepare_inputs(batch)
+                if kl is not None:
+                    batch["kl_estimate"] = kl
+                outputs, scores = self._outputs(batch, wrapped=self._eval_wrapper())
+                counts = self._counts(batch)
+                for index, output in enumerate(outputs):
+                    sums.add(f"term/{index}", output.losses.sum(), counts[index])
+                add_batch_metrics(
+                    sums, self.objective, outputs, batch, scores.logps, scores.lengths
+                )
+                rewards.append(_rewards(outputs, batch))
+                examples += int(batch["examples"])
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
+        means = with_margins(sums.means(self._sum_over_processes))
+        terms = [means.pop(f"term/{i}", math.nan) for i in range(len(self.objective.terms))]
+        means["loss"] = sum(
+            term.weight * value for term, value in zip(self.objective.terms, terms, strict=True)
+        )
+        if kl is not None:
+            means["kl"] = float(kl)
+        predictions, labels = self._collected(rewards)
+        if self.compute_metrics is not None:
+            means |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+        metrics = {_prefixed(name, metric_key_prefix): value for name, value in means.items()}
+        total = self._sum_over_processes(torch.tensor(examples, device=self.args.device))
+        return EvalLoopOutput(predictions, labels, metrics, int(total))
+
+    def _eval_wrapper(self) -> nn.Module | None:
+        """Sharded models must be called through their wrapper; replicas need no company."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.model_wrapped if sharded else None
+
+    @torch.no_grad()
+    def _evaluate_kl(self, dataloader: DataLoader[Any]) -> Tensor:
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in dataloader:
+            total += self._mismatched_log_ratios(self._prepare_inputs(batch))
+        total = self._sum_over_processes(total)
+        return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
+
+    def _collected(self, rewards: list[tuple[Tensor | None, ...]]) -> tuple[Any, Any]:
+        """Return predictions and labels for ``compute_metrics``, from all processes."""
+        if self.compute_metrics is None:
+            return None, None
+        columns = []
+        for column in zip(*rewards, strict=True):
+            parts = [part.float().cpu().numpy() for part in column if part is not None]
+            local = np.concatenate(parts) if parts else None
+            gathered = _gather_objects(local) if self.args.world_size > 1 else [local]
+            known = [part for part in gathered if part is not None]
+            columns.append(np.concatenate(known) if known else None)
+        chosen, rejected, thumbs, labels = columns
+        if chosen is not None:
+            return (chosen, rejected), None
+        return thumbs, None if labels is None else labels.astype(bool)
+
+    # Saving ---------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            write_model_card(output_dir or self.args.output_dir, self)
+
+
+def _check_arguments(
+    model: Any, ref_model: Any, args: Any, train_dataset: Any, eval_dataset: Any
+) -> None:
+    if not isinstance(args, PreferenceConfig):
+        raise TypeError(f"args must be a PreferenceConfig, got {type(args).__name__}")
+    if ref_model is not None and ref_model is model:
+        raise ValueError(
+            "model and ref_model are the same object, so the reference would move with the policy; "
+            "leave ref_model out: the reference is then the policy as it is given"
+        )
+    if train_dataset is None and eval_dataset is None:
+        raise ValueError("give a train_dataset, or an eval_dataset to evaluate only")
+
+
+def _is_stream(dataset: Any) -> bool:
+    return dataset is not None and not has_length(dataset)
+
+
+def _columns(dataset: Any) -> Sequence[str]:
+    columns: Sequence[str] | None = getattr(dataset, "column_names", None)
+    return columns or list(next(iter(dataset)))
+
+
+def _is_prepared(dataset: Any, needs_kl: bool) -> bool:
+    wanted = {"kind", "prompt_ids", "completion_ids", "desirable", "ranks"}
+    wanted |= {"kl_completion_ids"} if needs_kl else set()
+    return wanted <= set(_columns(dataset))
+
+
+def _kinds(dataset: Any) -> frozenset[str]:
+    """Return the kinds of preferences in a prepared dataset; of a stream, that of its first row."""
+    if _is_stream(dataset):
+        return frozenset({next(iter(dataset))["kind"]})
+    return frozenset(dataset.unique("kind"))
+
+
+def _first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
+    """Return the kind of the first row of the data, raw or prepared."""
+    dataset = train_dataset if train_dataset is not None else eval_dataset
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()))
+    for row in dataset:
+        return frozenset(
+            {row["kind"] if "completion_ids" in row and "kind" in row else detect_kind(row)}
+        )
+    raise ValueError("the dataset has no rows")
+
+
+def _share_of(dataset: Any, rank: int, world_size: int) -> Any:
+    """Return every world_size-th row, so that each is evaluated once."""
+    if _is_stream(dataset):
+        from datasets.distributed import split_dataset_by_node
+
+        return split_dataset_by_node(dataset, rank, world_size)
+    return dataset.select(range(rank, len(dataset), world_size))
+
+
+def _gather_objects(value: Any) -> list[Any]:
+    """Return an object of every process, in their order."""
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def _rewards(outputs: Sequence[LossOutput], batch: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
+    """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
+    for output in outputs:
+        if output.chosen_rewards is not None:
+            return output.chosen_rewards, output.rejected_rewards, None, None
+        if output.rewards is not None:
+            return None, None, output.rewards, batch["desirable"]
+    return None, None, None, None
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
