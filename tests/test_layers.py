@@ -15,7 +15,7 @@ LAYERS = (
     ("losses",),
     ("data", "engine"),
     ("reference",),
-    ("config", "trainer"),
+    ("config", "policy", "model_card", "trainer"),
     ("evaluation", "compare", "toy"),
     ("cli", "__main__"),
 )

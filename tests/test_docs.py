@@ -1,0 +1,218 @@
+"""The documentation keeps up with the code: pages, tables and the code that readers paste."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+import prefopt
+from prefopt.losses import get_loss, list_losses
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+BUILT_IN = [loss for loss in list_losses() if loss.function.__module__.startswith("prefopt.")]
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The module that makes pages from code; it lies in docs/, outside the package."""
+    spec = spec_from_file_location("docs_generate", DOCS / "generate.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def public_packages() -> list[str]:
+    """Return the packages of prefopt that users import from: those with an ``__all__``."""
+    names = [module.name for module in pkgutil.iter_modules(prefopt.__path__) if module.ispkg]
+    modules = [importlib.import_module(f"prefopt.{name}") for name in names if name != "cli"]
+    return [module.__name__ for module in modules if getattr(module, "__all__", None)]
+
+
+def field_names(dataclass: type) -> set[str]:
+    """Return the names of a dataclass's fields."""
+    return {item.name for item in fields(dataclass)}
+
+
+def markdown_table(text: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table after a heading, without the headings' row."""
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def python_blocks(text: str) -> list[str]:
+    """Return the Python code blocks of a Markdown text."""
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("package", public_packages())
+def test_every_public_package_has_an_api_page(package):
+    pages = [path.read_text() for path in (DOCS / "api").glob("*.md")]
+    assert any(f"automodule:: {package}\n   :members:" in page for page in pages)
+
+
+@pytest.mark.parametrize("package", public_packages())
+def test_every_public_name_has_a_docstring_of_its_own(package):
+    module = importlib.import_module(package)
+    objects = {name: getattr(module, name) for name in module.__all__}
+    bare = [
+        name
+        for name, value in objects.items()
+        if (inspect.isclass(value) or inspect.isroutine(value)) and not value.__doc__
+    ]
+    assert bare == []  # autodoc would leave them out
+
+
+@pytest.mark.parametrize("name", sorted(set(prefopt.__all__) - {"__version__"}))
+def test_every_name_of_the_top_level_is_on_an_api_page(name):
+    pages = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    assert re.search(rf"\b{name}\b", pages)
+
+
+def test_every_guide_is_in_the_table_of_contents():
+    listed = set(re.findall(r"^([\w/]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= listed
+
+
+def test_every_loss_gets_a_page_and_stale_pages_go(generate, tmp_path):
+    (tmp_path / "gone.md").write_text("# gone")
+    generate.write_loss_pages(tmp_path)
+    expected = {f"{loss.name}.md" for loss in list_losses()} | {"index.md"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+@pytest.mark.parametrize("loss", BUILT_IN, ids=lambda loss: loss.name)
+def test_the_page_of_a_loss_says_what_it_needs(generate, loss):
+    page = generate.loss_page(loss)
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{5})", loss.source)
+    assert arxiv
+    assert f"https://arxiv.org/abs/{arxiv[1]}" in page
+    assert "not stated" not in page
+    assert all(f"`{name}`" in page for name in loss.inputs)
+    for name, default in loss.hyperparameters.items():
+        row = re.search(rf"^\| `{name}` \| `{re.escape(repr(default))}` \| (.*) \|$", page, re.M)
+        assert row, name
+        assert len(row[1]) > 10, f"{name} is not described"
+
+
+def test_a_formula_in_the_docstring_is_typeset_else_the_code_is_shown(generate):
+    def typeset_loss(chosen_logps, rejected_logps):
+        r"""Sum: of two.
+
+        Source: arXiv:1234.56789. Departures from it: none.
+
+        .. math::
+            a + b
+
+        Afterwards.
+        """
+        return chosen_logps + rejected_logps
+
+    loss = prefopt.Loss("typeset", typeset_loss)
+    assert generate.formula(loss) == "$$\na + b\n$$"
+    assert generate.notes(loss) == "Afterwards."
+    typeset_loss.__doc__ = "Sum: of two."
+    assert generate.formula(loss) == "```python\nreturn chosen_logps + rejected_logps\n```"
+
+
+def test_the_table_of_the_configuration_has_every_own_field(generate):
+    from transformers import TrainingArguments
+
+    own = field_names(prefopt.PreferenceConfig) - field_names(TrainingArguments)
+    described = set(re.findall(r"^\| `(\w+)` \| .* \| \S.* \|$", generate.config_table(), re.M))
+    assert own <= described
+    assert "learning_rate" in described  # inherited, with another default
+
+
+def test_the_migration_table_has_every_field_of_trl(generate):
+    trl = pytest.importorskip("trl")
+    from transformers import TrainingArguments
+
+    theirs = field_names(trl.DPOConfig) | field_names(trl.KTOConfig)
+    listed = set(re.findall(r"^\| `(\w+)` \|", generate.trl_table(), re.M))
+    assert theirs - field_names(TrainingArguments) <= listed
+
+
+def test_markers_of_tables_are_filled(generate):
+    filled = set()
+    for path in DOCS.glob("*.md"):
+        source = [path.read_text()]
+        filled |= set(re.findall(r"\{\{ (\w+) \}\}", source[0]))
+        generate.fill_tables(None, path.stem, source)
+        assert "{{" not in source[0], path
+    assert filled == set(generate.TABLES)
+
+
+def test_the_readme_lists_the_losses_of_the_registry():
+    rows = markdown_table((ROOT / "README.md").read_text(), "Losses")
+    listed = {
+        name.strip("`"): (aliases.replace("`", ""), kind, reference, paper)
+        for name, aliases, kind, reference, paper in rows
+    }
+    assert list(listed) == [loss.name for loss in BUILT_IN]
+    for loss in BUILT_IN:
+        aliases, kind, reference, paper = listed[loss.name]
+        assert aliases == ", ".join(loss.aliases)
+        assert kind == loss.data_kind
+        assert reference == ("yes" if loss.needs_reference else "no")
+        number = re.search(r"abs/(\S+)\)", paper)[1]
+        assert f"arXiv:{number}" in loss.source
+
+
+def test_the_readme_runs_when_pasted(tmp_path):
+    (code,) = python_blocks((ROOT / "README.md").read_text())
+    assert len([line for line in code.splitlines() if line.strip()]) <= 11
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) > 0.6
+
+
+def test_the_loss_of_the_contributing_guide_works():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r"( +)```python\n(.*?)```", text, re.DOTALL)
+    source = "\n".join(line.removeprefix(code[1]) for line in code[2].splitlines())
+    namespace: dict[str, object] = {"__name__": "guide"}
+    try:
+        exec(source, namespace)
+        loss = get_loss("square")
+        assert loss.needs_reference
+        assert loss.hyperparameters == {"beta": 0.1}
+    finally:
+        from prefopt.losses.registry import unregister_loss
+
+        unregister_loss("square")
+
+
+def test_every_repository_path_that_the_readme_links_to_exists():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_warnings_and_has_every_public_name(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(DOCS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    api = "".join(path.read_text() for path in (tmp_path / "api").glob("*.html"))
+    for package in public_packages():
+        for name in importlib.import_module(package).__all__:
+            assert f'id="{package}.{name}"' in api, f"{package}.{name}"
+    assert 'id="prefopt.PreferenceTrainer"' in api
+    assert 'id="prefopt.PreferenceConfig"' in api
+    for loss in list_losses():
+        assert (tmp_path / "losses" / f"{loss.name}.html").is_file()
