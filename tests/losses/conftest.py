@@ -1,0 +1,57 @@
+"""Two pairs and four completions with log-ratios 1, -0.5, -0.75 and 1.25, in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefopt.losses import registry
+
+CHOSEN = [-10.0, -20.5]
+REJECTED = [-12.25, -18.0]
+REF_CHOSEN = [-11.0, -20.0]
+REF_REJECTED = [-11.5, -19.25]
+CHOSEN_LENGTHS = [4, 7]
+REJECTED_LENGTHS = [5, 3]
+
+
+def leaf(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def pairs() -> dict[str, Tensor]:
+    """Inputs of a paired loss with a reference; the margins of log-ratios are 1.75 and -1.75."""
+    return {
+        "chosen_logps": leaf(CHOSEN),
+        "rejected_logps": leaf(REJECTED),
+        "ref_chosen_logps": torch.tensor(REF_CHOSEN, dtype=torch.float64),
+        "ref_rejected_logps": torch.tensor(REF_REJECTED, dtype=torch.float64),
+    }
+
+
+@pytest.fixture
+def lengths() -> dict[str, Tensor]:
+    """Lengths of the completions of ``pairs``."""
+    return {
+        "chosen_lengths": torch.tensor(CHOSEN_LENGTHS),
+        "rejected_lengths": torch.tensor(REJECTED_LENGTHS),
+    }
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register losses that are gone after it."""
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+    monkeypatch.setattr(registry, "_NAMES", dict(registry._NAMES))
+
+
+def assert_exact(actual: Tensor, expected: list[float]) -> None:
+    """Assert equality up to the rounding of float64."""
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(actual.detach(), wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.fixture
+def exact():
+    """Return the comparison every formula test uses."""
+    return assert_exact
