@@ -102,7 +102,7 @@ TRL_FIELDS: dict[str, str] = {
 
 
 @dataclass
-class PreferenceConfig(TrainingArguments):
+class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers is untyped
     """Arguments of a ``PreferenceTrainer``; fields are described by their ``help``.
 
     Raises:

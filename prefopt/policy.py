@@ -24,7 +24,7 @@ def load_policy(model: Any, args: PreferenceConfig, quantization_config: Any = N
         ValueError: If loading options come with a model that is loaded already, or quantisation is
             asked for twice.
     """
-    options = dict(args.model_init_kwargs or {})
+    options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # parsed
     if not isinstance(model, str):
         for name, value in (
             ("model_init_kwargs", args.model_init_kwargs),

@@ -112,9 +112,9 @@ def segments_attention(
     if window is not None:
         prefopt_plan.windows.add(int(window))
     # `split` and not slices: the backward of a slice fills and adds a tensor of the whole row.
-    queries = query.split(prefopt_plan.lengths, dim=2)
-    keys = key.split(prefopt_plan.lengths, dim=2)
-    values = value.split(prefopt_plan.lengths, dim=2)
+    queries = torch.split(query, prefopt_plan.lengths, dim=2)
+    keys = torch.split(key, prefopt_plan.lengths, dim=2)
+    values = torch.split(value, prefopt_plan.lengths, dim=2)
     outputs = []
     for index, segment in enumerate(prefopt_plan.segments):
         path = (*segment.ancestors, index)

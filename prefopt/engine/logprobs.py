@@ -67,7 +67,7 @@ class LMHead:
         Returns:
             Log-probs; (M,), nats, float32 or better.
         """
-        if _is_bare_linear(self.module):
+        if isinstance(self.module, nn.Linear) and _is_bare_linear(self.module):
             return chunked_logps(
                 hidden,
                 self.module.weight,
@@ -83,16 +83,18 @@ class LMHead:
         rows = _chunk_rows(vocabulary)
         parts = [
             checkpoint(self._module_logps, part, target, use_reentrant=False)
-            for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
+            for part, target in zip(
+                torch.split(hidden, rows), torch.split(targets, rows), strict=True
+            )
         ]
         return torch.cat(parts)
 
     def _module_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.transform(_at_least_float32(self.module(hidden)))
+        logits = self.transform(at_least_float32(self.module(hidden)))
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def _is_bare_linear(module: nn.Module) -> bool:
+def _is_bare_linear(module: nn.Linear) -> bool:
     """Whether a module computes ``x @ weight.T + bias`` and nothing else, with plain weights."""
     return (
         type(module) is nn.Linear
@@ -105,7 +107,8 @@ def _is_bare_linear(module: nn.Module) -> bool:
     )
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in its own dtype where that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -145,7 +148,9 @@ def chunked_logps(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     rows = chunk_rows or _chunk_rows(weight.shape[0])
-    result: Tensor = _ChunkedLogps.apply(hidden, weight, bias, targets, scale, softcap, dtype, rows)
+    result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call] # as torch ships it
+        hidden, weight, bias, targets, scale, softcap, dtype, rows
+    )
     return result
 
 
@@ -166,7 +171,9 @@ class _ChunkedLogps(torch.autograd.Function):
         logps, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
-            for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+            for part, target in zip(
+                torch.split(hidden, rows), torch.split(targets, rows), strict=True
+            ):
                 logits = _logits(part.to(dtype), cast_weight, bias, scale, softcap)
                 normaliser = logits.logsumexp(-1)
                 logps.append(logits.gather(-1, target[:, None])[:, 0] - normaliser)
@@ -216,7 +223,7 @@ class _ChunkedLogps(torch.autograd.Function):
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> Tensor:
-    logits = _at_least_float32(hidden @ weight.T)
+    logits = at_least_float32(hidden @ weight.T)
     if bias is not None:
         logits += bias
     if scale != 1.0:

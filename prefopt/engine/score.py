@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
-from prefopt.engine.logprobs import LMHead
+from prefopt.engine.logprobs import LMHead, at_least_float32
 
 logger = logging.getLogger("prefopt")
 
 # A layer type outside these restricts attention in a way only its own mask function knows.
 _EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+_LAYOUTS: tuple[LayoutName, ...] = ("shared_prefix", "padded")
 
 _LAYOUT_FIELDS = (
     "input_ids",
@@ -97,9 +99,7 @@ class Scorer:
             tuning), or ``layout="shared_prefix"`` is insisted on and the model cannot share.
     """
 
-    def __init__(
-        self, model: Any, layout: Literal["auto", "shared_prefix", "padded"] = "auto"
-    ) -> None:
+    def __init__(self, model: Any, layout: str = "auto") -> None:
         if layout not in ("auto", "shared_prefix", "padded"):
             raise ValueError(f"layout must be 'auto', 'shared_prefix' or 'padded', got {layout!r}")
         self.model = model
@@ -108,6 +108,7 @@ class Scorer:
         self._head: LMHead | None = LMHead.of(self._causal_lm)
         self.layout: LayoutName = "padded"
         self.reason = "asked for"
+        self._windows_seen: set[int] = set()
         self._check_head()
         if layout != "padded":
             self._choose_layout(insist=layout == "shared_prefix")
@@ -171,8 +172,8 @@ class Scorer:
         positions, targets = batch["predict_positions"], batch["target_ids"]
         if self._head is None:
             logits = self.model(**inputs, use_cache=False).logits
-            logits = logits.flatten(0, 1).index_select(0, positions).float()
-            return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+            chosen: Tensor = at_least_float32(logits.flatten(0, 1).index_select(0, positions))
+            return chosen.gather(-1, targets[:, None])[:, 0] - chosen.logsumexp(-1)
         hidden = self._hidden(inputs, batch["segments"].segments)
         return self._head.logps(hidden.flatten(0, 1).index_select(0, positions), targets)
 
@@ -196,11 +197,6 @@ class Scorer:
         inputs = _probe_inputs(self._causal_lm)
         with self.evaluating(), torch.no_grad():
             own = self.model(**inputs, use_cache=False).logits
-            if own.shape[1] != inputs["input_ids"].shape[1]:
-                raise ValueError(
-                    "the model returns logits for other positions than its tokens (prompt or "
-                    "prefix tuning?); use LoRA or full fine-tuning"
-                )
             try:
                 hidden = self._hidden(inputs, ())
                 assert self._head is not None
@@ -240,7 +236,6 @@ class Scorer:
         if layer_types - _EXPRESSIBLE_LAYERS:
             return f"it has layers of type {', '.join(sorted(layer_types - _EXPRESSIBLE_LAYERS))}"
         before = self._causal_lm.config._attn_implementation
-        self._windows_seen: set[int] = set()
         with _quiet_transformers():
             self._causal_lm.set_attn_implementation(attention.NAME)
             try:
@@ -265,8 +260,8 @@ class Scorer:
         ]
         scored = []
         with self.evaluating(), torch.no_grad():
-            for mode in ("shared_prefix", "padded"):
-                batch = layout_tensors(build_layout(examples, mode))  # type: ignore[arg-type] # both are LayoutNames
+            for mode in _LAYOUTS:
+                batch = layout_tensors(build_layout(examples, mode))
                 scored.append(self.score(self.to_device(batch)).per_token_logps)
         if _close(*scored):
             return None
@@ -276,6 +271,13 @@ class Scorer:
 
 def _causal_lm(model: Any) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""
+    adapters = getattr(model, "peft_config", None) or {}
+    for name, config in dict(adapters).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the text, "
+                "which a shared prompt cannot hold; use LoRA or full fine-tuning"
+            )
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(inner.config, "is_encoder_decoder", False):
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example

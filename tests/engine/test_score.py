@@ -1,0 +1,188 @@
+"""Scores equal the plain forward of each prompt + completion, on every architecture and layout."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from prefopt.engine import Scorer, build_layout
+from prefopt.engine.layout import Example
+from prefopt.engine.score import layout_tensors
+from tests.models import PADDED_ONLY, SHARING, VOCABULARY, tiny_model
+
+
+def trees(seed=0):
+    """Examples of every shape: deep sharing, identical and one-token completions, one to four."""
+    generator = np.random.default_rng(seed)
+
+    def draw(length):
+        return generator.integers(3, VOCABULARY, length)
+
+    start = draw(9)
+    return [
+        Example(draw(12), [draw(7), draw(4)]),
+        Example(draw(20), [start, np.concatenate([start[:4], draw(3)])]),
+        Example(draw(5), [start, start]),
+        Example(draw(3), [start[:5], start]),
+        Example(draw(1), [draw(1), draw(2), draw(8), draw(8)]),
+        Example(draw(6), [draw(5)]),
+    ]
+
+
+def plain_logps(model, examples):
+    """Sum log-probs of each completion from the model's own forward, one text at a time."""
+    scores = []
+    for example in examples:
+        for completion in example.completion_ids:
+            text = torch.tensor(np.concatenate([example.prompt_ids, completion]))[None]
+            logps = model(input_ids=text).logits[0, :-1].log_softmax(-1)
+            of_tokens = logps.gather(-1, text[0, 1:, None])[:, 0]
+            scores.append(of_tokens[len(example.prompt_ids) - 1 :].sum())
+    return torch.stack(scores)
+
+
+def gradients(model, scores):
+    model.zero_grad()
+    (scores * torch.linspace(-1, 2, len(scores))).sum().backward()
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def assert_equal_gradients(ours, theirs):
+    total = torch.sqrt(sum(gradient.square().sum() for gradient in theirs.values()))
+    for name, gradient in theirs.items():
+        difference = (ours[name] - gradient).norm()
+        # A gradient that is zero but for rounding (a key's bias) is measured against all of them.
+        assert difference <= 1e-4 * gradient.norm() or difference <= 1e-6 * total, name
+
+
+def batch_of(examples, layout):
+    return layout_tensors(build_layout(examples, layout))
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("name", SHARING)
+def test_scores_and_gradients_equal_the_plain_forward(name, layout):
+    model = tiny_model(name)
+    examples = trees()
+    wanted = plain_logps(model, examples)
+    wanted_gradients = gradients(model, wanted)
+    scorer = Scorer(model, layout)
+    scores = scorer.score(batch_of(examples, scorer.layout))
+    assert scorer.layout == layout
+    difference = (scores.logps - wanted).abs()
+    assert difference.max() < 1e-4
+    assert_equal_gradients(gradients(model, scores.logps), wanted_gradients)
+
+
+@pytest.mark.parametrize("name", PADDED_ONLY)
+def test_models_that_cannot_share_fall_back_to_padded_with_one_message(name, caplog):
+    model = tiny_model(name)
+    examples = trees()
+    wanted = plain_logps(model, examples)
+    with caplog.at_level(logging.WARNING, logger="prefopt"):
+        scorer = Scorer(model)
+    messages = [record.message for record in caplog.records if record.name == "prefopt"]
+    assert len(messages) == 1
+    assert "cannot share prefixes" in messages[0]
+    assert scorer.layout == "padded"
+    scores = scorer.score(batch_of(examples, "padded"))
+    assert (scores.logps - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", PADDED_ONLY)
+def test_insisting_on_sharing_where_it_cannot_be_is_an_error(name):
+    with pytest.raises(ValueError, match='use layout="auto" or "padded"'):
+        Scorer(tiny_model(name), "shared_prefix")
+
+
+def test_an_unknown_layout_is_an_error():
+    with pytest.raises(ValueError, match="layout must be"):
+        Scorer(tiny_model("llama"), "packed")
+
+
+def test_per_token_logps_sum_to_logps():
+    scorer = Scorer(tiny_model("llama"))
+    scores = scorer.score(batch_of(trees(), "shared_prefix"))
+    parts = scores.per_token_logps.split(scores.lengths.tolist())
+    torch.testing.assert_close(torch.stack([part.sum() for part in parts]), scores.logps)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = tiny_model("llama").train()
+    scorer = Scorer(model)
+    batch = batch_of(trees(), "shared_prefix")
+    wanted = gradients(model, scorer.score(batch).logps)
+    # Renamed in transformers 5.2x; the old name warns there.
+    old = getattr(model, "gradient_checkpointing_enable", None)
+    getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+    ours = gradients(model, scorer.score(batch).logps)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_scored_model_still_generates_and_reads_padded_batches():
+    """The backend stays set on the model; passes that bring no plan must be what they were."""
+    model = tiny_model("llama")
+    text = torch.arange(3, 15)[None]
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), text], dim=1)
+    mask = (torch.arange(16) >= 4).long()[None]
+    before = model(input_ids=padded, attention_mask=mask).logits[:, 4:]
+    generated = model.generate(text, max_new_tokens=5, do_sample=False)
+    Scorer(model)
+    torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits[:, 4:], before)
+    assert model.generate(text, max_new_tokens=5, do_sample=False).tolist() == generated.tolist()
+
+
+@pytest.mark.parametrize("target", ["q_proj", "lm_head"])
+def test_lora_on_attention_and_on_the_head_is_scored(target):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(target_modules=[target], r=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.eval()
+    wanted = plain_logps(model, trees())
+    wanted_gradients = gradients(model, wanted)
+    scorer = Scorer(model)
+    scores = scorer.score(batch_of(trees(), scorer.layout))
+    assert scorer.layout == "shared_prefix"
+    assert (scores.logps - wanted).abs().max() < 1e-4
+    assert_equal_gradients(gradients(model, scores.logps), wanted_gradients)
+
+
+def test_a_head_with_unknown_transforms_is_scored_from_the_models_own_logits(caplog):
+    model = tiny_model("llama")
+    original = model.forward
+
+    def forward(*args, **kwargs):
+        output = original(*args, **kwargs)
+        output.logits = output.logits / 1.7
+        return output
+
+    model.forward = forward
+    wanted = plain_logps(model, trees())
+    with caplog.at_level(logging.WARNING, logger="prefopt"):
+        scorer = Scorer(model)
+    assert "does more than the chunked LM head knows" in caplog.text
+    scores = scorer.score(batch_of(trees(), "padded"))
+    assert (scores.logps - wanted).abs().max() < 1e-4
+
+
+def test_an_encoder_decoder_is_refused():
+    import transformers
+
+    config = transformers.T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1)
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        Scorer(transformers.T5ForConditionalGeneration(config))
+
+
+def test_prompt_tuning_is_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ValueError, match="virtual tokens"):
+        Scorer(peft.get_peft_model(tiny_model("llama"), config))
