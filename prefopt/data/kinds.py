@@ -1,0 +1,80 @@
+"""Which kinds of preference data which losses can learn from."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefopt.data.errors import DataError
+from prefopt.data.formats import Kind, read_example
+
+__all__ = ["check_kind", "detect_kind"]
+
+# Kinds of data that each kind of loss can be given: the pairs of a ranking, the labelled halves of
+# a pair. A ranking has no labels, and one labelled completion has nothing to be compared with.
+FEEDS: dict[str, frozenset[str]] = {
+    "paired": frozenset({"paired", "ranked"}),
+    "unpaired": frozenset({"paired", "unpaired"}),
+    "ranked": frozenset({"paired", "ranked"}),
+    "preferred": frozenset({"paired", "unpaired", "ranked"}),
+}
+NEEDS = {
+    "paired": "pairs ('prompt', 'chosen', 'rejected') or rankings",
+    "unpaired": "labelled completions ('prompt', 'completion', 'label') or pairs",
+    "ranked": "rankings ('prompt', 'completions', 'ranks') or pairs",
+    "preferred": "any preferences",
+}
+ADVICE = {
+    "ranked": " A pairwise loss learns from rankings; or make pairs or labels of them.",
+    "unpaired": " A completion with a label has no other to be preferred to.",
+    "paired": "",
+}
+
+
+def detect_kind(row: Mapping[str, Any]) -> Kind:
+    """Return the kind of preference a row holds: paired, unpaired or ranked.
+
+    Raises:
+        DataError: If the row is none of the formats.
+
+    Examples:
+        >>> detect_kind({"prompt": "1 + 1 =", "completion": " 2", "label": True})
+        'unpaired'
+    """
+    return read_example(row, 0).kind
+
+
+def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> None:
+    """Check that losses and data fit: every loss can learn, and no row is without a loss.
+
+    Args:
+        kinds_in_data: Kinds of the rows: ``paired``, ``unpaired``, ``ranked``.
+        objective_kinds: Kinds of the losses: the same, or ``preferred`` for those that look at
+            preferred completions only.
+
+    Raises:
+        DataError: If they don't fit; it names the registered losses that would.
+
+    Examples:
+        >>> check_kind({"ranked"}, {"paired", "preferred"})
+        >>> check_kind({"unpaired"}, {"unpaired"})
+    """
+    found, wanted = sorted(set(kinds_in_data)), sorted(set(objective_kinds))
+    starving = [kind for kind in wanted if not FEEDS[kind] & set(found)]
+    # A loss on preferred completions goes with every row, but is no use for what is left over when
+    # another loss was chosen to learn the preferences themselves.
+    judges = [kind for kind in wanted if kind != "preferred"] or wanted
+    unused = [kind for kind in found if not any(kind in FEEDS[loss] for loss in judges)]
+    if not starving and not unused:
+        return
+    kind = starving[0] if starving else judges[0]
+    odd = unused[0] if unused else found[0]
+    data = f"the data is {' and '.join(found)}" if starving else f"some of the data is {odd}"
+    raise DataError(
+        f"{data}, but the loss needs {NEEDS[kind]}.{ADVICE[odd]} Losses that take {odd} data: "
+        f"{', '.join(_fitting(odd)) or 'none is registered'}."
+    )
+
+
+def _fitting(kind: str) -> list[str]:
+    from prefopt.losses import list_losses
+
+    return [loss.name for loss in list_losses() if kind in FEEDS[loss.data_kind]]

@@ -1,0 +1,174 @@
+"""Chat messages: role/content and ShareGPT's from/value, read into the former and checked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefopt.data.errors import DataError
+
+__all__ = ["Message", "common_messages", "read_messages", "read_options", "read_tools"]
+
+Message = dict[str, Any]
+
+# ShareGPT's speakers and the roles that chat templates know.
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+def read_messages(value: Any, row: int, column: str) -> list[Message]:
+    """Return messages with ``role`` and ``content``, as chat templates take them.
+
+    A single message counts as a list of one. Keys that are null are left out, since Arrow fills in
+    the keys that other messages have.
+
+    Args:
+        value: Messages of one cell, role/content or from/value.
+        row: Number of the row, for errors.
+        column: Name of the column, for errors.
+
+    Returns:
+        At least one message.
+
+    Raises:
+        DataError: If it holds no messages, or one of them lacks its role or content.
+
+    Examples:
+        >>> read_messages([{"from": "human", "value": "Hi"}], row=0, column="conversations")
+        [{'role': 'user', 'content': 'Hi'}]
+    """
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, list | tuple):
+        raise DataError(
+            f"needs text or a list of messages, got {type(value).__name__}", row, column
+        )
+    if not turns:
+        raise DataError("holds no messages; it needs at least one", row, column)
+    return [_read_message(turn, place, row, column) for place, turn in enumerate(turns)]
+
+
+def _read_message(turn: Any, place: int, row: int, column: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(
+            f"message {place} is a {type(turn).__name__}; a message has 'role' and 'content' "
+            "(or 'from' and 'value')",
+            row,
+            column,
+        )
+    # Keys of the other style are null where Arrow merged both.
+    if turn.get("role") is None and turn.get("from") is not None:
+        speaker = turn["from"]
+        if speaker not in ROLES:
+            raise DataError(
+                f"message {place} is from {speaker!r}; known speakers are {', '.join(ROLES)}",
+                row,
+                column,
+            )
+        message: Message = {"role": ROLES[speaker], "content": turn.get("value")}
+    else:
+        message = {
+            key: value if key == "content" else without_nulls(value)
+            for key, value in turn.items()
+            if (value is not None and key not in ("from", "value")) or key == "content"
+        }
+    if not isinstance(message.get("role"), str):
+        raise DataError(
+            f"message {place} has no role: its keys are {sorted(turn)}, it needs 'role' and "
+            "'content' (or 'from' and 'value')",
+            row,
+            column,
+        )
+    _check_content(message, place, row, column)
+    return message
+
+
+def _check_content(message: Message, place: int, row: int, column: str) -> None:
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return
+    parts = content if isinstance(content, list) else []
+    if parts and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+        message["content"] = [without_nulls(part) for part in parts]
+        return
+    found = "null" if content is None else type(content).__name__
+    raise DataError(
+        f"message {place} has content of type {found}; it needs text (images and sound are not "
+        "supported)",
+        row,
+        column,
+    )
+
+
+def without_nulls(value: Any) -> Any:
+    """Return the value without the dictionary keys that are None, at any depth.
+
+    >>> without_nulls({"a": None, "b": [{"c": None, "d": 1}]})
+    {'b': [{'d': 1}]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def common_messages(conversations: Sequence[Sequence[Message]]) -> int:
+    """Return how many leading messages all conversations share, leaving each its last one."""
+    longest = min(map(len, conversations)) - 1
+    for place in range(longest):
+        if any(other[place] != conversations[0][place] for other in conversations[1:]):
+            return place
+    return longest
+
+
+def read_tools(value: Any, row: int) -> list[Any] | None:
+    """Return the tools of a row: a list of schemas, or JSON text of one; None for none.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    tools = _read_json(value, row, "tools")
+    if tools is None or isinstance(tools, list):
+        return None if tools is None else [without_nulls(tool) for tool in tools]
+    raise DataError(
+        f"needs a list of tool schemas or JSON text of one, got {type(tools).__name__}",
+        row,
+        "tools",
+    )
+
+
+def read_options(value: Any, row: int) -> dict[str, Any]:
+    """Return what a row gives its chat template by name: a dictionary, or JSON text of one.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    options = _read_json(value, row, "chat_template_kwargs")
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise DataError(
+            f"needs a dictionary or JSON text of one, got {type(options).__name__}",
+            row,
+            "chat_template_kwargs",
+        )
+    return {name: option for name, option in options.items() if option is not None}
+
+
+def _read_json(value: Any, row: int, column: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise DataError(f"is no valid JSON ({error})", row, column) from None

@@ -1,0 +1,554 @@
+"""From a data set in any format to token ids, each row counted: kept, cut, or set aside and why."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from logging import getLogger
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+
+from prefopt.data.errors import DataError
+from prefopt.data.formats import (
+    PROMPT_LIKE,
+    SOURCE_COLUMNS,
+    Example,
+    read_example,
+)
+from prefopt.data.mismatch import Donors, find_donors
+from prefopt.data.report import DataReport, Lengths, SetAside
+from prefopt.data.tokenize import Tokenized, Tokenizer, common_prefix_length, tokenize
+
+__all__ = ["PreparedDataset", "prepare_dataset"]
+
+# Part of the key under which `datasets` caches prepared rows: raise it when they would come out
+# differently, since `datasets` does not look into the functions of an installed package.
+VERSION = 1
+STREAM_BATCH = 100
+FIRST_ROWS = 8
+EXAMPLE_ROWS = 5
+REMEMBERED_ROWS = 32
+NO_ROOM = "the prompt leaves no room for a completion"
+NO_TOKENS = "a completion has no token that counts"
+NO_DONOR = (
+    "no other row has a mismatched completion for the KL estimate: that needs rows of at least two "
+    "prompts with different completions"
+)
+MASKS = ("completion_mask", "completion_masks", "chosen_mask", "rejected_mask")
+IDS = List(Value("int32"))
+OUTPUTS = {
+    "kind": Value("string"),
+    "prompt_ids": IDS,
+    "completion_ids": List(IDS),
+    "desirable": List(Value("bool")),
+    "ranks": List(Value("int32")),
+}
+OPTIONAL = {
+    "completion_masks": List(List(Value("bool"))),
+    "scores": List(Value("float64")),
+    "kl_completion_ids": List(IDS),
+}
+# Facts about each row that go into the report and are removed again.
+FACTS = {
+    "_reason": Value("string"),
+    "_cut_tokens": List(Value("int32")),
+    "_identical": Value("bool"),
+    "_identical_after": Value("bool"),
+    "_moved": Value("bool"),
+    "_layout_tokens": Value("int64"),
+    "_keys": List(Value("int64")),
+}
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Prepared rows, and what became of the data on the way.
+
+    Attributes:
+        dataset: Rows with the columns ``kind``, ``prompt_ids``, ``completion_ids``, ``desirable``
+            and ``ranks``; also ``completion_masks``, ``scores`` and ``kl_completion_ids`` if there
+            are any; and the columns the data had beyond those that were read.
+        report: The counts; None for streaming data, which is prepared only as it is read.
+        kinds: Kinds of the rows; of streaming data, those of its first rows.
+    """
+
+    dataset: Dataset | IterableDataset
+    report: DataReport | None
+    kinds: frozenset[str]
+
+
+def prepare_dataset(
+    dataset: Dataset | IterableDataset,
+    tokenizer: Tokenizer | None,
+    *,
+    max_length: int | None = 1024,
+    num_proc: int | None = None,
+    needs_kl: bool = False,
+    name: str = "train",
+    batch_size: int = 8,
+) -> PreparedDataset:
+    """Turn preferences in any format of ``prefopt.data.formats`` into token ids.
+
+    Completions are cut at their end. A row is set aside if its prompt leaves no room for a
+    completion, or if a completion has no token that counts; all of it is in the report. A stream
+    has none: it warns of the first row it sets aside for each reason.
+
+    Args:
+        dataset: The data.
+        tokenizer: Tokenizer of the model; None will do if all rows hold token ids.
+        max_length: Most tokens of a prompt + completion; None for no limit.
+        num_proc: Number of processes; not for streaming data.
+        needs_kl: Whether to add ``kl_completion_ids``: for each completion one of another prompt,
+            as ``prefopt.data.mismatch`` tells, cut to ``max_length`` behind this row's prompt.
+        name: What to call the data in the report and in errors.
+        batch_size: Rows in a batch, where the report compares with padded batches.
+
+    Returns:
+        Prepared rows in the order of the data, and the report.
+
+    Raises:
+        DataError: If a row is none of the formats, if no row is left, or if there is no mismatched
+            completion for a row that needs one. A stream raises it when it meets the row.
+        ValueError: If ``max_length`` or ``batch_size`` is less than 1.
+    """
+    for option, number in {"max_length": max_length, "batch_size": batch_size}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{option} must be at least 1, got {number}")
+    try:
+        if isinstance(dataset, IterableDataset):
+            return _prepare_stream(dataset, tokenizer, max_length, needs_kl, name)
+        if not len(dataset):
+            raise DataError("has no rows")
+        prepared = _prepare_rows(dataset, tokenizer, max_length, num_proc, name, batch_size)
+        if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
+            prepared = _add_mismatched(prepared, max_length, num_proc)
+    except DataError as error:
+        raise error.within(name) from error.__cause__
+    return replace(prepared, dataset=prepared.dataset.remove_columns(list(FACTS)))
+
+
+def _prepare_rows(
+    dataset: Dataset,
+    tokenizer: Tokenizer | None,
+    max_length: int | None,
+    num_proc: int | None,
+    name: str,
+    batch_size: int,
+) -> PreparedDataset:
+    columns = dataset.column_names
+    plan = _Plan.of(columns)
+    extra = {column: dataset.features[column] for column in plan.extra}
+    mapped = dataset.map(
+        prepare_batch,
+        batched=True,
+        with_indices=True,
+        remove_columns=[column for column in columns if column not in extra],
+        features=Features({**extra, **{c: (OUTPUTS | OPTIONAL | FACTS)[c] for c in plan.outputs}}),
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "outputs": plan.outputs,
+            "version": VERSION,
+        },
+        num_proc=min(num_proc, len(dataset)) if num_proc else None,
+        desc=f"Preparing {name} data",
+    )
+    reasons = mapped["_reason"][:]
+    kept = [row for row, reason in enumerate(reasons) if reason is None]
+    set_aside = {
+        reason: SetAside(
+            count, tuple(row for row, why in enumerate(reasons) if why == reason)[:EXAMPLE_ROWS]
+        )
+        for reason, count in Counter(why for why in reasons if why is not None).items()
+    }
+    if not kept:
+        told = "; ".join(f"{count} rows: {reason}" for reason, (count, _) in set_aside.items())
+        raise DataError(f"no row is left ({told}; max_length is {max_length})")
+    mapped = mapped.select(kept) if set_aside else mapped
+    report = DataReport(
+        **_count(mapped, batch_size),
+        name=name,
+        rows=len(dataset),
+        kept=len(kept),
+        set_aside=set_aside,
+        max_length=max_length,
+        batch_size=batch_size,
+        unit=getattr(tokenizer, "unit", "tokens"),
+        eos_missing=tokenizer is not None
+        and tokenizer.eos_token is None
+        and read_example(dataset[0], 0).form == "text",
+    )
+    return PreparedDataset(mapped, report, frozenset(report.kinds))
+
+
+class _Plan(NamedTuple):
+    """Which columns a data set keeps, and which it gets."""
+
+    extra: list[str]
+    outputs: list[str]
+
+    @classmethod
+    def of(cls, columns: Sequence[str]) -> "_Plan":
+        has_ids = "prompt_ids" in columns
+        wanted = {
+            "completion_masks": has_ids and any(column in MASKS for column in columns),
+            "scores": "scores" in columns
+            and any(c in columns for c in ("completions", "responses", "completion_ids")),
+            "kl_completion_ids": has_ids
+            and any(c in columns for c in ("kl_completion_ids", "KL_completion_ids")),
+        }
+        outputs = [*OUTPUTS, *(column for column, want in wanted.items() if want), *FACTS]
+        read = {*SOURCE_COLUMNS}
+        if not wanted["scores"]:
+            read -= {"scores"}
+        if not has_ids:
+            for column in {*OUTPUTS, *OPTIONAL} & {*columns} - {"ranks", "scores"}:
+                raise DataError(
+                    "is the name of a column of prepared data; rename yours with "
+                    "dataset.rename_column",
+                    column=column,
+                )
+        if clash := next((column for column in columns if column in FACTS), None):
+            raise DataError("is a name prefopt uses meanwhile; rename yours", column=clash)
+        extra = [column for column in columns if column not in read]
+        return cls(extra, outputs)
+
+
+def prepare_batch(
+    batch: Mapping[str, Sequence[Any]],
+    numbers: Sequence[int],
+    *,
+    tokenizer: Tokenizer | None,
+    max_length: int | None,
+    outputs: Sequence[str],
+    version: int = VERSION,
+) -> dict[str, list[Any]]:
+    """Prepare a batch of rows; the function that ``datasets`` maps.
+
+    It is given everything by argument, so that ``datasets`` finds what it prepared before.
+
+    Args:
+        batch: Columns of the rows.
+        numbers: Numbers of the rows in the data set.
+        tokenizer: As in ``prepare_dataset``.
+        max_length: As in ``prepare_dataset``.
+        outputs: Columns to return.
+        version: Version of this function, for the cache of ``datasets``.
+
+    Raises:
+        DataError: If a row is none of the formats.
+    """
+    columns = [column for column in batch if column in SOURCE_COLUMNS or column in PROMPT_LIKE]
+    others = {column: None for column in batch if column not in columns}
+    examples = [
+        read_example({**others, **{column: batch[column][place] for column in columns}}, number)
+        for place, number in enumerate(numbers)
+    ]
+    tokenized = tokenize(examples, numbers, tokenizer)
+    if "kl_completion_ids" in outputs:
+        for example, number in zip(examples, numbers, strict=True):
+            if example.kl_completions is None:
+                raise DataError("is null; other rows have it", number, "kl_completion_ids")
+    rows = [_finish(*both, max_length) for both in zip(examples, tokenized, strict=True)]
+    return {column: [row[column] for row in rows] for column in outputs}
+
+
+def _finish(example: Example, tokenized: Tokenized, max_length: int | None) -> dict[str, Any]:
+    """Return the prepared row: cut, checked for something to learn, and its facts."""
+    prompt, whole, moved = tokenized
+    room = len(prompt) + max(map(len, whole), default=0) if max_length is None else max_length
+    room -= len(prompt)
+    completions = [ids[: max(room, 0)] for ids in whole]
+    masks = example.masks or [[True] * len(ids) for ids in whole]
+    masks = [mask[: max(room, 0)] for mask in masks]
+    # Nothing predicts the first token of a text.
+    counted = [mask[1:] if not prompt else mask for mask in masks]
+    reason = example.unusable
+    if reason is None and room <= 0 and any(whole):
+        reason = NO_ROOM
+    if reason is None and not all(map(any, counted)):
+        reason = NO_TOKENS
+    used = reason is None
+    return {
+        "kind": example.kind,
+        "prompt_ids": prompt if used else [],
+        "completion_ids": completions if used else [],
+        "desirable": example.desirable if used else [],
+        "ranks": example.ranks if used else [],
+        "completion_masks": masks if used else [],
+        "scores": example.scores if used else [],
+        "kl_completion_ids": example.kl_completions or [] if used else [],
+        "_reason": reason,
+        "_cut_tokens": [len(a) - len(b) for a, b in zip(whole, completions, strict=True)],
+        "_identical": _any_equal(whole),
+        "_identical_after": _any_equal(completions) and not _any_equal(whole),
+        "_moved": moved,
+        "_layout_tokens": _layout_tokens(prompt, completions) if used else 0,
+        "_keys": [_key(ids) for ids in (prompt, *completions)] if used else [],
+    }
+
+
+def _any_equal(sequences: Sequence[Sequence[int]]) -> bool:
+    return len({tuple(sequence) for sequence in sequences}) < len(sequences)
+
+
+def _layout_tokens(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens ``engine.layout`` places for an example in ``shared_prefix``."""
+    shared = min(common_prefix_length(completions[0], other) for other in completions)
+    ends_here = all(len(ids) == shared for ids in completions)
+    branches = sum(max(len(ids) - shared - 1, 0) for ids in completions)
+    return len(prompt) + shared - ends_here + branches
+
+
+def _key(ids: Sequence[int]) -> int:
+    """Return a number that is equal for equal token ids, on every machine; 64 bits."""
+    digest = blake2b(np.asarray(ids, dtype="<i4").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _column(dataset: Dataset, name: str) -> pa.Array:
+    """Return a column as one Arrow array."""
+    tables = dataset.select_columns([name]).with_format("arrow").iter(10_000)
+    return pa.concat_arrays([chunk for table in tables for chunk in table[name].chunks])
+
+
+def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
+    return np.asarray(pc.list_value_length(lists), dtype=np.int64)
+
+
+def _count(dataset: Dataset, batch_size: int) -> dict[str, Any]:
+    """Return what the report says of the rows that were kept."""
+    kinds = np.asarray(dataset["kind"][:])
+    prompts = _list_lengths(_column(dataset, "prompt_ids"))
+    completions, counts = [], []
+    for table in dataset.select_columns(["completion_ids"]).with_format("arrow").iter(10_000):
+        for chunk in table["completion_ids"].chunks:
+            counts.append(_list_lengths(chunk))
+            completions.append(_list_lengths(pc.list_flatten(chunk)))
+    lengths, numbers = np.concatenate(completions), np.concatenate(counts)
+    starts = np.cumsum(numbers) - numbers
+    pairs = starts[kinds == "paired"]
+    labels = [
+        label
+        for kind, row in zip(kinds, dataset["desirable"][:], strict=True)
+        if kind == "unpaired"
+        for label in row
+    ]
+    cuts = dataset["_cut_tokens"][:]
+    texts = np.repeat(prompts, numbers) + lengths - 1
+    batches = starts[::batch_size]
+    per_batch = np.add.reduceat(numbers, np.arange(0, len(numbers), batch_size))
+    return {
+        "kinds": dict(sorted(Counter(kinds.tolist()).items())),
+        "cut_rows": sum(any(row) for row in cuts),
+        "cut_completions": sum(cut > 0 for row in cuts for cut in row),
+        "cut_tokens": sum(cut for row in cuts for cut in row),
+        "identical": sum(dataset["_identical"][:]),
+        "identical_after_cut": sum(dataset["_identical_after"][:]),
+        "boundary_moved": sum(dataset["_moved"][:]),
+        "prompts": _lengths(prompts),
+        "completions": _lengths(lengths),
+        "chosen": _lengths(lengths[pairs]),
+        "rejected": _lengths(lengths[pairs + 1]),
+        "desirable": sum(labels),
+        "undesirable": len(labels) - sum(labels),
+        "shared_tokens": sum(dataset["_layout_tokens"][:]),
+        "separate_tokens": int(texts.sum()),
+        "padded_tokens": int((np.maximum.reduceat(texts, batches) * per_batch).sum()),
+    }
+
+
+def _lengths(lengths: NDArray[np.int64]) -> Lengths:
+    return Lengths(len(lengths), int(lengths.sum()), int(lengths.max(initial=0)))
+
+
+def _add_mismatched(
+    prepared: PreparedDataset, max_length: int | None, num_proc: int | None
+) -> PreparedDataset:
+    """Add ``kl_completion_ids`` to prepared rows."""
+    dataset = prepared.dataset
+    keys = _column(dataset, "_keys")
+    donors, counts = _donors_of(_list_lengths(keys), np.asarray(keys.flatten()))
+    if (donors.rows < 0).any():
+        raise DataError(NO_DONOR)
+    features = Features({**dataset.features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
+    mapped = dataset.map(
+        _take_mismatched,
+        batched=True,
+        with_indices=True,
+        input_columns=["prompt_ids"],
+        features=features,
+        fn_kwargs={
+            "source": dataset.select_columns(["completion_ids"]),
+            "donors": donors,
+            "starts": np.append(0, np.cumsum(counts)),
+            "max_length": max_length,
+        },
+        num_proc=min(num_proc, len(dataset)) if num_proc else None,
+        # All that the result depends on, beyond the rows themselves: the donors follow from these.
+        new_fingerprint=Hasher.hash((dataset._fingerprint, "mismatched", max_length, VERSION)),
+        desc="Taking mismatched completions",
+    )
+    report = prepared.report
+    if report is not None:
+        report = replace(report, mismatched_further=donors.skipped)
+    return replace(prepared, dataset=mapped, report=report)
+
+
+def _donors_of(
+    lengths: NDArray[np.int64], keys: NDArray[np.int64]
+) -> tuple[Donors, NDArray[np.int64]]:
+    """Return donors and number of completions of rows, from the prompt's and completions' keys."""
+    starts = np.cumsum(lengths) - lengths
+    donors = find_donors(keys[starts], np.delete(keys, starts), lengths - 1)
+    return donors, lengths - 1
+
+
+def _take_mismatched(
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    *,
+    source: Dataset,
+    donors: Donors,
+    starts: NDArray[np.int64],
+    max_length: int | None,
+) -> dict[str, list[Any]]:
+    """Return the mismatched completions of a batch of rows; the function ``datasets`` maps."""
+    slots = [range(starts[number], starts[number + 1]) for number in numbers]
+    wanted = sorted({int(donors.rows[slot]) for row in slots for slot in row})
+    taken = dict(zip(wanted, source[wanted]["completion_ids"], strict=True))
+    taken_rows = [[taken[int(donors.rows[s])][donors.places[s]] for s in row] for row in slots]
+    return {"kl_completion_ids": _cut_to_room(prompts, taken_rows, max_length)}
+
+
+def _cut_to_room(
+    prompts: Sequence[Sequence[int]], completions: list[Any], max_length: int | None
+) -> list[list[Any]]:
+    """Cut each row's mismatched completions to what ``max_length`` leaves behind its prompt."""
+    if max_length is None:
+        return completions
+    return [
+        [ids[: max_length - len(prompt)] for ids in row]
+        for prompt, row in zip(prompts, completions, strict=True)
+    ]
+
+
+def _prepare_stream(
+    dataset: IterableDataset,
+    tokenizer: Tokenizer | None,
+    max_length: int | None,
+    needs_kl: bool,
+    name: str,
+) -> PreparedDataset:
+    """Prepare rows as they are read, after a look at the first ones."""
+    first = list(dataset.take(FIRST_ROWS))
+    if not first:
+        raise DataError("has no rows")
+    columns = list(dict.fromkeys(column for row in first for column in row))
+    plan = _Plan.of(columns)
+    options = {"tokenizer": tokenizer, "max_length": max_length, "outputs": plan.outputs}
+    batch = {column: [row.get(column) for row in first] for column in columns}
+    kinds = frozenset(prepare_batch(batch, range(len(first)), **options)["kind"])
+    features = None
+    if dataset.features is not None:
+        extra = {column: dataset.features[column] for column in plan.extra}
+        types = OUTPUTS | OPTIONAL | FACTS
+        features = Features({**extra, **{column: types[column] for column in plan.outputs}})
+    prepared = dataset.map(
+        _prepare_stream_batch,
+        batched=True,
+        batch_size=STREAM_BATCH,
+        with_indices=True,
+        remove_columns=[column for column in columns if column not in plan.extra],
+        features=features,
+        fn_kwargs={**options, "name": name},
+    ).filter(_Used(name), with_indices=True)
+    if needs_kl and "kl_completion_ids" not in plan.outputs:
+        if features is not None:
+            features = Features({**features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
+        prepared = prepared.map(
+            _StreamMismatch(max_length, name),
+            batched=True,
+            batch_size=STREAM_BATCH,
+            with_indices=True,
+            features=features,
+        )
+    return PreparedDataset(prepared, None, kinds)
+
+
+def _prepare_stream_batch(
+    batch: Mapping[str, Sequence[Any]], numbers: Sequence[int], *, name: str, **options: Any
+) -> dict[str, list[Any]]:
+    try:
+        return prepare_batch(batch, numbers, **options)
+    except DataError as error:
+        raise error.within(name) from error.__cause__
+
+
+class _Used:
+    """Keeps the rows of a stream that are used, and warns of the first that is not, by reason."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.told: set[str] = set()
+
+    def __call__(self, row: Mapping[str, Any], number: int) -> bool:
+        reason = row["_reason"]
+        if reason is not None and reason not in self.told:
+            self.told.add(reason)
+            logger.warning(
+                "%s data: row %d is set aside: %s; so are later rows like it",
+                self.name,
+                number,
+                reason,
+            )
+        return reason is None
+
+
+class _StreamMismatch:
+    """Adds mismatched completions to the rows of a stream.
+
+    Rows take from rows before them, the first rows of the stream from the end of its first batch.
+    """
+
+    def __init__(self, max_length: int | None, name: str) -> None:
+        self.max_length = max_length
+        self.name = name
+        self.before: list[tuple[list[int], list[list[int]]]] = []  # keys, completions
+
+    def __call__(
+        self, batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]
+    ) -> dict[str, list[Any]]:
+        if numbers[0] == 0:
+            self.before = []
+        rows = self.before + list(zip(batch["_keys"], batch["completion_ids"], strict=True))
+        keys = np.asarray([key for row_keys, _ in rows for key in row_keys], dtype=np.int64)
+        donors, counts = _donors_of(np.asarray([len(row_keys) for row_keys, _ in rows]), keys)
+        ends = np.cumsum(counts)
+        taken = [
+            [rows[donors.rows[slot]][1][donors.places[slot]] for slot in range(end - count, end)]
+            for end, count in zip(ends[len(self.before) :], counts[len(self.before) :], strict=True)
+        ]
+        if (donors.rows[len(donors.rows) - sum(map(len, taken)) :] < 0).any():
+            raise DataError(f"{NO_DONOR} among {len(rows)} successive rows", dataset=self.name)
+        self.before = list(_last_of_each_prompt(rows))[:REMEMBERED_ROWS][::-1]
+        return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], taken, self.max_length)}
+
+
+def _last_of_each_prompt(
+    rows: Sequence[tuple[list[int], list[list[int]]]],
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Yield the last row of each prompt, last first."""
+    seen = set()
+    for keys, completions in reversed(rows):
+        if keys[0] not in seen:
+            seen.add(keys[0])
+            yield keys, completions

@@ -1,0 +1,162 @@
+"""What became of a data set on its way to token ids: counts, and a page of text to read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+__all__ = ["DataReport", "Lengths", "SetAside"]
+
+
+class Lengths(NamedTuple):
+    """How long many sequences are, in tokens."""
+
+    count: int = 0
+    total: int = 0
+    longest: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean length in tokens, 0 if there is none."""
+        return self.total / self.count if self.count else 0.0
+
+
+NONE = Lengths()
+
+
+class SetAside(NamedTuple):
+    """Rows that are not used, for one reason: how many, and the first few of them."""
+
+    count: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of a data set.
+
+    Token counts are of the rows that were kept. The three layouts count what goes through the
+    model: the last token of a completion does not, since nothing is predicted from it.
+
+    Attributes:
+        name: What the data set is called, as ``train``.
+        rows: Rows that came in.
+        kept: Rows that are used.
+        kinds: Rows kept of each kind.
+        set_aside: Rows not used, by reason.
+        cut_rows: Rows kept with a completion cut to ``max_length``.
+        cut_completions: Completions that were cut.
+        cut_tokens: Tokens that were cut off.
+        identical: Rows kept in which two completions are the same.
+        identical_after_cut: Rows kept in which two completions are the same only after the cut.
+        boundary_moved: Rows kept whose completions begin before the end of the tokenised prompt.
+        prompts: Lengths of the prompts.
+        completions: Lengths of all completions.
+        chosen: Lengths of the chosen completions of pairs.
+        rejected: Lengths of the rejected completions of pairs.
+        desirable: Completions labelled desirable in unpaired rows.
+        undesirable: Completions labelled undesirable in unpaired rows.
+        shared_tokens: Tokens with every shared prefix once.
+        separate_tokens: Tokens with every prompt + completion on its own, without padding.
+        padded_tokens: The same padded to the longest of each batch, in the order of the data.
+        batch_size: Rows in a batch, for ``padded_tokens``.
+        max_length: Most tokens of a prompt + completion; None for no limit.
+        unit: What is counted: ``tokens``, or what stands in for them.
+        eos_missing: Whether text ends without end-of-sequence token, since the tokenizer has none.
+        mismatched_further: Mismatched completions that could not come from the row before.
+    """
+
+    name: str
+    rows: int
+    kept: int
+    kinds: Mapping[str, int]
+    set_aside: Mapping[str, SetAside] = field(default_factory=dict)
+    cut_rows: int = 0
+    cut_completions: int = 0
+    cut_tokens: int = 0
+    identical: int = 0
+    identical_after_cut: int = 0
+    boundary_moved: int = 0
+    prompts: Lengths = NONE
+    completions: Lengths = NONE
+    chosen: Lengths = NONE
+    rejected: Lengths = NONE
+    desirable: int = 0
+    undesirable: int = 0
+    shared_tokens: int = 0
+    separate_tokens: int = 0
+    padded_tokens: int = 0
+    batch_size: int = 8
+    max_length: int | None = None
+    unit: str = "tokens"
+    eos_missing: bool = False
+    mismatched_further: int = 0
+
+    @property
+    def saving(self) -> float:
+        """Share of the separate tokens that the shared-prefix layout does without; 0 to 1."""
+        return 1 - self.shared_tokens / self.separate_tokens if self.separate_tokens else 0.0
+
+    @property
+    def padded_saving(self) -> float:
+        """Share of the padded tokens that the shared-prefix layout does without; 0 to 1."""
+        return 1 - self.shared_tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+    def render(self) -> str:
+        """Return the report as plain text, a line for each thing there is something to say of."""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
+        lines = [(f"{self.name} data", f"{self.rows:,} rows in, {self.kept:,} kept: {kinds}")]
+        for reason, (count, rows) in self.set_aside.items():
+            shown = ", ".join(map(str, rows)) + (", ..." if count > len(rows) else "")
+            lines.append(("set aside", f"{count:,}: {reason} (row{'s'[: count > 1]} {shown})"))
+        lines += self._remarks()
+        lines.append(("prompts", self._lengths(self.prompts)))
+        lines.append(("completions", self._lengths(self.completions)))
+        if self.chosen.count:
+            means = f"mean {self.chosen.mean:.1f} chosen, {self.rejected.mean:.1f} rejected"
+            lines.append(("", f"{means} {self.unit}"))
+        if self.separate_tokens:
+            lines.append(
+                (
+                    "layout",
+                    f"{self.shared_tokens:,} {self.unit} with shared prefixes once, "
+                    f"{self.separate_tokens:,} apart (saves {self.saving:.0%}), "
+                    f"{self.padded_tokens:,} padded in batches of {self.batch_size} "
+                    f"(saves {self.padded_saving:.0%})",
+                )
+            )
+        width = max(len(label) for label, _ in lines)
+        return "\n".join(f"{label:<{width}}  {text}".rstrip() for label, text in lines)
+
+    def _remarks(self) -> list[tuple[str, str]]:
+        lines = []
+        if self.cut_completions:
+            rows = f"{self.cut_completions:,} completions of {self.cut_rows:,} rows"
+            text = f"{rows} at max_length {self.max_length}: {self.cut_tokens:,} {self.unit}"
+            lines.append(("cut", text))
+        if self.identical or self.identical_after_cut:
+            after = f" and {self.identical_after_cut:,} after the cut"
+            text = f"{self.identical:,} rows" + (after if self.identical_after_cut else "")
+            lines.append(("identical", f"{text} with two completions the same"))
+        if self.boundary_moved:
+            lines.append(
+                (
+                    "boundary",
+                    f"{self.boundary_moved:,} rows where the tokenised prompt is not how "
+                    "prompt + completion begins; there the completion begins where they part",
+                )
+            )
+        if self.desirable or self.undesirable:
+            text = f"{self.desirable:,} desirable, {self.undesirable:,} undesirable"
+            lines.append(("labels", text))
+        if self.mismatched_further:
+            text = f"{self.mismatched_further:,} completions could not come from the row before"
+            lines.append(("mismatched", text))
+        if self.eos_missing:
+            lines.append(("note", "the tokenizer has no end-of-sequence token; none was appended"))
+        return lines
+
+    def _lengths(self, lengths: Lengths) -> str:
+        return (
+            f"{lengths.total:,} {self.unit} in {lengths.count:,}, "
+            f"mean {lengths.mean:.1f}, longest {lengths.longest:,}"
+        )
