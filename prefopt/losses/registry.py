@@ -276,7 +276,7 @@ def get_loss(name: str) -> Loss:
     _load_entry_points()
     if name not in _NAMES:
         near = difflib.get_close_matches(name, _NAMES, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise ValueError(f"unknown loss {name!r}{hint} Losses: {', '.join(sorted(_LOSSES))}")
     return _LOSSES[_NAMES[name]]
 
