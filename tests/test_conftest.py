@@ -1,7 +1,7 @@
 """Where the tests look for the shared data."""
 
 import pytest
-from conftest import find_shared
+from tests.conftest import find_shared
 
 
 def test_missing_shared_data_is_none_unless_it_is_required(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,11 +46,17 @@ class DataArguments:
     dataset_config: str | None = field(
         default=None, metadata={"help": "Name of the dataset's configuration, if it has several."}
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to train on, also a part such as train[:1000]. By default the only one, "
+            "or train."
+        },
+    )
     dataset_test_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split to evaluate on. By default `test` where there is one and eval_strategy "
+            "help": "Split to evaluate on. By default test, where there is one and eval_strategy "
             "asks for evaluations."
         },
     )
@@ -114,6 +121,9 @@ def make_parser() -> Any:
         help="The same as --model_name_or_path.",
     )
     parser.add_argument("--config", help="YAML file with any of the options, without the dashes.")
+    for action in parser._actions:
+        if action.dest == "loss_type":
+            action.nargs = "+"  # `--loss_type sigmoid sft`, as in TRL, beside 'dpo + 0.2*sft'
     parser.error = _fail  # argparse would print the usage: hundreds of options
     return parser
 
@@ -131,7 +141,7 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     options = {name for action in parser._actions for name in action.option_strings}
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config")
-    given.error = _fail  # type: ignore[method-assign]
+    given.error = _fail  # type: ignore[method-assign, assignment]
     path = given.parse_known_args(argv)[0].config
     if path is not None:
         values = read_config_file(path)
@@ -200,26 +210,33 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
     """
     from prefopt.data import load_rows
 
-    rows = load_rows(
-        str(data_args.dataset_name),
-        config_name=data_args.dataset_config,
-        streaming=data_args.dataset_streaming,
+    name = str(data_args.dataset_name)
+    load = partial(
+        load_rows, name, config=data_args.dataset_config, streaming=data_args.dataset_streaming
     )
-    splits = rows if isinstance(rows, Mapping) else {"train": rows}
-    train_rows = _split(splits, data_args.dataset_train_split, "dataset_train_split")
+    rows = load(data_args.dataset_train_split)
+    splits = dict(rows) if isinstance(rows, Mapping) else {}
+    if splits:
+        if "train" not in splits:
+            raise UserError(
+                f"{name} has no split 'train'; give --dataset_train_split one of: "
+                f"{', '.join(splits)}"
+            )
+        rows = splits["train"]
     if data_args.dataset_test_split:
-        return train_rows, _split(splits, data_args.dataset_test_split, "dataset_test_split")
+        return rows, load(data_args.dataset_test_split)
     if data_args.eval_fraction:
-        parts = train_rows.train_test_split(data_args.eval_fraction, seed=config.seed)
+        parts = rows.train_test_split(data_args.eval_fraction, seed=config.seed)
         return parts["train"], parts["test"]
     if str(getattr(config.eval_strategy, "value", config.eval_strategy)) == "no":
-        return train_rows, None
+        return rows, None
     if "test" not in splits:
+        found = f" ({', '.join(splits)})" if splits else ""
         raise UserError(
-            "eval_strategy asks for evaluations, but there is no test split: name another with "
-            f"--dataset_test_split ({', '.join(splits)}), or hold rows out with --eval_fraction 0.1"
+            "eval_strategy asks for evaluations, but there are no rows for them: name a split "
+            f"with --dataset_test_split{found}, or hold rows out with --eval_fraction 0.1"
         )
-    return train_rows, splits["test"]
+    return rows, splits["test"]
 
 
 def make_trainer(config: Any, model_args: Any, train_rows: Any, eval_rows: Any) -> Any:
@@ -312,12 +329,6 @@ def _fail(message: str) -> NoReturn:
 def _checkpoint(value: str | None) -> str | bool | None:
     """Return the value as the trainer takes it: "true" from a command line means the latest."""
     return {"true": True, "false": None}.get(str(value).lower(), value)
-
-
-def _split(splits: Mapping[str, Any], name: str, option: str) -> Any:
-    if name not in splits:
-        raise UserError(f"no split {name!r}; give --{option} one of: {', '.join(splits)}")
-    return splits[name]
 
 
 def _without_fields_of(wanted: type, other: type) -> type:

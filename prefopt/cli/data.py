@@ -1,0 +1,95 @@
+"""``prefopt data report``: what training would make of a dataset, counted without a model."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prefopt.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from prefopt.data import DataReport
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``prefopt data report``; return the exit code.
+
+    Args:
+        argv: Options of the command.
+    """
+    options = make_parser().parse_args(list(argv))
+    with user_errors():
+        reports = make_reports(options)
+    if options.json:
+        print(json.dumps([asdict(report) for report in reports], indent=2))
+        return 0
+    print("\n\n".join(report.render() for report in reports))
+    units = {report.unit for report in reports} - {"tokens"}
+    if units:
+        print(
+            f"\nCounted in {' and '.join(units)}, as no tokenizer is named: "
+            "--tokenizer MODEL counts the tokens of that model, and what max_length cuts."
+        )
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(
+        prog="prefopt data", description="Look at preference data without a model run."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="report")
+    report = commands.add_parser(
+        "report",
+        help="count rows kept, cut and set aside, tokens, and what the layout saves",
+        description="Prepare a dataset as training would, and print the counts.",
+    )
+    report.add_argument("dataset", help="Hub id, folder, or json, jsonl, csv, parquet file (.gz)")
+    report.add_argument(
+        "--tokenizer",
+        "--model",
+        metavar="MODEL",
+        help="folder or Hub id whose tokenizer and chat template to use",
+    )
+    report.add_argument("--split", help="only this split (default: all)")
+    report.add_argument(
+        "--max_length",
+        type=_length,
+        default=1024,
+        help="most tokens of prompt + completion, or none (default: 1024)",
+    )
+    report.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that ships with the tokenizer"
+    )
+    report.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def make_reports(options: argparse.Namespace) -> "list[DataReport]":
+    """Return the report of each split that is asked for.
+
+    Args:
+        options: Of the command.
+
+    Raises:
+        ValueError: If the data cannot be read, or holds no preferences.
+    """
+    from prefopt.data import load_rows, report_for
+
+    splits: list[str | None] = [options.split]
+    if options.split is None:
+        rows = load_rows(options.dataset)
+        splits = list(rows) if isinstance(rows, Mapping) else [None]
+    tokenizer = None
+    if options.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            options.tokenizer, trust_remote_code=options.trust_remote_code
+        )
+    return [report_for(options.dataset, tokenizer, options.max_length, split) for split in splits]
+
+
+def _length(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)

@@ -1,0 +1,92 @@
+"""The program: its commands, its help, and what it makes of mistakes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import prefopt as package
+from prefopt.cli import COMMANDS, main
+from prefopt.cli.errors import UserError, user_errors
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys; from prefopt.cli import main; code = main(['--help']);"
+        "print(code, sorted({'torch', 'transformers', 'trl', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("launch", [["-m", "prefopt"], ["-m", "prefopt.__main__"]])
+def test_the_module_is_the_program(launch):
+    done = subprocess.run(
+        [sys.executable, *launch, "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, f"prefopt {package.__version__}\n")
+
+
+def test_no_command_is_wrong_usage(prefopt):
+    result = prefopt()
+    assert result.code == 2
+    assert "usage: prefopt COMMAND" in result.err
+
+
+def test_an_unknown_command_names_the_nearest(prefopt):
+    result = prefopt("trian")
+    assert result.code == 2
+    assert result.err.startswith("prefopt: error: unknown command 'trian'; did you mean 'train'?")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(prefopt, command):
+    result = prefopt(command, "--help")
+    assert result.code == 0
+    assert f"usage: prefopt {command}" in result.out
+
+
+def test_only_the_first_process_of_a_launch_reports_an_error(prefopt, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    result = prefopt("trian")
+    assert result.code == 2
+    assert result.err == ""
+
+
+def test_the_debug_variable_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("PREFOPT_DEBUG", "1")
+    with pytest.raises(UserError):
+        main(["trian"])
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), FileNotFoundError("bad"), ImportError("bad")])
+def test_errors_about_input_become_user_errors(error):
+    with pytest.raises(UserError, match="bad"), user_errors():
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), BrokenPipeError()])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)), user_errors():
+        raise error
+
+
+def test_a_missing_extra_says_how_to_install_it():
+    with pytest.raises(UserError, match=r"pip install 'prefopt\[all\]'"), user_errors():
+        raise ModuleNotFoundError("No module named 'trl'", name="trl")
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m prefopt losses --json | head -1; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert done.stdout.splitlines() == ["[", "0"]
+    assert done.stderr == ""

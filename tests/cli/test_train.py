@@ -1,0 +1,307 @@
+"""``prefopt train``: from names to a saved model, and what it says to mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+
+import pytest
+
+from prefopt.cli import train
+from prefopt.cli.errors import UserError
+
+FAST = (
+    "--report_to=none",
+    "--use_cpu",
+    "--disable_tqdm=true",
+    "--max_steps=2",
+    "--per_device_train_batch_size=4",
+)
+
+
+def parsed(*argv):
+    """Return the three groups of options of a command line."""
+    return train.parse(train.make_parser(), [str(item) for item in argv])
+
+
+def load(folder):
+    """Return the saved model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def moved(folder, model_folder) -> bool:
+    """Return whether a saved model differs from the one it started from."""
+    pairs = zip(load(folder).parameters(), load(model_folder).parameters(), strict=True)
+    return any(not a.equal(b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("paired", "dpo"), ("unpaired", "kto"), ("ranked", "ipo")]
+)
+def test_training_on_each_kind_of_data_saves_a_model_that_loads(
+    prefopt, model_folder, data_files, tmp_path, kind, loss
+):
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files[kind], "--loss_type", loss),
+        *("--output_dir", tmp_path, "--learning_rate", "1e-2", "--eval_fraction", "0.25", *FAST),
+    )
+    assert result.code == 0, result.err
+    assert re.search(r"train_loss +│ +[\d.]+", result.out)
+    assert re.search(r"eval_loss +│ +[\d.]+", result.out)
+    assert str(tmp_path) in result.out
+    assert moved(tmp_path, model_folder)
+    assert "train_loss" in json.loads((tmp_path / "train_results.json").read_text())
+    assert "eval_loss" in json.loads((tmp_path / "eval_results.json").read_text())
+
+
+def test_lora_saves_an_adapter_that_loads(prefopt, model_folder, data_files, tmp_path):
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files["paired"]),
+        *("--use_peft", "--lora_r", "2", "--output_dir", tmp_path, *FAST),
+    )
+    assert result.code == 0, result.err
+    assert (tmp_path / "adapter_config.json").is_file()
+    assert not (tmp_path / "model.safetensors").exists()
+    load(tmp_path)
+
+
+def test_every_option_of_configuration_and_model_is_there():
+    from trl import ModelConfig
+
+    from prefopt.config import PreferenceConfig
+
+    options = {name for action in train.make_parser()._actions for name in action.option_strings}
+    names = {item.name for cls in (PreferenceConfig, ModelConfig) for item in fields(cls)}
+    assert {f"--{name}" for name in names} <= options
+    assert {"--model", "--dataset", "--config"} <= options
+
+
+def test_options_reach_their_places(model_folder, tmp_path):
+    data_args, config, model_args = parsed(
+        *("--model", model_folder, "--dataset=rows.jsonl", "--output_dir", tmp_path),
+        *("--loss_type", "dpo + 0.2*sft", "--beta", "0.3", "--loss_kwargs", '{"sft": {}}'),
+        *("--lora-r", "4", "--load_in_4bit", "--max_length", "none", "--no_disable_dropout"),
+        "--report_to=none",
+    )
+    assert data_args.dataset_name == "rows.jsonl"
+    assert model_args.model_name_or_path == str(model_folder)
+    assert (model_args.lora_r, model_args.load_in_4bit) == (4, True)
+    assert config.objective.name == "dpo + 0.2*sft"
+    assert (config.beta, config.max_length, config.disable_dropout) == (0.3, None, False)
+
+
+def test_several_losses_and_weights_are_lists(tmp_path):
+    _, config, _ = parsed(
+        *("--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", tmp_path),
+        *("--loss_type", "sigmoid", "sft", "--loss_weights", "1", "0.5", "--report_to=none"),
+    )
+    assert config.objective.name == "dpo + 0.5*sft"
+
+
+def test_a_file_gives_options_and_the_command_line_goes_before_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFOPT_TEST_VARIABLE", "before")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: m\ndataset: d\nloss_type: ipo\nbeta: 0.5\nlearning_rate: 1e-5\nlora-r: 8\n"
+        "loss_kwargs:\n  normalize: sum\nreport_to: none\nenv:\n  PREFOPT_TEST_VARIABLE: 7\n"
+        f"output_dir: {tmp_path}\n"
+    )
+    for spelling in (["--config", path], [f"--config={path}"]):
+        data_args, config, model_args = parsed(*spelling, "--beta", "0.2")
+        assert (data_args.dataset_name, model_args.model_name_or_path) == ("d", "m")
+        assert (config.beta, config.learning_rate, model_args.lora_r) == (0.2, 1e-5, 8)
+        assert config.objective.terms[0].hyperparameters == {"normalize": "sum", "beta": 0.2}
+    assert os.environ["PREFOPT_TEST_VARIABLE"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss_tipe: ipo", r"unknown option in .*run.yaml: 'loss_tipe'; did you mean 'loss_type'"),
+        ("model: a\nmodel_name_or_path: b", "the same option"),
+        ("- ipo", "must map option names to values"),
+        ("a: [", "is not valid YAML"),
+        ("beta: two", "invalid float value: 'two'"),
+        ("env: [A]", "env must map"),
+        ("loss_type: xpo\nmodel: m\ndataset: d", "unknown loss 'xpo'"),
+    ],
+)
+def test_a_wrong_file_is_told_what_is_wrong(prefopt, tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    result = prefopt("train", "--config", path, "--report_to=none")
+    assert result.code == 2
+    assert re.search(message, result.err)
+    assert "Traceback" not in result.err
+
+
+MODEL_AND_DATA = ("--model", "MODEL", "--dataset", "DATA")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--dataset", "DATA"), "--model is missing"),
+        (("--model", "MODEL"), "--dataset is missing"),
+        ((*MODEL_AND_DATA, "--bta", "1"), "unknown option '--bta'; did you mean '--beta'"),
+        ((*MODEL_AND_DATA, "--bta=1"), "unknown option '--bta'; did you mean '--beta'"),
+        ((*MODEL_AND_DATA, "more"), "'more' belongs to no option"),
+        ((*MODEL_AND_DATA, "--beta", "two"), "invalid float value: 'two'"),
+        ((*MODEL_AND_DATA, "--beta", "-1"), "beta must be greater than 0, got -1"),
+        ((*MODEL_AND_DATA, "--loss_type", "dop"), "unknown loss 'dop'; did you mean 'dpo'"),
+        ((*MODEL_AND_DATA, "--loss_type", "orpo", "--beta", "1"), "beta"),
+        ((*MODEL_AND_DATA, "--loss_kwargs", "{tau"), "loss_kwargs"),
+        ((*MODEL_AND_DATA, "--config", "nowhere.yaml"), "cannot read the config file: .*nowhere"),
+        ((*MODEL_AND_DATA, "--eval_fraction", "1.5"), "eval_fraction must be in"),
+        (
+            (*MODEL_AND_DATA, "--dataset_train_split", "best"),
+            "its only split is 'train', not 'best'",
+        ),
+        ((*MODEL_AND_DATA, "--eval_strategy", "epoch"), "there are no rows for them"),
+        (("--model", "MODEL", "--dataset", "/no/rows.jsonl"), "/no/rows.jsonl"),
+        (("--model", "/no/model", "--dataset", "DATA"), "/no/model"),
+        (("--model", "MODEL", "--dataset", "THUMBS", "--loss_type", "dpo"), "dpo"),
+        ((*MODEL_AND_DATA, "--load_in_4bit", "--load_in_8bit"), "8 bit and 4 bit"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_two(
+    prefopt, model_folder, data_files, tmp_path, argv, message
+):
+    names = {
+        "MODEL": str(model_folder),
+        "DATA": str(data_files["paired"]),
+        "THUMBS": str(data_files["unpaired"]),
+    }
+    argv = [names.get(item, item) for item in argv]
+    result = prefopt("train", *argv, "--output_dir", tmp_path, *FAST)
+    assert result.code == 2, result.err
+    error = result.err[result.err.rindex("prefopt: error: ") :]
+    assert re.search(message, error), error
+    assert "Traceback" not in result.err
+    assert "usage:" not in result.err
+
+
+def test_a_failure_inside_training_is_not_blamed_on_the_user(
+    prefopt, model_folder, data_files, tmp_path, monkeypatch
+):
+    from prefopt.trainer import PreferenceTrainer
+
+    def fail(*args, **kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(PreferenceTrainer, "train", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        prefopt(
+            *("train", "--model", model_folder, "--dataset", data_files["paired"]),
+            *("--output_dir", tmp_path, *FAST),
+        )
+
+
+def test_fields_that_both_have_are_the_configurations():
+    @dataclass
+    class Ours:
+        beta: float = 1.0
+        remote: bool = False
+
+    @dataclass
+    class Theirs:
+        remote: bool = True
+        size: int = 3
+
+    rest = train._without_fields_of(Theirs, Ours)
+    assert [item.name for item in fields(rest) if item.init] == ["size"]
+    assert rest(size=4).size == 4
+    assert rest().remote is True
+
+
+def test_flags_of_the_model_reach_the_trainer(monkeypatch, tmp_path):
+    import prefopt.trainer
+
+    seen = {}
+    monkeypatch.setattr(
+        prefopt.trainer, "PreferenceTrainer", lambda **options: seen.update(options)
+    )
+    _, config, model_args = parsed(
+        *("--model", "m", "--dataset", "d", "--output_dir", tmp_path, "--report_to=none"),
+        *("--dtype", "bfloat16", "--model_revision", "abc", "--use_peft", "--lora_r", "3"),
+        *("--load_in_4bit", "--model_init_kwargs", '{"revision": "def", "use_cache": false}'),
+    )
+    train.make_trainer(config, model_args, ["row"], None)
+    assert seen["model"] == "m"
+    assert config.model_init_kwargs == {
+        "revision": "def",
+        "dtype": "bfloat16",
+        "use_cache": False,
+    }
+    assert seen["peft_config"].r == 3
+    assert seen["quantization_config"].load_in_4bit is True
+
+
+def test_held_out_rows_are_the_same_for_the_same_seed(data_files, tmp_path):
+    def held_out(seed):
+        data_args, config, _ = parsed(
+            *("--model", "m", "--dataset", data_files["paired"], "--output_dir", tmp_path),
+            *("--eval_fraction", "0.25", "--seed", seed, "--report_to=none"),
+        )
+        train_rows, eval_rows = train.load_splits(data_args, config)
+        assert (len(train_rows), len(eval_rows)) == (18, 6)
+        return eval_rows["prompt"][:], eval_rows["chosen"][:]
+
+    assert held_out(1) == held_out(1)
+    assert held_out(1) != held_out(2)
+
+
+def test_latest_checkpoint_can_be_asked_for_on_the_command_line():
+    assert train._checkpoint("true") is True
+    assert train._checkpoint("True") is True
+    assert train._checkpoint(None) is None
+    assert train._checkpoint("out/checkpoint-2") == "out/checkpoint-2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "slic", "orpo", "discopop"])
+def test_every_method_trains_on_real_pairs(prefopt, model_folder, shared_dir, tmp_path, loss):
+    data = shared_dir / "data/preference/hh_helpful_base_test.jsonl.gz"
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data, "--loss_type", loss),
+        *("--output_dir", tmp_path, "--dataset_train_split", "train[:64]"),
+        *("--max_length", "512", "--learning_rate", "1e-3", *FAST),
+    )
+    assert result.code == 0, result.err
+    assert moved(tmp_path, model_folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_the_first_reports(model_folder, data_files, tmp_path):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"),
+        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
+        *("--main_process_port=0", "-m", "prefopt", "train", "--model", str(model_folder)),
+        *("--dataset", str(data_files["paired"]), "--output_dir", str(tmp_path), *FAST),
+        *("--learning_rate=1e-2", "--eval_fraction=0.25"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("After training") == 1
+    assert moved(tmp_path, model_folder)
+
+
+@pytest.mark.slow
+def test_four_bit_with_lora_trains(prefopt, model_folder, data_files, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files["paired"], "--use_peft"),
+        *("--load_in_4bit", "--lora_r", "2", "--output_dir", tmp_path, *FAST),
+    )
+    assert result.code == 0, result.err
+    assert (tmp_path / "adapter_config.json").is_file()
+
+
+def test_errors_of_the_parser_are_user_errors():
+    with pytest.raises(UserError, match="expected one argument"):
+        parsed("--model")
