@@ -1,7 +1,8 @@
 """Preference data of any format, as token ids: read, checked, counted."""
 
 from prefopt.data.errors import DataError
-from prefopt.data.formats import Example, Kind, read_example
+from prefopt.data.example import Example, Kind
+from prefopt.data.formats import read_example
 from prefopt.data.kinds import check_kind, detect_kind
 from prefopt.data.prepare import PreparedDataset, prepare_dataset
 from prefopt.data.report import DataReport, Lengths, SetAside

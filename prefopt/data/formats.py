@@ -23,12 +23,10 @@ masks ``chosen_mask`` and ``rejected_mask``, or ``completion_mask`` (or ``comple
 Other columns are not looked at.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from prefopt.data.errors import DataError
+from prefopt.data.example import Example, Form, Kind, Row, read_label, read_ranking
 from prefopt.data.messages import (
     Message,
     common_messages,
@@ -36,27 +34,11 @@ from prefopt.data.messages import (
     read_options,
     read_tools,
 )
+from prefopt.data.pretokenized import IDS_COLUMNS, read_ids
 
-__all__ = ["IDS_COLUMNS", "SOURCE_COLUMNS", "Example", "Kind", "read_example"]
-
-Kind = Literal["paired", "unpaired", "ranked"]
-Form = Literal["text", "messages", "ids"]
+__all__ = ["PROMPT_LIKE", "SOURCE_COLUMNS", "read_example"]
 
 # The columns a row may be read from; whatever else a data set has is extra.
-IDS_COLUMNS = (
-    "prompt_ids",
-    "completion_ids",
-    "chosen_ids",
-    "rejected_ids",
-    "completion_mask",
-    "completion_masks",
-    "chosen_mask",
-    "rejected_mask",
-    "kl_completion_ids",
-    "KL_completion_ids",
-    "kind",
-    "desirable",
-)
 SOURCE_COLUMNS = (
     "prompt",
     "chosen",
@@ -84,66 +66,6 @@ ACCEPTED = (
 )
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt with its completions, as the row gives them.
-
-    Attributes:
-        kind: Paired (chosen first), unpaired (one completion), or ranked (best first).
-        form: Whether prompt and completions are text, messages or token ids.
-        prompt: The prompt.
-        completions: The completions, in the same form.
-        desirable: Whether each completion is wanted; empty if ranked.
-        ranks: Rank of each completion, 0 is best, ties share; empty if unpaired.
-        scores: Score of each completion, if ranked with scores.
-        masks: Which tokens of each completion count, if given; for token ids only.
-        kl_completions: Mismatched completion of each completion, if given; for token ids only.
-        tools: Tool schemas for the chat template.
-        options: Further arguments of the chat template.
-        unusable: Why there is nothing to learn from the row; None if there is.
-    """
-
-    kind: Kind
-    form: Form
-    prompt: Any
-    completions: list[Any]
-    desirable: list[bool] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    masks: list[list[bool]] | None = None
-    kl_completions: list[list[int]] | None = None
-    tools: list[Any] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    unusable: str | None = None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of the data set: its values that are not null, and where it stands."""
-
-    values: Mapping[str, Any]
-    columns: Sequence[str]
-    number: int
-
-    def __contains__(self, column: str) -> bool:
-        return column in self.values
-
-    def get(self, column: str) -> Any:
-        """Return the value of the column, None if it is null or missing."""
-        return self.values.get(column)
-
-    def need(self, column: str, why: str) -> Any:
-        """Return the value of the column, which must be there."""
-        if column in self.values:
-            return self.values[column]
-        problem = "is null" if column in self.columns else "is missing"
-        raise self.wrong(column, f"{problem}; {why}")
-
-    def wrong(self, column: str | None, problem: str) -> DataError:
-        """Return the error that the column of this row is wrong."""
-        return DataError(problem, self.number, column)
-
-
 def read_example(row: Mapping[str, Any], number: int) -> Example:
     r"""Return the prompt and completions of a row, in any of the formats of this module.
 
@@ -164,20 +86,20 @@ def read_example(row: Mapping[str, Any], number: int) -> Example:
         ('paired', '\n\nHuman: Hi\n\nAssistant:', [' Hello', ' Hell'])
     """
     values = {column: value for column, value in row.items() if value is not None}
-    cells = _Row(values, list(row), number)
+    cells = Row(values, list(row), number)
     if any(column in cells for column in IDS_COLUMNS[:4]):
-        return _read_ids(cells)
+        return read_ids(cells)
     kind, columns = _read_kind(cells)
     if kind == "paired":
         given = [cells.need(name, "a pair needs 'chosen' and 'rejected'") for name in columns]
         judged: dict[str, Any] = {"desirable": [True, False], "ranks": [0, 1]}
     elif kind == "unpaired":
         given = [cells.need(columns[0], "an unpaired row needs its completion")]
-        judged = {"desirable": [_read_label(cells)]}
+        judged = {"desirable": [read_label(cells)]}
     else:
         given = _read_list(cells, columns[0])
         columns = columns * len(given)
-        judged = _read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
+        judged = read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
     order = judged.pop("order", range(len(given)))
     form, prompt, completions, unusable = _read_texts(cells, given, columns)
     return Example(
@@ -191,7 +113,7 @@ def read_example(row: Mapping[str, Any], number: int) -> Example:
     )
 
 
-def _read_kind(row: _Row) -> tuple[Kind, list[str]]:
+def _read_kind(row: Row) -> tuple[Kind, list[str]]:
     """Return the kind of a row of text or messages, and the columns of its completions."""
     found: dict[Kind, list[str]] = {}
     if "chosen" in row or "rejected" in row:
@@ -218,7 +140,7 @@ def _read_kind(row: _Row) -> tuple[Kind, list[str]]:
     )
 
 
-def _read_list(row: _Row, column: str) -> list[Any]:
+def _read_list(row: Row, column: str) -> list[Any]:
     value = row.get(column)
     if not isinstance(value, list) or not value:
         found = "an empty list" if isinstance(value, list) else type(value).__name__
@@ -229,59 +151,8 @@ def _read_list(row: _Row, column: str) -> list[Any]:
     return value
 
 
-def _read_label(row: _Row) -> bool:
-    label = row.need("label", "an unpaired row needs True, False, 1 or 0")
-    if not isinstance(label, bool | int | float) or label not in (0, 1):
-        raise row.wrong(
-            "label",
-            f"needs True, False, 1 or 0, got {label!r}; map what the data has to these first, and "
-            "leave out rows that say neither",
-        )
-    return bool(label)
-
-
-def _read_ranking(row: _Row, count: int, *, ranked_as_given: bool) -> dict[str, Any]:
-    """Return ranks, scores, and the order that puts the best completion first."""
-    scores = _read_numbers(row, "scores", count) if "scores" in row else []
-    if "ranks" in row:
-        keys = _read_numbers(row, "ranks", count)
-    elif scores:
-        keys = [-score for score in scores]
-    elif ranked_as_given:
-        keys = list(range(count))
-    else:
-        raise row.wrong(
-            "ranks", "is missing; completions need 'ranks' (0 is best) or 'scores' (more is better)"
-        )
-    places = {key: rank for rank, key in enumerate(sorted(set(keys)))}
-    order = sorted(range(count), key=lambda place: keys[place])
-    unusable = None
-    if count == 1:
-        unusable = "a single completion is no ranking"
-    elif len(places) == 1:
-        unusable = "all completions share one rank"
-    return {
-        "order": order,
-        "ranks": [places[keys[place]] for place in order],
-        "scores": [scores[place] for place in order] if scores else [],
-        "unusable": unusable,
-    }
-
-
-def _read_numbers(row: _Row, column: str, count: int) -> list[float]:
-    numbers = row.get(column)
-    if not isinstance(numbers, list) or len(numbers) != count:
-        found = f"{len(numbers)} of them" if isinstance(numbers, list) else type(numbers).__name__
-        raise row.wrong(column, f"needs a list of {count} numbers, one a completion, got {found}")
-    for place, number in enumerate(numbers):
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if not is_number or not math.isfinite(number):
-            raise row.wrong(column, f"number {place} is {number!r}; it must be a finite number")
-    return numbers
-
-
 def _read_texts(
-    row: _Row, given: list[Any], columns: list[str]
+    row: Row, given: list[Any], columns: list[str]
 ) -> tuple[Form, Any, list[Any], str | None]:
     """Return form, prompt, completions, and why the row is unusable, if it is."""
     are_text = [isinstance(value, str) for value in given]
@@ -305,11 +176,11 @@ def _read_texts(
     return "messages", _with_system(row, prompt), completions, None
 
 
-def _has(row: _Row, column: str) -> bool:
+def _has(row: Row, column: str) -> bool:
     return column in row.columns
 
 
-def _messages_column(row: _Row, columns: Sequence[str]) -> str | None:
+def _messages_column(row: Row, columns: Sequence[str]) -> str | None:
     """Return the column that holds the messages of the prompt, None if there is none."""
     for column in ("messages", "conversations"):
         if column in row and column not in columns:
@@ -317,11 +188,11 @@ def _messages_column(row: _Row, columns: Sequence[str]) -> str | None:
     return None
 
 
-def _prompt_messages(row: _Row, column: str) -> list[Message]:
+def _prompt_messages(row: Row, column: str) -> list[Message]:
     return read_messages(row.get(column), row.number, column)
 
 
-def _plain(row: _Row, prompt: str, texts: list[str]) -> tuple[Form, Any, list[Any], str | None]:
+def _plain(row: Row, prompt: str, texts: list[str]) -> tuple[Form, Any, list[Any], str | None]:
     if row.get("system"):
         raise row.wrong(
             "system",
@@ -332,7 +203,7 @@ def _plain(row: _Row, prompt: str, texts: list[str]) -> tuple[Form, Any, list[An
 
 
 def _implicit_text(
-    row: _Row, texts: list[str], column: str
+    row: Row, texts: list[str], column: str
 ) -> tuple[Form, Any, list[Any], str | None]:
     """Tell the prompt from the completions of texts that begin with it."""
     shared = _shared_characters(texts)
@@ -373,7 +244,7 @@ def _shared_characters(texts: Sequence[str]) -> str:
 
 
 def _read_conversation(
-    row: _Row, prompt: Any, given: list[list[Message]], columns: list[str]
+    row: Row, prompt: Any, given: list[list[Message]], columns: list[str]
 ) -> tuple[list[Message], list[list[Message]]]:
     """Return the prompt and the completions of a row whose completions are messages."""
     are_answers = all(messages[0]["role"] not in ("system", "user") for messages in given)
@@ -400,7 +271,7 @@ def _read_conversation(
 
 
 def _implicit_messages(
-    row: _Row, given: list[list[Message]], columns: list[str]
+    row: Row, given: list[list[Message]], columns: list[str]
 ) -> tuple[list[Message], list[list[Message]]]:
     shared = common_messages(given)
     if not shared:
@@ -409,7 +280,7 @@ def _implicit_messages(
     return given[0][:shared], [messages[shared:] for messages in given]
 
 
-def _with_system(row: _Row, prompt: list[Message]) -> list[Message]:
+def _with_system(row: Row, prompt: list[Message]) -> list[Message]:
     """Return the messages of the prompt, after those of the ``system`` column."""
     system = row.get("system")
     if not system:
@@ -423,129 +294,10 @@ def _with_system(row: _Row, prompt: list[Message]) -> list[Message]:
     return prompt
 
 
-def _read_template_arguments(row: _Row, form: Form) -> dict[str, Any]:
+def _read_template_arguments(row: Row, form: Form) -> dict[str, Any]:
     options = read_options(row.get("chat_template_kwargs"), row.number)
     if form == "messages":
         return {"options": options, "tools": read_tools(row.get("tools"), row.number)}
     if options:
         raise row.wrong("chat_template_kwargs", "needs messages, but the row holds plain text")
     return {}
-
-
-def _read_ids(row: _Row) -> Example:
-    """Return a row of token ids, which nothing is added to."""
-    why = "a row of token ids needs 'prompt_ids', and 'chosen_ids' and 'rejected_ids', or "
-    why += "'completion_ids'"
-    prompt = _ids(row, "prompt_ids", row.need("prompt_ids", why), may_be_empty=True)
-    judged: dict[str, Any]
-    if "chosen_ids" in row or "rejected_ids" in row:
-        kind: Kind = "paired"
-        names = ("chosen_ids", "rejected_ids")
-        completions = [_ids(row, name, row.need(name, why)) for name in names]
-        judged = {"desirable": [True, False], "ranks": [0, 1]}
-        masks = _read_masks(row, completions, ("chosen_mask", "rejected_mask"))
-        order: Sequence[int] = (0, 1)
-    else:
-        given = row.need("completion_ids", why)
-        nested = isinstance(given, list) and bool(given) and not _is_number(given[0])
-        column = "completion_ids"
-        completions = [_ids(row, column, ids) for ids in (given if nested else [given])]
-        kind, judged = _judge_ids(row, completions, nested)
-        order = judged.pop("order", range(len(completions)))
-        masks = _read_masks(row, completions, ())
-    return Example(
-        kind=kind,
-        form="ids",
-        prompt=prompt,
-        completions=[completions[place] for place in order],
-        masks=[masks[place] for place in order] if masks is not None else None,
-        kl_completions=_read_kl(row, order),
-        **judged,
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _judge_ids(
-    row: _Row, completions: list[list[int]], nested: bool
-) -> tuple[Kind, dict[str, Any]]:
-    """Return the kind of a row of ``completion_ids`` and what is said of its completions."""
-    count = len(completions)
-    stated = row.get("kind")
-    if stated not in (None, "paired", "unpaired", "ranked"):
-        raise row.wrong("kind", f"needs 'paired', 'unpaired' or 'ranked', got {stated!r}")
-    if stated == "paired":
-        if count != 2:
-            raise row.wrong("completion_ids", f"a pair has 2 completions, got {count}")
-        return "paired", {"desirable": [True, False], "ranks": [0, 1]}
-    if stated == "unpaired" or (stated is None and ("label" in row or not nested)):
-        if count != 1:
-            raise row.wrong("completion_ids", f"an unpaired row has 1 completion, got {count}")
-        desirable = row.get("desirable")
-        if "label" not in row and isinstance(desirable, list) and len(desirable) == 1:
-            return "unpaired", {"desirable": [bool(desirable[0])]}
-        return "unpaired", {"desirable": [_read_label(row)]}
-    if stated is None and not ("ranks" in row or row.get("scores")):
-        raise row.wrong(
-            "completion_ids",
-            "does not tell which completion is better: use 'chosen_ids' and 'rejected_ids', or add "
-            "'label', 'ranks', 'scores' or 'kind'",
-        )
-    if not row.get("scores"):  # prepared rows of other kinds have an empty list there
-        row = _Row({k: v for k, v in row.values.items() if k != "scores"}, row.columns, row.number)
-    return "ranked", _read_ranking(row, count, ranked_as_given=False)
-
-
-def _ids(row: _Row, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:
-    if not isinstance(value, list):
-        raise row.wrong(column, f"needs a list of token ids, got {type(value).__name__}")
-    for place, token in enumerate(value):
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-            raise row.wrong(column, f"token {place} is {token!r}; a token id is an integer >= 0")
-    if not value and not may_be_empty:
-        raise row.wrong(column, "is empty; a completion needs at least one token")
-    return value
-
-
-def _read_masks(
-    row: _Row, completions: list[list[int]], pair: tuple[str, ...]
-) -> list[list[bool]] | None:
-    """Return the mask of each completion, or None if the row has none."""
-    if any(name in row for name in pair):
-        names: Sequence[str] = pair
-        given: Any = [row.need(name, "both completions need a mask, or neither") for name in pair]
-    else:
-        found = [name for name in ("completion_mask", "completion_masks") if name in row]
-        if not found:
-            return None
-        names, given = found[:1] * len(completions), row.get(found[0])
-        if isinstance(given, list) and given and _is_number(given[0]):
-            given = [given]
-    if not isinstance(given, list) or len(given) != len(completions):
-        raise row.wrong(names[0], f"needs {len(completions)} masks, one a completion")
-    for name, mask, ids in zip(names, given, completions, strict=True):
-        if not isinstance(mask, list) or len(mask) != len(ids):
-            found_length = len(mask) if isinstance(mask, list) else type(mask).__name__
-            raise row.wrong(
-                name, f"needs {len(ids)} values, one a token of the completion, got {found_length}"
-            )
-        for place, counts in enumerate(mask):
-            if counts not in (0, 1):
-                raise row.wrong(name, f"value {place} is {counts!r}; it needs True or False")
-    return [[bool(counts) for counts in mask] for mask in given]
-
-
-def _read_kl(row: _Row, order: Sequence[int]) -> list[list[int]] | None:
-    count = len(order)
-    for column in ("kl_completion_ids", "KL_completion_ids"):
-        given = row.get(column)
-        if given is None:
-            continue
-        if isinstance(given, list) and given and _is_number(given[0]):
-            given = [given]
-        if not isinstance(given, list) or len(given) != count:
-            raise row.wrong(column, f"needs {count} lists of token ids, one a completion")
-        return [_ids(row, column, given[place]) for place in order]
-    return None

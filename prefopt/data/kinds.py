@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefopt.data.errors import DataError
-from prefopt.data.formats import Kind, read_example
+from prefopt.data.example import Kind
+from prefopt.data.formats import read_example
 
 __all__ = ["check_kind", "detect_kind"]
 

@@ -5,13 +5,25 @@ takes from the last. A row of the same prompt, or with the very same completion,
 the one before it. Nothing is drawn, so nothing depends on batch size, shuffling or seed.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from datasets import Dataset, Features
+from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-__all__ = ["Donors", "find_donors"]
+from prefopt.data.arrow import list_lengths, read_column
+from prefopt.data.errors import DataError
+from prefopt.data.rows import OPTIONAL, VERSION
+
+__all__ = ["Donors", "StreamMismatch", "add_mismatched", "find_donors"]
+
+REMEMBERED_ROWS = 32  # of a stream, each of another prompt
+NO_DONOR = (
+    "no other row has a mismatched completion for the KL estimate: that needs rows of at least two "
+    "prompts with different completions"
+)
 
 Ints = NDArray[np.int64]
 
@@ -89,4 +101,133 @@ def _run_lengths(values: Ints) -> Ints:
     index = np.arange(2 * total)
     begins = np.flatnonzero(np.append(True, twice[1:] != twice[:-1]))
     last_begin = begins[np.searchsorted(begins, index, side="right") - 1]
-    return np.minimum(index - last_begin + 1, total)[total:]
+    lengths: Ints = np.minimum(index - last_begin + 1, total)[total:]
+    return lengths
+
+
+def add_mismatched(
+    dataset: Dataset, max_length: int | None, num_proc: int | None = None
+) -> tuple[Dataset, int]:
+    """Add ``kl_completion_ids`` to prepared rows: a mismatched completion for each completion.
+
+    Args:
+        dataset: Rows as ``prefopt.data.rows`` makes them.
+        max_length: Most tokens of prompt + mismatched completion; None for no limit.
+        num_proc: Number of processes.
+
+    Returns:
+        The rows, and how many completions could not be given that of the row before.
+
+    Raises:
+        DataError: If there is no mismatched completion for one of them.
+    """
+    keys = read_column(dataset, "_keys")
+    donors, counts = _donors_of(list_lengths(keys), np.asarray(keys.flatten()))
+    if (donors.rows < 0).any():
+        raise DataError(NO_DONOR)
+    features = Features({**dataset.features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
+    mapped = dataset.map(
+        _take_mismatched,
+        batched=True,
+        with_indices=True,
+        input_columns=["prompt_ids"],
+        features=features,
+        fn_kwargs={
+            "source": dataset.select_columns(["completion_ids"]),
+            "donors": donors,
+            "starts": np.append(0, np.cumsum(counts)),
+            "max_length": max_length,
+        },
+        num_proc=min(num_proc, len(dataset)) if num_proc else None,
+        # All that the result depends on, beyond the rows themselves: the donors follow from these.
+        new_fingerprint=Hasher.hash((dataset._fingerprint, "mismatched", max_length, VERSION)),
+        desc="Taking mismatched completions",
+    )
+    return mapped, donors.skipped
+
+
+def _donors_of(
+    lengths: NDArray[np.int64], keys: NDArray[np.int64]
+) -> tuple[Donors, NDArray[np.int64]]:
+    """Return donors and number of completions of rows, from the prompt's and completions' keys."""
+    starts = np.cumsum(lengths) - lengths
+    donors = find_donors(keys[starts], np.delete(keys, starts), lengths - 1)
+    return donors, lengths - 1
+
+
+def _take_mismatched(
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    *,
+    source: Dataset,
+    donors: Donors,
+    starts: NDArray[np.int64],
+    max_length: int | None,
+) -> dict[str, list[Any]]:
+    """Return the mismatched completions of a batch of rows; the function ``datasets`` maps."""
+    slots = [range(starts[number], starts[number + 1]) for number in numbers]
+    wanted = sorted({int(donors.rows[slot]) for row in slots for slot in row})
+    taken = dict(zip(wanted, source[wanted]["completion_ids"], strict=True))
+    taken_rows = [[taken[int(donors.rows[s])][donors.places[s]] for s in row] for row in slots]
+    return {"kl_completion_ids": _cut_to_room(prompts, taken_rows, max_length)}
+
+
+def _cut_to_room(
+    prompts: Sequence[Sequence[int]], completions: list[Any], max_length: int | None
+) -> list[list[Any]]:
+    """Cut each row's mismatched completions to what ``max_length`` leaves behind its prompt."""
+    if max_length is None:
+        return completions
+    return [
+        [ids[: max_length - len(prompt)] for ids in row]
+        for prompt, row in zip(prompts, completions, strict=True)
+    ]
+
+
+class StreamMismatch:
+    """Adds mismatched completions to the rows of a stream.
+
+    Rows take from rows before them, the first rows of the stream from the end of its first batch.
+
+    Args:
+        max_length: Most tokens of prompt + mismatched completion; None for no limit.
+        name: What the data set is called, for errors.
+
+    Raises:
+        DataError: When called, if there is no mismatched completion for a row.
+    """
+
+    def __init__(self, max_length: int | None, name: str) -> None:
+        self.max_length = max_length
+        self.name = name
+        self.before: list[tuple[list[int], list[list[int]]]] = []  # keys, completions
+
+    def __call__(
+        self, batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]
+    ) -> dict[str, list[Any]]:
+        """Return the mismatched completions of a batch of rows, those with numbers ascending."""
+        if numbers[0] == 0:
+            self.before = []
+        rows = self.before + list(zip(batch["_keys"], batch["completion_ids"], strict=True))
+        keys = np.asarray([key for row_keys, _ in rows for key in row_keys], dtype=np.int64)
+        donors, counts = _donors_of(np.asarray([len(row_keys) for row_keys, _ in rows]), keys)
+        ends = np.cumsum(counts)
+        taken = [
+            [rows[donors.rows[slot]][1][donors.places[slot]] for slot in range(end - count, end)]
+            for end, count in zip(ends[len(self.before) :], counts[len(self.before) :], strict=True)
+        ]
+        if (donors.rows[len(donors.rows) - sum(map(len, taken)) :] < 0).any():
+            raise DataError(f"{NO_DONOR} among {len(rows)} successive rows", dataset=self.name)
+        self.before = list(_last_of_each_prompt(rows))[:REMEMBERED_ROWS][::-1]
+        return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], taken, self.max_length)}
+
+
+def _last_of_each_prompt(
+    rows: Sequence[tuple[list[int], list[list[int]]]],
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Yield the last row of each prompt, last first."""
+    seen = set()
+    for keys, completions in reversed(rows):
+        if keys[0] not in seen:
+            seen.add(keys[0])
+            yield keys, completions

@@ -1,69 +1,25 @@
 """From a data set in any format to token ids, each row counted: kept, cut, or set aside and why."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, List, Value
-from datasets.fingerprint import Hasher
-from numpy.typing import NDArray
+from datasets import Dataset, Features, IterableDataset
 
 from prefopt.data.errors import DataError
-from prefopt.data.formats import (
-    PROMPT_LIKE,
-    SOURCE_COLUMNS,
-    Example,
-    read_example,
-)
-from prefopt.data.mismatch import Donors, find_donors
-from prefopt.data.report import DataReport, Lengths, SetAside
-from prefopt.data.tokenize import Tokenized, Tokenizer, common_prefix_length, tokenize
+from prefopt.data.formats import read_example
+from prefopt.data.mismatch import StreamMismatch, add_mismatched
+from prefopt.data.report import DataReport, SetAside, count_rows
+from prefopt.data.rows import FACTS, OPTIONAL, VERSION, Plan, prepare_batch
+from prefopt.data.tokenize import Tokenizer
 
 __all__ = ["PreparedDataset", "prepare_dataset"]
 
-# Part of the key under which `datasets` caches prepared rows: raise it when they would come out
-# differently, since `datasets` does not look into the functions of an installed package.
-VERSION = 1
 STREAM_BATCH = 100
 FIRST_ROWS = 8
 EXAMPLE_ROWS = 5
-REMEMBERED_ROWS = 32
-NO_ROOM = "the prompt leaves no room for a completion"
-NO_TOKENS = "a completion has no token that counts"
-NO_DONOR = (
-    "no other row has a mismatched completion for the KL estimate: that needs rows of at least two "
-    "prompts with different completions"
-)
-MASKS = ("completion_mask", "completion_masks", "chosen_mask", "rejected_mask")
-IDS = List(Value("int32"))
-OUTPUTS = {
-    "kind": Value("string"),
-    "prompt_ids": IDS,
-    "completion_ids": List(IDS),
-    "desirable": List(Value("bool")),
-    "ranks": List(Value("int32")),
-}
-OPTIONAL = {
-    "completion_masks": List(List(Value("bool"))),
-    "scores": List(Value("float64")),
-    "kl_completion_ids": List(IDS),
-}
-# Facts about each row that go into the report and are removed again.
-FACTS = {
-    "_reason": Value("string"),
-    "_cut_tokens": List(Value("int32")),
-    "_identical": Value("bool"),
-    "_identical_after": Value("bool"),
-    "_moved": Value("bool"),
-    "_layout_tokens": Value("int64"),
-    "_keys": List(Value("int64")),
-}
 
 logger = getLogger(__name__)
 
@@ -122,6 +78,7 @@ def prepare_dataset(
     for option, number in {"max_length": max_length, "batch_size": batch_size}.items():
         if number is not None and number < 1:
             raise ValueError(f"{option} must be at least 1, got {number}")
+    dataset = dataset.with_format(None)
     try:
         if isinstance(dataset, IterableDataset):
             return _prepare_stream(dataset, tokenizer, max_length, needs_kl, name)
@@ -129,7 +86,10 @@ def prepare_dataset(
             raise DataError("has no rows")
         prepared = _prepare_rows(dataset, tokenizer, max_length, num_proc, name, batch_size)
         if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
-            prepared = _add_mismatched(prepared, max_length, num_proc)
+            rows, skipped = add_mismatched(prepared.dataset, max_length, num_proc)
+            assert prepared.report is not None
+            report = replace(prepared.report, mismatched_further=skipped)
+            prepared = replace(prepared, dataset=rows, report=report)
     except DataError as error:
         raise error.within(name) from error.__cause__
     return replace(prepared, dataset=prepared.dataset.remove_columns(list(FACTS)))
@@ -144,14 +104,13 @@ def _prepare_rows(
     batch_size: int,
 ) -> PreparedDataset:
     columns = dataset.column_names
-    plan = _Plan.of(columns)
-    extra = {column: dataset.features[column] for column in plan.extra}
+    plan = Plan.of(columns)
     mapped = dataset.map(
         prepare_batch,
         batched=True,
         with_indices=True,
-        remove_columns=[column for column in columns if column not in extra],
-        features=Features({**extra, **{c: (OUTPUTS | OPTIONAL | FACTS)[c] for c in plan.outputs}}),
+        remove_columns=[column for column in columns if column not in plan.extra],
+        features=plan.features(dataset.features),
         fn_kwargs={
             "tokenizer": tokenizer,
             "max_length": max_length,
@@ -170,11 +129,11 @@ def _prepare_rows(
         for reason, count in Counter(why for why in reasons if why is not None).items()
     }
     if not kept:
-        told = "; ".join(f"{count} rows: {reason}" for reason, (count, _) in set_aside.items())
+        told = "; ".join(f"{aside.count} rows: {why}" for why, aside in set_aside.items())
         raise DataError(f"no row is left ({told}; max_length is {max_length})")
     mapped = mapped.select(kept) if set_aside else mapped
     report = DataReport(
-        **_count(mapped, batch_size),
+        **count_rows(mapped, batch_size),
         name=name,
         rows=len(dataset),
         kept=len(kept),
@@ -189,258 +148,6 @@ def _prepare_rows(
     return PreparedDataset(mapped, report, frozenset(report.kinds))
 
 
-class _Plan(NamedTuple):
-    """Which columns a data set keeps, and which it gets."""
-
-    extra: list[str]
-    outputs: list[str]
-
-    @classmethod
-    def of(cls, columns: Sequence[str]) -> "_Plan":
-        has_ids = "prompt_ids" in columns
-        wanted = {
-            "completion_masks": has_ids and any(column in MASKS for column in columns),
-            "scores": "scores" in columns
-            and any(c in columns for c in ("completions", "responses", "completion_ids")),
-            "kl_completion_ids": has_ids
-            and any(c in columns for c in ("kl_completion_ids", "KL_completion_ids")),
-        }
-        outputs = [*OUTPUTS, *(column for column, want in wanted.items() if want), *FACTS]
-        read = {*SOURCE_COLUMNS}
-        if not wanted["scores"]:
-            read -= {"scores"}
-        if not has_ids:
-            for column in {*OUTPUTS, *OPTIONAL} & {*columns} - {"ranks", "scores"}:
-                raise DataError(
-                    "is the name of a column of prepared data; rename yours with "
-                    "dataset.rename_column",
-                    column=column,
-                )
-        if clash := next((column for column in columns if column in FACTS), None):
-            raise DataError("is a name prefopt uses meanwhile; rename yours", column=clash)
-        extra = [column for column in columns if column not in read]
-        return cls(extra, outputs)
-
-
-def prepare_batch(
-    batch: Mapping[str, Sequence[Any]],
-    numbers: Sequence[int],
-    *,
-    tokenizer: Tokenizer | None,
-    max_length: int | None,
-    outputs: Sequence[str],
-    version: int = VERSION,
-) -> dict[str, list[Any]]:
-    """Prepare a batch of rows; the function that ``datasets`` maps.
-
-    It is given everything by argument, so that ``datasets`` finds what it prepared before.
-
-    Args:
-        batch: Columns of the rows.
-        numbers: Numbers of the rows in the data set.
-        tokenizer: As in ``prepare_dataset``.
-        max_length: As in ``prepare_dataset``.
-        outputs: Columns to return.
-        version: Version of this function, for the cache of ``datasets``.
-
-    Raises:
-        DataError: If a row is none of the formats.
-    """
-    columns = [column for column in batch if column in SOURCE_COLUMNS or column in PROMPT_LIKE]
-    others = {column: None for column in batch if column not in columns}
-    examples = [
-        read_example({**others, **{column: batch[column][place] for column in columns}}, number)
-        for place, number in enumerate(numbers)
-    ]
-    tokenized = tokenize(examples, numbers, tokenizer)
-    if "kl_completion_ids" in outputs:
-        for example, number in zip(examples, numbers, strict=True):
-            if example.kl_completions is None:
-                raise DataError("is null; other rows have it", number, "kl_completion_ids")
-    rows = [_finish(*both, max_length) for both in zip(examples, tokenized, strict=True)]
-    return {column: [row[column] for row in rows] for column in outputs}
-
-
-def _finish(example: Example, tokenized: Tokenized, max_length: int | None) -> dict[str, Any]:
-    """Return the prepared row: cut, checked for something to learn, and its facts."""
-    prompt, whole, moved = tokenized
-    room = len(prompt) + max(map(len, whole), default=0) if max_length is None else max_length
-    room -= len(prompt)
-    completions = [ids[: max(room, 0)] for ids in whole]
-    masks = example.masks or [[True] * len(ids) for ids in whole]
-    masks = [mask[: max(room, 0)] for mask in masks]
-    # Nothing predicts the first token of a text.
-    counted = [mask[1:] if not prompt else mask for mask in masks]
-    reason = example.unusable
-    if reason is None and room <= 0 and any(whole):
-        reason = NO_ROOM
-    if reason is None and not all(map(any, counted)):
-        reason = NO_TOKENS
-    used = reason is None
-    return {
-        "kind": example.kind,
-        "prompt_ids": prompt if used else [],
-        "completion_ids": completions if used else [],
-        "desirable": example.desirable if used else [],
-        "ranks": example.ranks if used else [],
-        "completion_masks": masks if used else [],
-        "scores": example.scores if used else [],
-        "kl_completion_ids": example.kl_completions or [] if used else [],
-        "_reason": reason,
-        "_cut_tokens": [len(a) - len(b) for a, b in zip(whole, completions, strict=True)],
-        "_identical": _any_equal(whole),
-        "_identical_after": _any_equal(completions) and not _any_equal(whole),
-        "_moved": moved,
-        "_layout_tokens": _layout_tokens(prompt, completions) if used else 0,
-        "_keys": [_key(ids) for ids in (prompt, *completions)] if used else [],
-    }
-
-
-def _any_equal(sequences: Sequence[Sequence[int]]) -> bool:
-    return len({tuple(sequence) for sequence in sequences}) < len(sequences)
-
-
-def _layout_tokens(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens ``engine.layout`` places for an example in ``shared_prefix``."""
-    shared = min(common_prefix_length(completions[0], other) for other in completions)
-    ends_here = all(len(ids) == shared for ids in completions)
-    branches = sum(max(len(ids) - shared - 1, 0) for ids in completions)
-    return len(prompt) + shared - ends_here + branches
-
-
-def _key(ids: Sequence[int]) -> int:
-    """Return a number that is equal for equal token ids, on every machine; 64 bits."""
-    digest = blake2b(np.asarray(ids, dtype="<i4").tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def _column(dataset: Dataset, name: str) -> pa.Array:
-    """Return a column as one Arrow array."""
-    tables = dataset.select_columns([name]).with_format("arrow").iter(10_000)
-    return pa.concat_arrays([chunk for table in tables for chunk in table[name].chunks])
-
-
-def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
-    return np.asarray(pc.list_value_length(lists), dtype=np.int64)
-
-
-def _count(dataset: Dataset, batch_size: int) -> dict[str, Any]:
-    """Return what the report says of the rows that were kept."""
-    kinds = np.asarray(dataset["kind"][:])
-    prompts = _list_lengths(_column(dataset, "prompt_ids"))
-    completions, counts = [], []
-    for table in dataset.select_columns(["completion_ids"]).with_format("arrow").iter(10_000):
-        for chunk in table["completion_ids"].chunks:
-            counts.append(_list_lengths(chunk))
-            completions.append(_list_lengths(pc.list_flatten(chunk)))
-    lengths, numbers = np.concatenate(completions), np.concatenate(counts)
-    starts = np.cumsum(numbers) - numbers
-    pairs = starts[kinds == "paired"]
-    labels = [
-        label
-        for kind, row in zip(kinds, dataset["desirable"][:], strict=True)
-        if kind == "unpaired"
-        for label in row
-    ]
-    cuts = dataset["_cut_tokens"][:]
-    texts = np.repeat(prompts, numbers) + lengths - 1
-    batches = starts[::batch_size]
-    per_batch = np.add.reduceat(numbers, np.arange(0, len(numbers), batch_size))
-    return {
-        "kinds": dict(sorted(Counter(kinds.tolist()).items())),
-        "cut_rows": sum(any(row) for row in cuts),
-        "cut_completions": sum(cut > 0 for row in cuts for cut in row),
-        "cut_tokens": sum(cut for row in cuts for cut in row),
-        "identical": sum(dataset["_identical"][:]),
-        "identical_after_cut": sum(dataset["_identical_after"][:]),
-        "boundary_moved": sum(dataset["_moved"][:]),
-        "prompts": _lengths(prompts),
-        "completions": _lengths(lengths),
-        "chosen": _lengths(lengths[pairs]),
-        "rejected": _lengths(lengths[pairs + 1]),
-        "desirable": sum(labels),
-        "undesirable": len(labels) - sum(labels),
-        "shared_tokens": sum(dataset["_layout_tokens"][:]),
-        "separate_tokens": int(texts.sum()),
-        "padded_tokens": int((np.maximum.reduceat(texts, batches) * per_batch).sum()),
-    }
-
-
-def _lengths(lengths: NDArray[np.int64]) -> Lengths:
-    return Lengths(len(lengths), int(lengths.sum()), int(lengths.max(initial=0)))
-
-
-def _add_mismatched(
-    prepared: PreparedDataset, max_length: int | None, num_proc: int | None
-) -> PreparedDataset:
-    """Add ``kl_completion_ids`` to prepared rows."""
-    dataset = prepared.dataset
-    keys = _column(dataset, "_keys")
-    donors, counts = _donors_of(_list_lengths(keys), np.asarray(keys.flatten()))
-    if (donors.rows < 0).any():
-        raise DataError(NO_DONOR)
-    features = Features({**dataset.features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
-    mapped = dataset.map(
-        _take_mismatched,
-        batched=True,
-        with_indices=True,
-        input_columns=["prompt_ids"],
-        features=features,
-        fn_kwargs={
-            "source": dataset.select_columns(["completion_ids"]),
-            "donors": donors,
-            "starts": np.append(0, np.cumsum(counts)),
-            "max_length": max_length,
-        },
-        num_proc=min(num_proc, len(dataset)) if num_proc else None,
-        # All that the result depends on, beyond the rows themselves: the donors follow from these.
-        new_fingerprint=Hasher.hash((dataset._fingerprint, "mismatched", max_length, VERSION)),
-        desc="Taking mismatched completions",
-    )
-    report = prepared.report
-    if report is not None:
-        report = replace(report, mismatched_further=donors.skipped)
-    return replace(prepared, dataset=mapped, report=report)
-
-
-def _donors_of(
-    lengths: NDArray[np.int64], keys: NDArray[np.int64]
-) -> tuple[Donors, NDArray[np.int64]]:
-    """Return donors and number of completions of rows, from the prompt's and completions' keys."""
-    starts = np.cumsum(lengths) - lengths
-    donors = find_donors(keys[starts], np.delete(keys, starts), lengths - 1)
-    return donors, lengths - 1
-
-
-def _take_mismatched(
-    prompts: Sequence[Sequence[int]],
-    numbers: Sequence[int],
-    *,
-    source: Dataset,
-    donors: Donors,
-    starts: NDArray[np.int64],
-    max_length: int | None,
-) -> dict[str, list[Any]]:
-    """Return the mismatched completions of a batch of rows; the function ``datasets`` maps."""
-    slots = [range(starts[number], starts[number + 1]) for number in numbers]
-    wanted = sorted({int(donors.rows[slot]) for row in slots for slot in row})
-    taken = dict(zip(wanted, source[wanted]["completion_ids"], strict=True))
-    taken_rows = [[taken[int(donors.rows[s])][donors.places[s]] for s in row] for row in slots]
-    return {"kl_completion_ids": _cut_to_room(prompts, taken_rows, max_length)}
-
-
-def _cut_to_room(
-    prompts: Sequence[Sequence[int]], completions: list[Any], max_length: int | None
-) -> list[list[Any]]:
-    """Cut each row's mismatched completions to what ``max_length`` leaves behind its prompt."""
-    if max_length is None:
-        return completions
-    return [
-        [ids[: max_length - len(prompt)] for ids in row]
-        for prompt, row in zip(prompts, completions, strict=True)
-    ]
-
-
 def _prepare_stream(
     dataset: IterableDataset,
     tokenizer: Tokenizer | None,
@@ -453,15 +160,15 @@ def _prepare_stream(
     if not first:
         raise DataError("has no rows")
     columns = list(dict.fromkeys(column for row in first for column in row))
-    plan = _Plan.of(columns)
-    options = {"tokenizer": tokenizer, "max_length": max_length, "outputs": plan.outputs}
+    plan = Plan.of(columns)
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "outputs": plan.outputs,
+    }
     batch = {column: [row.get(column) for row in first] for column in columns}
     kinds = frozenset(prepare_batch(batch, range(len(first)), **options)["kind"])
-    features = None
-    if dataset.features is not None:
-        extra = {column: dataset.features[column] for column in plan.extra}
-        types = OUTPUTS | OPTIONAL | FACTS
-        features = Features({**extra, **{column: types[column] for column in plan.outputs}})
+    features = None if dataset.features is None else plan.features(dataset.features)
     prepared = dataset.map(
         _prepare_stream_batch,
         batched=True,
@@ -475,7 +182,7 @@ def _prepare_stream(
         if features is not None:
             features = Features({**features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
         prepared = prepared.map(
-            _StreamMismatch(max_length, name),
+            StreamMismatch(max_length, name),
             batched=True,
             batch_size=STREAM_BATCH,
             with_indices=True,
@@ -511,44 +218,3 @@ class _Used:
                 reason,
             )
         return reason is None
-
-
-class _StreamMismatch:
-    """Adds mismatched completions to the rows of a stream.
-
-    Rows take from rows before them, the first rows of the stream from the end of its first batch.
-    """
-
-    def __init__(self, max_length: int | None, name: str) -> None:
-        self.max_length = max_length
-        self.name = name
-        self.before: list[tuple[list[int], list[list[int]]]] = []  # keys, completions
-
-    def __call__(
-        self, batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]
-    ) -> dict[str, list[Any]]:
-        if numbers[0] == 0:
-            self.before = []
-        rows = self.before + list(zip(batch["_keys"], batch["completion_ids"], strict=True))
-        keys = np.asarray([key for row_keys, _ in rows for key in row_keys], dtype=np.int64)
-        donors, counts = _donors_of(np.asarray([len(row_keys) for row_keys, _ in rows]), keys)
-        ends = np.cumsum(counts)
-        taken = [
-            [rows[donors.rows[slot]][1][donors.places[slot]] for slot in range(end - count, end)]
-            for end, count in zip(ends[len(self.before) :], counts[len(self.before) :], strict=True)
-        ]
-        if (donors.rows[len(donors.rows) - sum(map(len, taken)) :] < 0).any():
-            raise DataError(f"{NO_DONOR} among {len(rows)} successive rows", dataset=self.name)
-        self.before = list(_last_of_each_prompt(rows))[:REMEMBERED_ROWS][::-1]
-        return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], taken, self.max_length)}
-
-
-def _last_of_each_prompt(
-    rows: Sequence[tuple[list[int], list[list[int]]]],
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yield the last row of each prompt, last first."""
-    seen = set()
-    for keys, completions in reversed(rows):
-        if keys[0] not in seen:
-            seen.add(keys[0])
-            yield keys, completions

@@ -1,13 +1,21 @@
 """What became of a data set on its way to token ids: counts, and a page of text to read."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
-__all__ = ["DataReport", "Lengths", "SetAside"]
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from prefopt.data.arrow import list_lengths, read_column
+
+__all__ = ["DataReport", "Lengths", "SetAside", "count_rows"]
 
 
-class Lengths(NamedTuple):
+@dataclass(frozen=True)
+class Lengths:
     """How long many sequences are, in tokens."""
 
     count: int = 0
@@ -23,7 +31,8 @@ class Lengths(NamedTuple):
 NONE = Lengths()
 
 
-class SetAside(NamedTuple):
+@dataclass(frozen=True)
+class SetAside:
     """Rows that are not used, for one reason: how many, and the first few of them."""
 
     count: int
@@ -105,9 +114,11 @@ class DataReport:
         """Return the report as plain text, a line for each thing there is something to say of."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
         lines = [(f"{self.name} data", f"{self.rows:,} rows in, {self.kept:,} kept: {kinds}")]
-        for reason, (count, rows) in self.set_aside.items():
-            shown = ", ".join(map(str, rows)) + (", ..." if count > len(rows) else "")
-            lines.append(("set aside", f"{count:,}: {reason} (row{'s'[: count > 1]} {shown})"))
+        for reason, aside in self.set_aside.items():
+            shown = ", ".join(map(str, aside.rows))
+            shown += ", ..." if aside.count > len(aside.rows) else ""
+            rows = "row" if aside.count == 1 else "rows"
+            lines.append(("set aside", f"{aside.count:,}: {reason} ({rows} {shown})"))
         lines += self._remarks()
         lines.append(("prompts", self._lengths(self.prompts)))
         lines.append(("completions", self._lengths(self.completions)))
@@ -160,3 +171,53 @@ class DataReport:
             f"{lengths.total:,} {self.unit} in {lengths.count:,}, "
             f"mean {lengths.mean:.1f}, longest {lengths.longest:,}"
         )
+
+
+def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
+    """Return what a report says of prepared rows that were kept.
+
+    Args:
+        dataset: The rows, with the facts that ``prefopt.data.rows`` notes of each.
+        batch_size: Rows in a batch, for ``padded_tokens``.
+
+    Returns:
+        Attributes of ``DataReport`` by name.
+    """
+    kinds = np.asarray(dataset["kind"][:])
+    prompts = list_lengths(read_column(dataset, "prompt_ids"))
+    nested = read_column(dataset, "completion_ids")
+    numbers, lengths = list_lengths(nested), list_lengths(nested.flatten())
+    starts = np.cumsum(numbers) - numbers
+    pairs = starts[kinds == "paired"]
+    labels = [
+        label
+        for kind, row in zip(kinds, dataset["desirable"][:], strict=True)
+        if kind == "unpaired"
+        for label in row
+    ]
+    cuts = dataset["_cut_tokens"][:]
+    texts = np.repeat(prompts, numbers) + lengths - 1
+    batches = starts[::batch_size]
+    per_batch = np.add.reduceat(numbers, np.arange(0, len(numbers), batch_size))
+    return {
+        "kinds": dict(sorted(Counter(kinds.tolist()).items())),
+        "cut_rows": sum(any(row) for row in cuts),
+        "cut_completions": sum(cut > 0 for row in cuts for cut in row),
+        "cut_tokens": sum(cut for row in cuts for cut in row),
+        "identical": sum(dataset["_identical"][:]),
+        "identical_after_cut": sum(dataset["_identical_after"][:]),
+        "boundary_moved": sum(dataset["_moved"][:]),
+        "prompts": _lengths(prompts),
+        "completions": _lengths(lengths),
+        "chosen": _lengths(lengths[pairs]),
+        "rejected": _lengths(lengths[pairs + 1]),
+        "desirable": sum(labels),
+        "undesirable": len(labels) - sum(labels),
+        "shared_tokens": sum(dataset["_layout_tokens"][:]),
+        "separate_tokens": int(texts.sum()),
+        "padded_tokens": int((np.maximum.reduceat(texts, batches) * per_batch).sum()),
+    }
+
+
+def _lengths(lengths: NDArray[np.int64]) -> Lengths:
+    return Lengths(len(lengths), int(lengths.sum()), int(lengths.max(initial=0)))

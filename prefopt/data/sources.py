@@ -99,24 +99,28 @@ def report_for(
     rows = load_rows(path_or_name, split)
     if isinstance(rows, dict):
         raise DataError(f"{path_or_name} has several splits, take one of: {', '.join(rows)}")
-    if tokenizer is None:
-        tokenizer, max_length = _Bytes(), None
-    elif isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
     name = split or Path(path_or_name).name
-    report = prepare_dataset(rows, tokenizer, max_length=max_length, name=name).report
+    if tokenizer is None:
+        report = prepare_dataset(rows, _Bytes(), max_length=None, name=name).report
+    else:
+        real: Tokenizer = _load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        report = prepare_dataset(rows, real, max_length=max_length, name=name).report
     assert report is not None  # only streams have none
     return report
+
+
+def _load(name: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(name))
 
 
 class _Bytes:
     """Stands in for a tokenizer where there is none: every byte is a token."""
 
     unit = "bytes"
-    eos_token = ""
-    chat_template = "role: content"
+    eos_token: str | None = ""
+    chat_template: Any = "role: content"
 
     def __call__(self, text: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [list(item.encode()) for item in text]}

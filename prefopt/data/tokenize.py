@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from prefopt.data.errors import DataError
-from prefopt.data.formats import Example
+from prefopt.data.example import Example
 from prefopt.data.messages import Message
 
 __all__ = ["Tokenized", "Tokenizer", "common_prefix_length", "split_prompt", "tokenize"]

@@ -1,0 +1,142 @@
+"""The canonical example, a prompt with N completions, and how a row's judgement of them is read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefopt.data.errors import DataError
+
+__all__ = ["Example", "Form", "Kind", "Row", "read_label", "read_ranking"]
+
+Kind = Literal["paired", "unpaired", "ranked"]
+Form = Literal["text", "messages", "ids"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with its completions, as the row gives them.
+
+    Attributes:
+        kind: Paired (chosen first), unpaired (one completion), or ranked (best first).
+        form: Whether prompt and completions are text, messages or token ids.
+        prompt: The prompt.
+        completions: The completions, in the same form.
+        desirable: Whether each completion is wanted; empty if ranked.
+        ranks: Rank of each completion, 0 is best, ties share; empty if unpaired.
+        scores: Score of each completion, if ranked with scores.
+        masks: Which tokens of each completion count, if given; for token ids only.
+        kl_completions: Mismatched completion of each completion, if given; for token ids only.
+        tools: Tool schemas for the chat template.
+        options: Further arguments of the chat template.
+        unusable: Why there is nothing to learn from the row; None if there is.
+    """
+
+    kind: Kind
+    form: Form
+    prompt: Any
+    completions: list[Any]
+    desirable: list[bool] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    masks: list[list[bool]] | None = None
+    kl_completions: list[list[int]] | None = None
+    tools: list[Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    unusable: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the data set: its values that are not null, and where it stands."""
+
+    values: Mapping[str, Any]
+    columns: Sequence[str]
+    number: int
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.values
+
+    def get(self, column: str) -> Any:
+        """Return the value of the column, None if it is null or missing."""
+        return self.values.get(column)
+
+    def need(self, column: str, why: str) -> Any:
+        """Return the value of the column, which must be there."""
+        if column in self.values:
+            return self.values[column]
+        problem = "is null" if column in self.columns else "is missing"
+        raise self.wrong(column, f"{problem}; {why}")
+
+    def wrong(self, column: str | None, problem: str) -> DataError:
+        """Return the error that the column of this row is wrong."""
+        return DataError(problem, self.number, column)
+
+
+def read_label(row: Row) -> bool:
+    """Return whether the completion of an unpaired row is desirable.
+
+    Raises:
+        DataError: If ``label`` is none of True, False, 1 and 0.
+    """
+    label = row.need("label", "an unpaired row needs True, False, 1 or 0")
+    if not isinstance(label, bool | int | float) or label not in (0, 1):
+        raise row.wrong(
+            "label",
+            f"needs True, False, 1 or 0, got {label!r}; map what the data has to these first, and "
+            "leave out rows that say neither",
+        )
+    return bool(label)
+
+
+def read_ranking(row: Row, count: int, *, ranked_as_given: bool) -> dict[str, Any]:
+    """Return what the row says of its completions, in the order that puts the best one first.
+
+    Args:
+        row: The row, with ``ranks``, ``scores``, both (then ranks decide) or neither.
+        count: Number of its completions.
+        ranked_as_given: Whether they are best first if it has neither.
+
+    Returns:
+        ``order`` (places of the completions, best first), and in this order ``ranks`` and
+        ``scores``; and ``unusable``, the reason if there is no preference among them, else None.
+
+    Raises:
+        DataError: If ranks or scores are no finite numbers, one a completion, or are missing.
+    """
+    scores = _read_numbers(row, "scores", count) if "scores" in row else []
+    if "ranks" in row:
+        keys = _read_numbers(row, "ranks", count)
+    elif scores:
+        keys = [-score for score in scores]
+    elif ranked_as_given:
+        keys = list(range(count))
+    else:
+        raise row.wrong(
+            "ranks", "is missing; completions need 'ranks' (0 is best) or 'scores' (more is better)"
+        )
+    places = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+    order = sorted(range(count), key=lambda place: keys[place])
+    unusable = None
+    if count == 1:
+        unusable = "a single completion is no ranking"
+    elif len(places) == 1:
+        unusable = "all completions share one rank"
+    return {
+        "order": order,
+        "ranks": [places[keys[place]] for place in order],
+        "scores": [scores[place] for place in order] if scores else [],
+        "unusable": unusable,
+    }
+
+
+def _read_numbers(row: Row, column: str, count: int) -> list[float]:
+    numbers = row.get(column)
+    if not isinstance(numbers, list) or len(numbers) != count:
+        found = f"{len(numbers)} of them" if isinstance(numbers, list) else type(numbers).__name__
+        raise row.wrong(column, f"needs a list of {count} numbers, one a completion, got {found}")
+    for place, number in enumerate(numbers):
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number):
+            raise row.wrong(column, f"number {place} is {number!r}; it must be a finite number")
+    return numbers

@@ -1,0 +1,140 @@
+"""Rows of token ids, which nothing is added to: the formats, see ``prefopt.data.formats``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefopt.data.example import Example, Kind, Row, read_label, read_ranking
+
+__all__ = ["IDS_COLUMNS", "read_ids"]
+
+IDS_COLUMNS = (
+    "prompt_ids",
+    "completion_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "completion_mask",
+    "completion_masks",
+    "chosen_mask",
+    "rejected_mask",
+    "kl_completion_ids",
+    "KL_completion_ids",
+    "kind",
+    "desirable",
+)
+
+
+def read_ids(row: Row) -> Example:
+    """Return a row of token ids, which nothing is added to."""
+    why = "a row of token ids needs 'prompt_ids', and 'chosen_ids' and 'rejected_ids', or "
+    why += "'completion_ids'"
+    prompt = _ids(row, "prompt_ids", row.need("prompt_ids", why), may_be_empty=True)
+    judged: dict[str, Any]
+    if "chosen_ids" in row or "rejected_ids" in row:
+        kind: Kind = "paired"
+        names = ("chosen_ids", "rejected_ids")
+        completions = [_ids(row, name, row.need(name, why)) for name in names]
+        judged = {"desirable": [True, False], "ranks": [0, 1]}
+        masks = _read_masks(row, completions, ("chosen_mask", "rejected_mask"))
+        order: Sequence[int] = (0, 1)
+    else:
+        given = row.need("completion_ids", why)
+        nested = isinstance(given, list) and bool(given) and not is_number(given[0])
+        column = "completion_ids"
+        completions = [_ids(row, column, ids) for ids in (given if nested else [given])]
+        kind, judged = _judge_ids(row, completions, nested)
+        order = judged.pop("order", range(len(completions)))
+        masks = _read_masks(row, completions, ())
+    return Example(
+        kind=kind,
+        form="ids",
+        prompt=prompt,
+        completions=[completions[place] for place in order],
+        masks=[masks[place] for place in order] if masks is not None else None,
+        kl_completions=_read_kl(row, order),
+        **judged,
+    )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _judge_ids(row: Row, completions: list[list[int]], nested: bool) -> tuple[Kind, dict[str, Any]]:
+    """Return the kind of a row of ``completion_ids`` and what is said of its completions."""
+    count = len(completions)
+    stated = row.get("kind")
+    if stated not in (None, "paired", "unpaired", "ranked"):
+        raise row.wrong("kind", f"needs 'paired', 'unpaired' or 'ranked', got {stated!r}")
+    if stated == "paired":
+        if count != 2:
+            raise row.wrong("completion_ids", f"a pair has 2 completions, got {count}")
+        return "paired", {"desirable": [True, False], "ranks": [0, 1]}
+    if stated == "unpaired" or (stated is None and ("label" in row or not nested)):
+        if count != 1:
+            raise row.wrong("completion_ids", f"an unpaired row has 1 completion, got {count}")
+        desirable = row.get("desirable")
+        if "label" not in row and isinstance(desirable, list) and len(desirable) == 1:
+            return "unpaired", {"desirable": [bool(desirable[0])]}
+        return "unpaired", {"desirable": [read_label(row)]}
+    if stated is None and not ("ranks" in row or row.get("scores")):
+        raise row.wrong(
+            "completion_ids",
+            "does not tell which completion is better: use 'chosen_ids' and 'rejected_ids', or add "
+            "'label', 'ranks', 'scores' or 'kind'",
+        )
+    if not row.get("scores"):  # prepared rows of other kinds have an empty list there
+        row = Row({k: v for k, v in row.values.items() if k != "scores"}, row.columns, row.number)
+    return "ranked", read_ranking(row, count, ranked_as_given=False)
+
+
+def _ids(row: Row, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:
+    if not isinstance(value, list):
+        raise row.wrong(column, f"needs a list of token ids, got {type(value).__name__}")
+    for place, token in enumerate(value):
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise row.wrong(column, f"token {place} is {token!r}; a token id is an integer >= 0")
+    if not value and not may_be_empty:
+        raise row.wrong(column, "is empty; a completion needs at least one token")
+    return value
+
+
+def _read_masks(
+    row: Row, completions: list[list[int]], pair: tuple[str, ...]
+) -> list[list[bool]] | None:
+    """Return the mask of each completion, or None if the row has none."""
+    if any(name in row for name in pair):
+        names: Sequence[str] = pair
+        given: Any = [row.need(name, "both completions need a mask, or neither") for name in pair]
+    else:
+        found = [name for name in ("completion_mask", "completion_masks") if name in row]
+        if not found:
+            return None
+        names, given = found[:1] * len(completions), row.get(found[0])
+        if isinstance(given, list) and given and is_number(given[0]):
+            given = [given]
+    if not isinstance(given, list) or len(given) != len(completions):
+        raise row.wrong(names[0], f"needs {len(completions)} masks, one a completion")
+    for name, mask, ids in zip(names, given, completions, strict=True):
+        if not isinstance(mask, list) or len(mask) != len(ids):
+            found_length = len(mask) if isinstance(mask, list) else type(mask).__name__
+            raise row.wrong(
+                name, f"needs {len(ids)} values, one a token of the completion, got {found_length}"
+            )
+        for place, counts in enumerate(mask):
+            if counts not in (0, 1):
+                raise row.wrong(name, f"value {place} is {counts!r}; it needs True or False")
+    return [[bool(counts) for counts in mask] for mask in given]
+
+
+def _read_kl(row: Row, order: Sequence[int]) -> list[list[int]] | None:
+    count = len(order)
+    for column in ("kl_completion_ids", "KL_completion_ids"):
+        given = row.get(column)
+        if given is None:
+            continue
+        if isinstance(given, list) and given and is_number(given[0]):
+            given = [given]
+        if not isinstance(given, list) or len(given) != count:
+            raise row.wrong(column, f"needs {count} lists of token ids, one a completion")
+        return [_ids(row, column, given[place]) for place in order]
+    return None
