@@ -8,6 +8,7 @@ of ``DataArguments``; a YAML file can hold any of them.
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from functools import partial
@@ -124,6 +125,8 @@ def make_parser() -> Any:
     for action in parser._actions:
         if action.dest == "loss_type":
             action.nargs = "+"  # `--loss_type sigmoid sft`, as in TRL, beside 'dpo + 0.2*sft'
+        elif action.dest in PreferenceConfig._VALID_DICT_FIELDS:
+            action.type = _json_object
     parser.error = _fail  # argparse would print the usage: hundreds of options
     return parser
 
@@ -141,7 +144,7 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     options = {name for action in parser._actions for name in action.option_strings}
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config")
-    given.error = _fail  # type: ignore[method-assign, assignment]
+    given.error = _fail  # type: ignore[method-assign]
     path = given.parse_known_args(argv)[0].config
     if path is not None:
         values = read_config_file(path)
@@ -257,11 +260,9 @@ def make_trainer(config: Any, model_args: Any, train_rows: Any, eval_rows: Any) 
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
-    explicit = config.model_init_kwargs
-    explicit = json.loads(explicit) if isinstance(explicit, str) else explicit or {}
     config.model_init_kwargs = {
         **{name: value for name, value in from_flags.items() if value is not None},
-        **explicit,
+        **(config.model_init_kwargs or {}),
     }
     return PreferenceTrainer(
         model=model_args.model_name_or_path,
@@ -323,7 +324,18 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def _fail(message: str) -> NoReturn:
-    raise UserError(message)
+    # argparse names every spelling of an option: `argument --lora_r/--lora-r: ...`
+    raise UserError(re.sub(r"^(argument --\w+)/\S+?:", r"\1:", message))
+
+
+def _json_object(text: str) -> Any:
+    """Return a JSON object; other text, such as the path of a file, as it is."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not a JSON object: {error}") from None
 
 
 def _checkpoint(value: str | None) -> str | bool | None:

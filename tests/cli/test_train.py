@@ -152,10 +152,10 @@ MODEL_AND_DATA = ("--model", "MODEL", "--dataset", "DATA")
         ((*MODEL_AND_DATA, "--bta=1"), "unknown option '--bta'; did you mean '--beta'"),
         ((*MODEL_AND_DATA, "more"), "'more' belongs to no option"),
         ((*MODEL_AND_DATA, "--beta", "two"), "invalid float value: 'two'"),
-        ((*MODEL_AND_DATA, "--beta", "-1"), "beta must be greater than 0, got -1"),
+        ((*MODEL_AND_DATA, "--beta", "-1"), "beta must be greater than 0.*got -1"),
         ((*MODEL_AND_DATA, "--loss_type", "dop"), "unknown loss 'dop'; did you mean 'dpo'"),
         ((*MODEL_AND_DATA, "--loss_type", "orpo", "--beta", "1"), "beta"),
-        ((*MODEL_AND_DATA, "--loss_kwargs", "{tau"), "loss_kwargs"),
+        ((*MODEL_AND_DATA, "--loss_kwargs", "{tau"), "--loss_kwargs: not a JSON object"),
         ((*MODEL_AND_DATA, "--config", "nowhere.yaml"), "cannot read the config file: .*nowhere"),
         ((*MODEL_AND_DATA, "--eval_fraction", "1.5"), "eval_fraction must be in"),
         (
@@ -165,7 +165,7 @@ MODEL_AND_DATA = ("--model", "MODEL", "--dataset", "DATA")
         ((*MODEL_AND_DATA, "--eval_strategy", "epoch"), "there are no rows for them"),
         (("--model", "MODEL", "--dataset", "/no/rows.jsonl"), "/no/rows.jsonl"),
         (("--model", "/no/model", "--dataset", "DATA"), "/no/model"),
-        (("--model", "MODEL", "--dataset", "THUMBS", "--loss_type", "dpo"), "dpo"),
+        (("--model", "MODEL", "--dataset", "THUMBS", "--loss_type", "dpo"), "the data is unpaired"),
         ((*MODEL_AND_DATA, "--load_in_4bit", "--load_in_8bit"), "8 bit and 4 bit"),
     ],
 )
