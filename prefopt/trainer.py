@@ -122,7 +122,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._tokenizer = tokenizer
         self._console = Console(stderr=True, highlight=False, quiet=not args.should_log)
         self.data_reports: dict[str, Any] = {}
-                self.objective = args.objective_for(_first_kinds(train_dataset, eval_dataset))
+        self.objective = args.objective_for(_first_kinds(train_dataset, eval_dataset))
         self._check_reference(args, ref_model)
         with args.main_process_first(desc="dataset preparation"):
             if train_dataset is not None:
