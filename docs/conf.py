@@ -25,6 +25,7 @@ extensions = [
 exclude_patterns = ["_build", "examples"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+smartquotes = False  # the tables hold code: 'dpo + 0.2*sft'
 suppress_warnings = ["myst.header"]  # the changelog starts where its own title ends
 
 autodoc_member_order = "bysource"

@@ -23,6 +23,9 @@ KINDS = {
     "ranked": "rankings, best first",
     "preferred": "any: it reads the preferred completions only",
 }
+LEGEND = """\
+$\\pi$ is the policy, $x$ the prompt, $y_c$ the chosen and $y_r$ the rejected completion, $|y|$ the
+length of a completion in tokens. As code:"""
 
 
 def write_loss_pages(folder: Path) -> None:
@@ -155,15 +158,14 @@ def loss_page(loss: Loss) -> str:
 
 
 def formula(loss: Loss) -> str:
-    """Return the formula: the ``.. math::`` blocks of the docstring, else the lines of code.
+    """Return the formula: the ``.. math::`` blocks of the docstring, and the code that computes it.
 
     Args:
         loss: The loss.
     """
-    blocks = _math_blocks(_documentation(loss))
-    if blocks:
-        return "\n\n".join(f"$$\n{block}\n$$" for block in blocks)
-    return f"```python\n{_body(loss.function)}\n```"
+    blocks = [f"$$\n{block}\n$$" for block in _math_blocks(_documentation(loss))]
+    legend = [LEGEND] if blocks else []
+    return "\n\n".join([*blocks, *legend, f"```python\n{_body(loss.function)}\n```"])
 
 
 def notes(loss: Loss) -> str:

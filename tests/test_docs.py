@@ -96,6 +96,7 @@ def test_the_page_of_a_loss_says_what_it_needs(generate, loss):
     assert arxiv
     assert f"https://arxiv.org/abs/{arxiv[1]}" in page
     assert "not stated" not in page
+    assert "## Formula\n\n$$\n\\ell = " in page
     assert all(f"`{name}`" in page for name in loss.inputs)
     for name, default in loss.hyperparameters.items():
         row = re.search(rf"^\| `{name}` \| `{re.escape(repr(default))}` \| (.*) \|$", page, re.M)
@@ -103,7 +104,7 @@ def test_the_page_of_a_loss_says_what_it_needs(generate, loss):
         assert len(row[1]) > 10, f"{name} is not described"
 
 
-def test_a_formula_in_the_docstring_is_typeset_else_the_code_is_shown(generate):
+def test_the_formula_in_the_docstring_is_typeset_and_the_code_shown(generate):
     def typeset_loss(chosen_logps, rejected_logps):
         r"""Sum: of two.
 
@@ -117,7 +118,7 @@ def test_a_formula_in_the_docstring_is_typeset_else_the_code_is_shown(generate):
         return chosen_logps + rejected_logps
 
     loss = prefopt.Loss("typeset", typeset_loss)
-    assert generate.formula(loss) == "$$\na + b\n$$"
+    assert generate.formula(loss).startswith("$$\na + b\n$$\n")
     assert generate.notes(loss) == "Afterwards."
     typeset_loss.__doc__ = "Sum: of two."
     assert generate.formula(loss) == "```python\nreturn chosen_logps + rejected_logps\n```"

@@ -1,6 +1,11 @@
-"""DiscoPOP: logistic and exponential loss, blended by the reward margin; found by a language model.
+r"""DiscoPOP: logistic and exponential loss, blended by the reward margin; found by an LLM.
 
 Source: Lu et al. 2024, arXiv:2406.08414, Eq. 5 (the loss called LRML). Departures from it: none.
+
+.. math::
+    \ell = -\bigl(1 - \sigma(m / \tau)\bigr) \log \sigma(m) + \sigma(m / \tau) \, e^{-m},
+    \quad m = \beta (\rho_c - \rho_r),
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 ``lrml`` of the authors' code is the same function with tau fixed at 0.05; their ``_old`` variant,
 which leaves beta out of the blend, is not.

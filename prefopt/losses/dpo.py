@@ -1,7 +1,12 @@
-"""DPO: logistic loss on how much more the policy prefers the chosen completion.
+r"""DPO: logistic loss on how much more the policy prefers the chosen completion.
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7; label smoothing as in Mitchell's note on
 conservative DPO (cDPO), ericmitchell.ai/cdpo.pdf, Eq. 3. Departures from it: none.
+
+.. math::
+    \ell = -(1 - \epsilon) \log \sigma(m) - \epsilon \log \sigma(-m),
+    \quad m = \beta (\rho_c - \rho_r),
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 TRL 1.16 ignores ``label_smoothing`` in its ``sigmoid`` loss; here, as in TRL up to 0.28, it is
 cDPO.

@@ -1,6 +1,10 @@
-"""Hinge: the RSO hinge on the reward margin, zero once the margin is 1.
+r"""Hinge: the RSO hinge on the reward margin, zero once the margin is 1.
 
 Source: Liu et al. 2023, arXiv:2309.06657 (RSO), hinge-norm loss. Departures from it: none.
+
+.. math::
+    \ell = \max\bigl(0,\, 1 - \beta (\rho_c - \rho_r)\bigr),
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 This is ``hinge`` of TRL's DPOTrainer and ``RSOLoss`` of torchtune. In nats the margin is 1 / beta.
 SLiC-HF, which has no reference and a likelihood term, is ``slic``.

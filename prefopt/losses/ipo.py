@@ -1,8 +1,13 @@
-"""IPO: squared distance of the log-ratio margin from 1/(2 tau), which bounds the drift.
+r"""IPO: squared distance of the log-ratio margin from 1/(2 tau), which bounds the drift.
 
 Source: Azar et al. 2023, arXiv:2310.12036, Eq. 17. Departures from it: with the default
 ``normalize="mean"`` the log-ratios are averaged over tokens, as in TRL and HALOs;
 ``normalize="sum"`` is Eq. 17 as printed.
+
+.. math::
+    \ell = \Bigl(\frac{\rho_c}{n_c} - \frac{\rho_r}{n_r} - \frac{1}{2 \beta}\Bigr)^2,
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)},
+    \quad n_y = |y| \text{ (mean) or } 1 \text{ (sum)}
 
 The paper's tau is called ``beta`` here, as everywhere in practice: it is the strength of the pull
 towards the reference, and the target margin is 1 / (2 beta).

@@ -1,6 +1,14 @@
-"""KTO: prospect-theoretic value of single completions, each desirable or undesirable.
+r"""KTO: prospect-theoretic value of single completions, each desirable or undesirable.
 
 Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7. Departures from it: none.
+
+.. math::
+    \ell = \begin{cases}
+        \lambda_D \, \sigma\bigl(\beta (z - \rho_y)\bigr) & y \text{ desirable} \\
+        \lambda_U \, \sigma\bigl(\beta (\rho_y - z)\bigr) & y \text{ undesirable}
+    \end{cases}
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)},
+    \quad z = \max(0, \mathrm{kl})
 """
 
 import torch

@@ -1,8 +1,13 @@
-"""ORPO: likelihood of the chosen completion, and its odds against the rejected one; no reference.
+r"""ORPO: likelihood of the chosen completion, and its odds against the rejected one; no reference.
 
 Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7. Departures from it: the likelihood term is
 the mean over the completion's tokens of each sequence, as in LLaMA-Factory; the authors' code and
 TRL also take the tokens of the prompt into it, and weigh by token over the batch.
+
+.. math::
+    \ell = -\log p_c - \lambda \log \sigma\Bigl(\log \frac{p_c}{1 - p_c}
+        - \log \frac{p_r}{1 - p_r}\Bigr),
+    \quad p_y = \pi(y \mid x)^{1 / |y|}
 
 TRL's ``beta`` is ``lambda_`` here: nothing is multiplied inside the sigmoid.
 """

@@ -1,8 +1,12 @@
-"""SFT: negative log-likelihood of the preferred completion, mostly as a term beside another loss.
+r"""SFT: negative log-likelihood of the preferred completion, mostly as a term beside another loss.
 
 Source: Pang et al. 2024, arXiv:2404.19733 (the length-normalised NLL term of iterative
 RPO, by ``normalize="sequence"``). Departures from it: the default averages over the tokens of the
 batch, as cross-entropy training and ``sft`` of TRL's DPOTrainer do.
+
+.. math::
+    \ell = -\log \pi(y_c \mid x) \text{ per token of the batch, or }
+    \ell = -\frac{1}{|y_c|} \log \pi(y_c \mid x) \text{ per sequence}
 """
 
 import torch

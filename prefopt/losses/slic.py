@@ -1,8 +1,12 @@
-"""SLiC-HF: hinge on the log-probs of the pair, plus a likelihood term that holds the policy back.
+r"""SLiC-HF: hinge on the log-probs of the pair, plus a likelihood term that holds the policy back.
 
 Source: Zhao et al. 2023, arXiv:2305.10425 (SLiC-HF-direct: calibration plus regularisation).
 Departures from it: the target of the regulariser is the chosen completion, where the paper takes
 the completion of the supervised data set, which preference data does not hold.
+
+.. math::
+    \ell = \max\bigl(0,\, \delta - \log \pi(y_c \mid x) + \log \pi(y_r \mid x)\bigr)
+        - \lambda \log \pi(y_c \mid x)
 
 There is no reference model. The hinge that TRL and torchtune list under SLiC or RSO is ``hinge``.
 """
