@@ -60,7 +60,8 @@ def test_summary_and_source_are_read_from_the_docstring_of_the_module():
     assert loss.departures == "none"
 
 
-def test_a_source_in_the_functions_own_docstring_comes_first():
+def test_a_source_in_the_functions_own_docstring_comes_first(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "__doc__", "Several.\n\nSource: the module's.")
     loss = Loss("margin", margin_loss)
     assert loss.summary == "Margin: the plain difference"
     assert loss.source == "nobody 2026, Eq. 1"
