@@ -1,4 +1,6 @@
-"""Columns of a data set as Arrow arrays, for what is counted over all rows at once."""
+"""Columns of a data set read as Arrow arrays, for what is counted over all rows at once."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -6,13 +8,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-__all__ = ["list_lengths", "read_column"]
+__all__ = ["list_lengths", "read_chunks"]
 
 
-def read_column(dataset: Dataset, name: str) -> pa.Array:
-    """Return a column as one Arrow array."""
-    tables = dataset.select_columns([name]).with_format("arrow").iter(10_000)
-    return pa.concat_arrays([chunk for table in tables for chunk in table[name].chunks])
+def read_chunks(dataset: Dataset, name: str) -> Iterator[pa.Array]:
+    """Yield a column piece by piece: joined, its tokens might be more than an array can hold."""
+    for table in dataset.select_columns([name]).with_format("arrow").iter(10_000):
+        yield from table[name].chunks
 
 
 def list_lengths(lists: pa.Array) -> NDArray[np.int64]:

@@ -101,14 +101,15 @@ def read_example(row: Mapping[str, Any], number: int) -> Example:
         columns = columns * len(given)
         judged = read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
     order = judged.pop("order", range(len(given)))
+    tied = judged.pop("unusable", None)
     form, prompt, completions, unusable = _read_texts(cells, given, columns)
     return Example(
         kind=kind,
         form=form,
         prompt=prompt,
         completions=[completions[place] for place in order] if completions else [],
-        unusable=unusable or judged.pop("unusable", None),
-        **({k: v for k, v in judged.items() if k != "unusable"}),
+        unusable=unusable or tied,
+        **judged,
         **_read_template_arguments(cells, form),
     )
 
@@ -277,6 +278,8 @@ def _implicit_messages(
     if not shared:
         what = "holds a single message" if len(given) == 1 else "share no first message"
         raise row.wrong("prompt", f"is missing, and {' and '.join(dict.fromkeys(columns))} {what}")
+    if columns[0] in ("messages", "conversations") and given[0][-1]["role"] != "assistant":
+        raise row.wrong(columns[0], "has a label, but does not end with what the assistant says")
     return given[0][:shared], [messages[shared:] for messages in given]
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from prefopt.data.arrow import list_lengths, read_column
+from prefopt.data.arrow import list_lengths, read_chunks
 from prefopt.data.errors import DataError
 from prefopt.data.rows import OPTIONAL, VERSION
 
@@ -121,8 +121,10 @@ def add_mismatched(
     Raises:
         DataError: If there is no mismatched completion for one of them.
     """
-    keys = read_column(dataset, "_keys")
-    donors, counts = _donors_of(list_lengths(keys), np.asarray(keys.flatten()))
+    chunks = list(read_chunks(dataset, "_keys"))
+    lengths = np.concatenate([list_lengths(chunk) for chunk in chunks])
+    keys = np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks])
+    donors, counts = _donors_of(lengths, keys)
     if (donors.rows < 0).any():
         raise DataError(NO_DONOR)
     features = Features({**dataset.features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})

@@ -188,7 +188,7 @@ def _prepare_stream(
             with_indices=True,
             features=features,
         )
-    return PreparedDataset(prepared, None, kinds)
+    return PreparedDataset(prepared.remove_columns(list(FACTS)), None, kinds)
 
 
 def _prepare_stream_batch(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from prefopt.data.example import Example, Kind, Row, read_label, read_ranking
 
 __all__ = ["IDS_COLUMNS", "read_ids"]
@@ -38,7 +40,7 @@ def read_ids(row: Row) -> Example:
         order: Sequence[int] = (0, 1)
     else:
         given = row.need("completion_ids", why)
-        nested = isinstance(given, list) and bool(given) and not is_number(given[0])
+        nested = isinstance(given, list) and bool(given) and not _is_number(given[0])
         column = "completion_ids"
         completions = [_ids(row, column, ids) for ids in (given if nested else [given])]
         kind, judged = _judge_ids(row, completions, nested)
@@ -55,7 +57,7 @@ def read_ids(row: Row) -> Example:
     )
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
@@ -90,9 +92,10 @@ def _judge_ids(row: Row, completions: list[list[int]], nested: bool) -> tuple[Ki
 def _ids(row: Row, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:
     if not isinstance(value, list):
         raise row.wrong(column, f"needs a list of token ids, got {type(value).__name__}")
-    for place, token in enumerate(value):
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-            raise row.wrong(column, f"token {place} is {token!r}; a token id is an integer >= 0")
+    if value and (np.asarray(value).dtype.kind != "i" or min(value) < 0):
+        for place, token in enumerate(value):
+            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+                raise row.wrong(column, f"token {place} is {token!r}; it needs an integer >= 0")
     if not value and not may_be_empty:
         raise row.wrong(column, "is empty; a completion needs at least one token")
     return value
@@ -110,7 +113,7 @@ def _read_masks(
         if not found:
             return None
         names, given = found[:1] * len(completions), row.get(found[0])
-        if isinstance(given, list) and given and is_number(given[0]):
+        if isinstance(given, list) and given and _is_number(given[0]):
             given = [given]
     if not isinstance(given, list) or len(given) != len(completions):
         raise row.wrong(names[0], f"needs {len(completions)} masks, one a completion")
@@ -132,7 +135,7 @@ def _read_kl(row: Row, order: Sequence[int]) -> list[list[int]] | None:
         given = row.get(column)
         if given is None:
             continue
-        if isinstance(given, list) and given and is_number(given[0]):
+        if isinstance(given, list) and given and _is_number(given[0]):
             given = [given]
         if not isinstance(given, list) or len(given) != count:
             raise row.wrong(column, f"needs {count} lists of token ids, one a completion")

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from prefopt.data.arrow import list_lengths, read_column
+from prefopt.data.arrow import list_lengths, read_chunks
 
 __all__ = ["DataReport", "Lengths", "SetAside", "count_rows"]
 
@@ -113,7 +113,9 @@ class DataReport:
     def render(self) -> str:
         """Return the report as plain text, a line for each thing there is something to say of."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
-        lines = [(f"{self.name} data", f"{self.rows:,} rows in, {self.kept:,} kept: {kinds}")]
+        lines = [
+            (f"{self.name} data", f"{_plural(self.rows, 'row')} in, {self.kept:,} kept: {kinds}")
+        ]
         for reason, aside in self.set_aside.items():
             shown = ", ".join(map(str, aside.rows))
             shown += ", ..." if aside.count > len(aside.rows) else ""
@@ -141,18 +143,19 @@ class DataReport:
     def _remarks(self) -> list[tuple[str, str]]:
         lines = []
         if self.cut_completions:
-            rows = f"{self.cut_completions:,} completions of {self.cut_rows:,} rows"
-            text = f"{rows} at max_length {self.max_length}: {self.cut_tokens:,} {self.unit}"
+            completions = _plural(self.cut_completions, "completion")
+            text = f"{completions} of {_plural(self.cut_rows, 'row')} at max_length "
+            text += f"{self.max_length}, by {self.cut_tokens:,} {self.unit}"
             lines.append(("cut", text))
         if self.identical or self.identical_after_cut:
             after = f" and {self.identical_after_cut:,} after the cut"
-            text = f"{self.identical:,} rows" + (after if self.identical_after_cut else "")
+            text = _plural(self.identical, "row") + (after if self.identical_after_cut else "")
             lines.append(("identical", f"{text} with two completions the same"))
         if self.boundary_moved:
             lines.append(
                 (
                     "boundary",
-                    f"{self.boundary_moved:,} rows where the tokenised prompt is not how "
+                    f"{_plural(self.boundary_moved, 'row')} where the tokenised prompt is not how "
                     "prompt + completion begins; there the completion begins where they part",
                 )
             )
@@ -160,7 +163,8 @@ class DataReport:
             text = f"{self.desirable:,} desirable, {self.undesirable:,} undesirable"
             lines.append(("labels", text))
         if self.mismatched_further:
-            text = f"{self.mismatched_further:,} completions could not come from the row before"
+            completions = _plural(self.mismatched_further, "completion")
+            text = f"{completions} could not come from the row before"
             lines.append(("mismatched", text))
         if self.eos_missing:
             lines.append(("note", "the tokenizer has no end-of-sequence token; none was appended"))
@@ -171,6 +175,10 @@ class DataReport:
             f"{lengths.total:,} {self.unit} in {lengths.count:,}, "
             f"mean {lengths.mean:.1f}, longest {lengths.longest:,}"
         )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
@@ -184,9 +192,12 @@ def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
         Attributes of ``DataReport`` by name.
     """
     kinds = np.asarray(dataset["kind"][:])
-    prompts = list_lengths(read_column(dataset, "prompt_ids"))
-    nested = read_column(dataset, "completion_ids")
-    numbers, lengths = list_lengths(nested), list_lengths(nested.flatten())
+    prompts = np.concatenate([list_lengths(p) for p in read_chunks(dataset, "prompt_ids")])
+    nested = [
+        (list_lengths(chunk), list_lengths(chunk.flatten()))
+        for chunk in read_chunks(dataset, "completion_ids")
+    ]
+    numbers, lengths = (np.concatenate(parts) for parts in zip(*nested, strict=True))
     starts = np.cumsum(numbers) - numbers
     pairs = starts[kinds == "paired"]
     labels = [

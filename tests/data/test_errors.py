@@ -1,0 +1,14 @@
+import pickle
+
+from prefopt.data import DataError
+
+
+def test_it_survives_the_way_out_of_a_worker_process():
+    error = DataError("is null", row=4, column="chosen").within("eval")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) == "eval data, row 4, column 'chosen': is null"
+    assert (copy.row, copy.column, copy.dataset) == (4, "chosen", "eval")
+
+
+def test_the_dataset_named_first_is_kept():
+    assert DataError("is null", dataset="train").within("eval").dataset == "train"
