@@ -1,6 +1,7 @@
 """Where the tests look for the shared data."""
 
 import pytest
+
 from tests.conftest import find_shared
 
 

@@ -31,7 +31,7 @@ def test_max_length_cuts_and_none_does_not(prefopt, data_files, model_folder):
     assert report("--max_length", "none")["cut_rows"] == 0
     assert report("--max_length", "none")["max_length"] is None
     assert report("--max_length", "64")["max_length"] == 64
-    assert report("--max_length", "64")["completions"][2] <= 64
+    assert report("--max_length", "64")["completions"]["longest"] <= 64
 
 
 def test_every_split_of_a_folder_is_reported(prefopt, data_files, tmp_path):
