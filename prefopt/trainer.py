@@ -8,7 +8,7 @@ evaluation does not depend on its batch size.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -93,6 +93,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     """
 
     _tag_names = ("prefopt",)
+    _signature_columns: list[str] | None
+    control: Any
 
     def __init__(
         self,
@@ -343,9 +345,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         mean over all examples of the step.
         """
         outputs, scores = self._outputs(inputs, wrapped=model)
-        denominators = inputs.get("denominators")
-        if denominators is None:  # called by hand, outside an optimiser step
-            denominators = self._counts(inputs)
+        counts = self._counts(inputs)
+        denominators = inputs.get("denominators", counts)  # of its own when called by hand
         loss = sum(
             term.weight * output.losses.sum() / denominator.clamp(min=1)
             for term, output, denominator in zip(
@@ -354,8 +355,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         )
         if self.model.training:
             loss = loss * self.accelerator.num_processes
+            logps = scores.logps.detach()
             add_batch_metrics(
-                self._sums, self.objective, outputs, inputs, scores.logps.detach(), scores.lengths
+                self._sums, self.objective, outputs, counts, inputs, logps, scores.lengths
             )
             self._sequence_tokens = (
                 self._sequence_tokens.to(loss.device) + inputs["sequence_tokens"]
@@ -389,7 +391,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         counts = [term_counts(term, batch, batch["lengths"]) for term in self.objective.terms]
         return torch.stack(counts).double()
 
-    def _kl_estimate(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _kl_estimate(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
         """Return max(0, mean log-ratio of mismatched completions) over all processes; nats."""
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in batches:
@@ -459,7 +461,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        kl = self._evaluate_kl(dataloader) if self.objective.needs_kl else None
+        kl = None
+        if self.objective.needs_kl:
+            kl = self._kl_estimate(map(self._prepare_inputs, dataloader))
         sums = MetricSums()
         rewards: list[tuple[Tensor | None, ...]] = []
         examples = 0
@@ -473,7 +477,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 for index, output in enumerate(outputs):
                     sums.add(f"term/{index}", output.losses.sum(), counts[index])
                 add_batch_metrics(
-                    sums, self.objective, outputs, batch, scores.logps, scores.lengths
+                    sums, self.objective, outputs, counts, batch, scores.logps, scores.lengths
                 )
                 rewards.append(_rewards(outputs, batch))
                 examples += int(batch["examples"])
@@ -498,14 +502,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Sharded models must be called through their wrapper; replicas need no company."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.model_wrapped if sharded else None
-
-    @torch.no_grad()
-    def _evaluate_kl(self, dataloader: DataLoader[Any]) -> Tensor:
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in dataloader:
-            total += self._mismatched_log_ratios(self._prepare_inputs(batch))
-        total = self._sum_over_processes(total)
-        return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
 
     def _collected(self, rewards: list[tuple[Tensor | None, ...]]) -> tuple[Any, Any]:
         """Return predictions and labels for ``compute_metrics``, from all processes."""

@@ -1,11 +1,16 @@
-"""Tiny random models of many architectures, built from configurations."""
+"""Tiny random models of many architectures, a tokenizer and rows for them; nothing is loaded."""
 
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 VOCABULARY = 97
 
@@ -75,6 +80,54 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+
+def tiny_tokenizer() -> Any:
+    """Return a tokenizer of whole words ``w3`` ... ``w96``; ids 0, 1, 2 are pad, unknown, EOS."""
+    words = {"<pad>": 0, "<unk>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+    )
+
+
+def tiny_rows(count: int, kind: str = "paired", seed: int = 0) -> Dataset:
+    """Return rows of random words, of different lengths, some prompts shared.
+
+    Args:
+        count: How many rows.
+        kind: ``paired``, ``unpaired`` or ``ranked``.
+        seed: Of the words.
+    """
+    generator = np.random.default_rng(seed)
+
+    def words(most: int) -> str:
+        ids = generator.integers(3, VOCABULARY, generator.integers(1, most + 1))
+        return " ".join(f"w{i}" for i in ids)
+
+    prompts = [words(12) for _ in range(count)]
+    if kind == "paired":
+        columns = {
+            "prompt": prompts,
+            "chosen": [" " + words(9) for _ in prompts],
+            "rejected": [" " + words(9) for _ in prompts],
+        }
+    elif kind == "unpaired":
+        columns = {
+            "prompt": prompts,
+            "completion": [" " + words(9) for _ in prompts],
+            "label": [bool(generator.integers(2)) for _ in prompts],
+        }
+    else:
+        sizes = [int(generator.integers(2, 5)) for _ in prompts]
+        columns = {
+            "prompt": prompts,
+            "completions": [[" " + words(9) for _ in range(size)] for size in sizes],
+            "ranks": [list(range(size)) for size in sizes],
+        }
+    return Dataset.from_dict(columns)
+
 
 SHARING = [name for name in _ARCHITECTURES if name not in ("mamba", "bloom")]
 PADDED_ONLY = ["mamba", "bloom"]

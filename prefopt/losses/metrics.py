@@ -54,6 +54,7 @@ def add_batch_metrics(
     sums: MetricSums,
     objective: Objective,
     outputs: Sequence[LossOutput],
+    counts: Tensor,
     batch: Mapping[str, Any],
     logps: Tensor,
     lengths: Tensor,
@@ -69,13 +70,14 @@ def add_batch_metrics(
         sums: Where to add.
         objective: The terms the outputs belong to.
         outputs: One per term.
+        counts: Over what each term takes its mean in this batch; (terms,).
         batch: Holds the index tensors of ``prefopt.losses.inputs``.
         logps: Policy log-probs of the completions; (N,), nats.
         lengths: Their scored tokens; (N,).
     """
     if len(outputs) > 1:
-        for term, output in zip(objective.terms, outputs, strict=True):
-            sums.add_values(f"loss/{term.loss.name}", output.losses)
+        for term, output, count in zip(objective.terms, outputs, counts, strict=True):
+            sums.add(f"loss/{term.loss.name}", output.losses.sum(), count)
     unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
     pairs = not unpaired
     better, worse = _sides(batch, pairs)

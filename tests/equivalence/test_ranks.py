@@ -1,0 +1,51 @@
+"""Two processes with batches of 4 train as one with a batch of 8."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def train(folder, loss, kind, processes):
+    folder.mkdir()
+    script = [str(ROOT / "tests/equivalence/run_ranks.py"), str(folder), loss, kind]
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [*launcher, *script, str(8 // processes)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss", "kind"), [("dpo + 0.3*sft", "paired"), ("kto", "unpaired"), ("dpo", "ranked")]
+)
+def test_two_processes_train_and_evaluate_as_one(tmp_path, loss, kind):
+    one = train(tmp_path / "one", loss, kind, 1)
+    two = train(tmp_path / "two", loss, kind, 2)
+    for mine, wanted in zip(two["steps"], one["steps"], strict=True):
+        assert set(mine) == set(wanted)
+        for name, value in wanted.items():
+            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=1e-5)
+    for name, value in one["eval"].items():
+        if not any(part in name for part in ("runtime", "per_second", "preparation")):
+            assert two["eval"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
