@@ -136,9 +136,11 @@ def prepare_batch(
 def _finish(example: Example, tokenized: Tokenized, max_length: int | None) -> dict[str, Any]:
     """Return the prepared row: cut, checked for something to learn, and its facts."""
     prompt, whole, moved = tokenized
-    room = len(prompt) + max(map(len, whole), default=0) if max_length is None else max_length
+    longest = max(map(len, [*whole, *(example.kl_completions or [])]), default=0)
+    room = len(prompt) + longest if max_length is None else max_length
     room -= len(prompt)
     completions = [ids[: max(room, 0)] for ids in whole]
+    mismatched = [ids[: max(room, 0)] for ids in example.kl_completions or []]
     masks = example.masks or [[True] * len(ids) for ids in whole]
     masks = [mask[: max(room, 0)] for mask in masks]
     # Nothing predicts the first token of a text.
@@ -157,7 +159,7 @@ def _finish(example: Example, tokenized: Tokenized, max_length: int | None) -> d
         "ranks": example.ranks if used else [],
         "completion_masks": masks if used else [],
         "scores": example.scores if used else [],
-        "kl_completion_ids": example.kl_completions or [] if used else [],
+        "kl_completion_ids": mismatched if used else [],
         "_reason": reason,
         "_cut_tokens": [len(a) - len(b) for a, b in zip(whole, completions, strict=True)],
         "_identical": _any_equal(whole),

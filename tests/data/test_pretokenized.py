@@ -1,6 +1,7 @@
 import pytest
+from datasets import Dataset
 
-from prefopt.data import DataError, read_example
+from prefopt.data import DataError, prepare_dataset, read_example
 
 
 def read(**row):
@@ -91,3 +92,11 @@ def test_what_is_wrong_is_told_by_row_and_column(row, column):
     with pytest.raises(DataError) as caught:
         read(**row)
     assert (caught.value.row, caught.value.column) == (7, column)
+
+
+def test_given_mismatches_are_cut_to_the_room_behind_the_prompt():
+    row = {"prompt_ids": [1, 2], "completion_ids": [3], "label": True}
+    rows = Dataset.from_list([row | {"kl_completion_ids": [4, 5, 6]}])
+    for max_length, cut in ((None, [4, 5, 6]), (4, [4, 5])):
+        prepared = prepare_dataset(rows, None, max_length=max_length)
+        assert prepared.dataset[0]["kl_completion_ids"] == [cut]
