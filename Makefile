@@ -7,7 +7,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --no-compile -c constraints.txt
+# Stamps: what is installed already.
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
 ARGS ?=
 # Each test process gets one thread: two processes of one thread beat one process of two.
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
@@ -24,40 +27,46 @@ help:
 	@echo "make docs       build docs/_build/html, warnings are errors"
 	@echo "make clean      remove .venv and everything that was built"
 
-$(STAMP): constraints.txt pyproject.toml
+# What prefopt itself needs comes first, so that the demo need not wait for the tools of the tests.
+$(RUN): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else \
 	    f"constraints.txt pins versions that need Python 3.11 or newer; {sys.executable} is " \
 	    f"{v[0]}.{v[1]}. Name another one: PYTHON=python3.12 make ...")'
-	@echo "== Making $(VENV) (about 1.5 GB, a few minutes, once)"
+	@echo "== Making $(VENV): about 1.3 GB, a minute or a few, once"
 	$(PYTHON) -m venv $(VENV)
 	@# torch alone first, at the pinned version, so that no other requirement can choose its build.
 	@# Without byte-compiling: what is imported is compiled then, most of what is installed never is.
-	$(BIN)/python -m pip install --no-compile -c constraints.txt torch
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
-	@touch $(STAMP)
+	$(PIP) torch
+	$(PIP) -e ".[all]"
+	@touch $@
 
-.venv: $(STAMP)
+$(DEV): $(RUN)
+	@echo "== Adding the tools of tests, lint and docs to $(VENV)"
+	$(PIP) -e ".[dev]"
+	@touch $@
 
-demo: $(STAMP)
+.venv: $(DEV)
+
+demo: $(RUN)
 	$(BIN)/python -m prefopt demo $(ARGS)
 
-test: $(STAMP)
+test: $(DEV)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: $(DEV)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
 	    -m "slow and not gpu" $(ARGS)
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)
+docs: $(DEV)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
