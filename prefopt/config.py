@@ -8,7 +8,7 @@ runs.
 import difflib
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -22,6 +22,14 @@ _LOSS_OPTIONS = {
     "discopop_tau": "tau",
     "desirable_weight": "desirable_weight",
     "undesirable_weight": "undesirable_weight",
+}
+
+# TRL's defaults: scripts and YAML files spell them out also where the loss has no such option.
+_SPELT_OUT = {
+    "label_smoothing": 0.0,
+    "discopop_tau": 0.05,
+    "desirable_weight": 1.0,
+    "undesirable_weight": 1.0,
 }
 
 # TRL fields that are refused unless at a value that changes nothing: (harmless values, what to do).
@@ -113,12 +121,6 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         >>> PreferenceConfig("out", loss_type="ipo", beta=0.2, report_to="none").objective.name
         'ipo'
     """
-
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *TrainingArguments._VALID_DICT_FIELDS,
-        "model_init_kwargs",
-        "loss_kwargs",
-    ]
 
     learning_rate: float = field(
         default=1e-6, metadata={"help": "Initial learning rate of the optimiser."}
@@ -256,6 +258,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         if self.bf16 is None:
             cuda = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
+        for name in ("loss_kwargs", "model_init_kwargs"):
+            self._read_json(name)
         super().__post_init__()
         self._refuse()
         self._check_values()
@@ -285,10 +289,12 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         return self._parse("kto" if data_kinds == {"unpaired"} else "dpo")
 
     def _parse(self, loss_type: str | list[str]) -> Objective:
-        options: dict[str, Any] = dict(self._loss_kwargs())
+        options: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
+        terms = parse_objective(loss_type, self.loss_weights).terms
+        taken = {name for term in terms for name in term.loss.hyperparameters}
         for name, option in _LOSS_OPTIONS.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None or (option not in taken and value == _SPELT_OUT.get(name)):
                 continue
             if option in options and options[option] != value:
                 raise ValueError(
@@ -296,26 +302,19 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
                     f"{options[option]}; choose one"
                 )
             options[option] = value
-        # TRL scripts spell out that there is no smoothing, whatever the loss.
-        if self.label_smoothing == 0 and not any(
-            "label_smoothing" in term.loss.hyperparameters
-            for term in parse_objective(loss_type, self.loss_weights).terms
-        ):
-            options.pop("label_smoothing", None)
         return parse_objective(loss_type, self.loss_weights, options)
 
-    def _loss_kwargs(self) -> dict[str, Any]:
-        if self.loss_kwargs is None:
-            return {}
-        if isinstance(self.loss_kwargs, str):
+    def _read_json(self, name: str) -> None:
+        """Replace an object that was written as JSON, as on a command line, by what it says."""
+        value = getattr(self, name)
+        if isinstance(value, str):
             try:
-                parsed = json.loads(self.loss_kwargs)
+                value = json.loads(value)
             except json.JSONDecodeError as error:
-                raise ValueError(f"loss_kwargs is not JSON: {error}") from None
-            self.loss_kwargs = parsed
-        if not isinstance(self.loss_kwargs, dict):
-            raise ValueError(f"loss_kwargs must be a JSON object, got {self.loss_kwargs!r}")
-        return self.loss_kwargs
+                raise ValueError(f"{name} is not JSON: {error}, in {value!r}") from None
+            setattr(self, name, value)
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f'{name} must be an object like {{"a": 1}}, got {value!r}')
 
     def _refuse(self) -> None:
         for name, (harmless, advice) in _REFUSED.items():

@@ -1,0 +1,109 @@
+"""The configuration: every TRL field has an answer, and nothing is ignored in silence."""
+
+import dataclasses
+
+import pytest
+import transformers
+
+from prefopt import PreferenceConfig
+from prefopt.config import TRL_FIELDS
+
+
+def make(**fields):
+    return PreferenceConfig("out", report_to="none", use_cpu=True, **fields)
+
+
+def trl_fields(name):
+    trl = pytest.importorskip("trl")
+    inherited = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    own = dataclasses.fields(getattr(trl, name))
+    return {field.name: field for field in own if field.name not in inherited}
+
+
+@pytest.mark.parametrize("name", ["DPOConfig", "KTOConfig"])
+def test_every_field_of_trl_has_an_answer(name):
+    fields = trl_fields(name)
+    assert set(fields) <= set(TRL_FIELDS)
+    ours = {field.name for field in dataclasses.fields(PreferenceConfig)}
+    assert set(fields) <= ours
+
+
+@pytest.mark.parametrize(
+    ("name", "losses"),
+    [("DPOConfig", ["sigmoid", "ipo", "hinge", "discopop"]), ("KTOConfig", ["kto"])],
+)
+def test_trls_defaults_spelt_out_are_accepted(name, losses):
+    trl = pytest.importorskip("trl")
+    fields = trl_fields(name)
+    theirs = getattr(trl, name)("out", report_to="none", use_cpu=True, bf16=False)
+    values = {field: getattr(theirs, field) for field in fields} | {"bf16": False}
+    for loss in losses:
+        assert make(**(values | {"loss_type": loss})).objective.terms[0].loss.data_kind in (
+            "paired",
+            "unpaired",
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss_type": "ipoo"}, "did you mean 'ipo'"),
+        ({"loss_type": "ipo", "label_smoothing": 0.1}, "no loss here takes the option"),
+        ({"loss_type": "dpo", "desirable_weight": 2.0}, "no loss here takes the option"),
+        ({"loss_type": "orpo", "beta": 0.1}, "hyper-parameters: orpo: lambda_"),
+        ({"loss_type": "dpo", "loss_kwargs": {"tau": 1.0}}, "no loss here takes the option 'tau'"),
+        ({"loss_type": "dpo", "loss_kwargs": '{"beta": '}, "loss_kwargs"),
+        ({"loss_type": "dpo", "beta": 0.1, "loss_kwargs": {"beta": 0.2}}, "beta is given twice"),
+        ({"loss_type": "dpo", "beta": -1.0}, "beta"),
+        ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, "loss_weights has 1 values for 2"),
+        ({"layout": "paded"}, "did you mean 'padded'"),
+        ({"reference": "cache"}, "did you mean 'cached'"),
+        ({"max_length": 1}, "max_length must be at least 2"),
+        ({"precompute_ref_batch_size": 0}, "precompute_ref_batch_size must be at least 1"),
+        ({"precompute_ref_log_probs": True, "reference": "live"}, "contradicts"),
+        ({"train_sampling_strategy": "group_by_length"}, "rows are not padded"),
+        ({"truncation_mode": "keep_end"}, "completions are cut at their end"),
+        ({"pad_to_multiple_of": 8}, "rows are not padded"),
+        ({"use_weighting": True}, "WPO"),
+        ({"ld_alpha": 0.5}, "LD-DPO"),
+        ({"f_divergence_type": "js"}, "divergences"),
+        ({"sync_ref_model": True}, "TR-DPO"),
+        ({"router_aux_loss_coef": 0.1}, "router loss"),
+    ],
+)
+def test_what_cannot_be_is_said_at_construction(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make(**fields)
+
+
+def test_none_is_the_losss_own_default():
+    assert make(loss_type="discopop").objective.terms[0].hyperparameters == {}
+    given = make(loss_type="discopop", beta=0.3, discopop_tau=0.2).objective.terms[0]
+    assert given.hyperparameters == {"beta": 0.3, "tau": 0.2}
+
+
+def test_loss_kwargs_may_be_json_as_on_the_command_line():
+    term = make(loss_type="slic", loss_kwargs='{"delta": 2.0, "lambda": 0.5}').objective.terms[0]
+    assert term.hyperparameters == {"delta": 2.0, "lambda_": 0.5}
+
+
+def test_precomputing_is_trls_name_of_a_cached_reference():
+    assert make(precompute_ref_log_probs=True).reference == "cached"
+
+
+def test_bfloat16_is_off_without_cuda_unless_asked_for():
+    assert make().bf16 is False
+    assert make(bf16=True).bf16 is True
+
+
+def test_an_unnamed_loss_follows_the_data():
+    assert make().objective_for(frozenset({"unpaired"})).name == "kto"
+    assert make().objective_for(frozenset({"paired"})).name == "dpo"
+    assert make().objective_for(frozenset({"ranked"})).name == "dpo"
+
+
+def test_every_field_of_ours_is_described_by_its_help():
+    inherited = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    for field in dataclasses.fields(PreferenceConfig):
+        if field.name not in inherited:
+            assert len(field.metadata["help"]) > 15, field.name
