@@ -8,7 +8,7 @@ runs.
 import difflib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -121,6 +121,12 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         >>> PreferenceConfig("out", loss_type="ipo", beta=0.2, report_to="none").objective.name
         'ipo'
     """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "loss_kwargs",
+    ]
 
     learning_rate: float = field(
         default=1e-6, metadata={"help": "Initial learning rate of the optimiser."}
