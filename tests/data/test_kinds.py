@@ -33,6 +33,12 @@ def test_losses_take_the_data_they_can_learn_from(data, losses):
         ({"ranked"}, {"unpaired"}, "the data is ranked", "pairwise loss"),
         ({"ranked"}, {"paired", "unpaired"}, "the data is ranked", "needs labelled"),
         ({"paired", "unpaired"}, {"paired"}, "some of the data is unpaired", "needs pairs"),
+        (
+            {"paired", "unpaired"},
+            {"paired", "preferred"},
+            "some of the data is unpaired",
+            "needs pairs",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_with_losses_that_would(data, losses, found, needs):

@@ -45,10 +45,12 @@ def test_distinct_rows_rotate_by_one():
     assert donors.skipped == 0
 
 
-def test_long_runs_of_one_prompt_and_few_completions_take_no_quadratic_time():
+@pytest.mark.parametrize("same", ["both", "completions"])
+def test_long_runs_of_one_prompt_and_few_completions_take_no_quadratic_time(same):
     count = 200_000  # a search row by row would take hours
     half = np.repeat([0, 1], count // 2)
-    donors = find_donors(half, half, np.ones(count, dtype=int))
+    prompts = half if same == "both" else np.arange(count)
+    donors = find_donors(prompts, half, np.ones(count, dtype=int))
     assert donors.rows[-1] == count // 2 - 1
     assert donors.rows[0] == count - 1
     assert (half[donors.rows] != half).all()

@@ -273,7 +273,7 @@ def test_the_first_rows_of_a_stream_are_checked_at_once_and_others_in_time(words
     with pytest.raises(DataError, match="eval data, row 250, column 'label'"):
         list(stream.dataset)
     with pytest.raises(DataError, match="has no rows"):
-        prepare_dataset(Dataset.from_list([]).to_iterable_dataset(), words)
+        prepare_dataset(IterableDataset.from_generator(lambda: iter(())), words)
 
 
 # Real data ----------------------------------------------------------------------------------------
