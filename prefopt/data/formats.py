@@ -35,6 +35,7 @@ from prefopt.data.messages import (
     read_tools,
 )
 from prefopt.data.pretokenized import IDS_COLUMNS, read_ids
+from prefopt.data.tokenize import common_prefix_length
 
 __all__ = ["PROMPT_LIKE", "SOURCE_COLUMNS", "read_example"]
 
@@ -238,10 +239,7 @@ def _implicit_text(
 
 def _shared_characters(texts: Sequence[str]) -> str:
     first, last = min(texts), max(texts)  # what these two share, all between them share
-    for place, character in enumerate(first):
-        if place == len(last) or character != last[place]:
-            return first[:place]
-    return first
+    return first[: common_prefix_length(first, last)]
 
 
 def _read_conversation(

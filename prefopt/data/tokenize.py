@@ -37,8 +37,8 @@ class Tokenized(NamedTuple):
     boundary_moved: bool
 
 
-def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens two sequences share.
+def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return how many leading tokens, or characters, two sequences share.
 
     >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])
     2
