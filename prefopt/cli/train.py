@@ -9,11 +9,11 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from prefopt.cli.errors import UserError, user_errors
 
@@ -122,11 +122,14 @@ def make_parser() -> Any:
         help="The same as --model_name_or_path.",
     )
     parser.add_argument("--config", help="YAML file with any of the options, without the dashes.")
+    hints = get_type_hints(PreferenceConfig)
     for action in parser._actions:
         if action.dest == "loss_type":
             action.nargs = "+"  # `--loss_type sigmoid sft`, as in TRL, beside 'dpo + 0.2*sft'
         elif action.dest in PreferenceConfig._VALID_DICT_FIELDS:
             action.type = _json_object
+        elif action.type in (int, float) and type(None) in get_args(hints.get(action.dest)):
+            action.type = _or_none(action.type)  # `--max_length none`; later TRLs do it themselves
     parser.error = _fail  # argparse would print the usage: hundreds of options
     return parser
 
@@ -326,6 +329,16 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 def _fail(message: str) -> NoReturn:
     # argparse names every spelling of an option: `argument --lora_r/--lora-r: ...`
     raise UserError(re.sub(r"^(argument --\w+)/\S+?:", r"\1:", message))
+
+
+def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what reads a number, or None from the word."""
+
+    def parse(text: str) -> Any:
+        return None if text.lower() in ("none", "null") else number(text)
+
+    parse.__name__ = number.__name__  # argparse names it: `invalid int value`
+    return parse
 
 
 def _json_object(text: str) -> Any:
