@@ -61,7 +61,7 @@ def reward_frontier(
     >>> for point in reward_frontier(rewards, [0.5], min_effective_samples=1):
     ...     print(f"{point.kl:.3f} {point.reward:.3f} {point.effective_samples:.2f}")
     0.000 0.250 4.00
-    0.401 0.711 1.87
+    0.468 0.711 1.87
     """
     if rewards.dim() != 2 or rewards.numel() == 0:
         raise ValueError(f"rewards must be (prompts, samples), got {tuple(rewards.shape)}")

@@ -220,8 +220,9 @@ def _sample_batch(
     columns = torch.arange(width + max_new_tokens, device=model.device)
     attention_mask = columns >= missing
     positions = (columns - missing).clamp(min=0)
+    tokens = torch.full((len(prompts), max_new_tokens), pad_token_id, device=model.device)
+    running = torch.arange(len(prompts), device=model.device)  # rows of the batch, by prompt
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    tokens: list[Tensor] = []
     cache = None
     for step in range(max_new_tokens):
         end = width + step
@@ -235,11 +236,17 @@ def _sample_batch(
         cache = output.past_key_values
         probabilities = output.logits[:, -1].float().softmax(dim=1)
         ids = torch.multinomial(probabilities, 1, generator=generator)
-        tokens.append(ids)
+        tokens[running, step] = ids[:, 0]
         finished |= ids[:, 0] == eos_token_id
-        if bool(finished.all()):
+        left = (~finished).nonzero()[:, 0]
+        if len(left) == 0:
             break
-    return torch.cat(tokens, dim=1)
+        # Rows that have ended cost as much as those that have not: drop them now and then.
+        if len(left) < 0.7 * len(running):
+            cache.batch_select_indices(left)
+            attention_mask, positions = attention_mask[left], positions[left]
+            running, finished, ids = running[left], finished[left], ids[left]
+    return tokens
 
 
 def _next_token_logps(model: Any, batch: TokenBatch) -> Tensor:

@@ -151,9 +151,9 @@ def prompts(names: Sequence[str] = NAMES) -> list[str]:
 
 def vocabulary() -> list[str]:
     """Return every word of the language once, in a fixed order."""
-    fixed = ("review", "of", "the", ":", ".", ",", "and", "while")
+    fixed = ["review", "of", "the", ":", ".", ",", "and", "while"]
     aspects = [aspect for kind in ASPECTS.values() for aspect in kind]
-    fixed += ("i", "was", "found", "did", "not")
+    fixed += ["i", "was", "found", "did", "not"]
     words = [*fixed, *ASPECTS, *NAMES, *aspects, *DEGREES, *SENTIMENT]
     return list(dict.fromkeys(words))
 

@@ -34,7 +34,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 64, layers: int = 2, seed: int = 0
+    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 64, layers: int = 1, seed: int = 0
 ) -> LlamaForCausalLM:
     """Return a tiny Llama with random weights, in float32.
 

@@ -1,0 +1,486 @@
+"""The toy experiment: from one start, how far does each method climb, and at what distance?
+
+Reference policy and reward are both known here, so what no real data set can tell is measured: the
+true reward of what a policy says, its KL from the reference, and the best reward that any policy
+could have at that KL.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
+
+from prefopt.config import PreferenceConfig
+from prefopt.evaluation import (
+    Estimate,
+    FrontierPoint,
+    PairLogps,
+    completion_logps,
+    implicit_rewards,
+    mean_interval,
+    preference_accuracy,
+    reward_frontier,
+    sample_completions,
+    sequence_kl,
+)
+from prefopt.losses import Objective, parse_objective
+from prefopt.toy.data import Row, sample_pairs, sample_thumbs
+from prefopt.toy.grammar import HELD_OUT_NAMES, NAMES, parse_completion, prompts
+from prefopt.toy.model import build_model, build_tokenizer, fit_model
+from prefopt.toy.reward import preference_probability, true_reward
+from prefopt.trainer import PreferenceTrainer
+
+__all__ = [
+    "METHODS",
+    "Evaluator",
+    "Experiment",
+    "ExperimentSize",
+    "MeasureCallback",
+    "Measurement",
+    "Method",
+    "MethodRun",
+    "checkpoint_steps",
+]
+
+MAX_NEW_TOKENS = 32  # the longest text of the grammar has 23 words
+FRONTIER_BETAS: tuple[float, ...] = (
+    8.0,
+    6.0,
+    5.0,
+    4.0,
+    3.5,
+    3.0,
+    2.6,
+    2.3,
+    2.0,
+    1.8,
+    1.6,
+    1.4,
+    1.2,
+    1.1,
+    1.0,
+)
+FRONTIER_BETAS += (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+TRAINING = {
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 10,
+    "weight_decay": 0.0,
+    # So tiny a model gains nothing from sharing six words of prompt.
+    "layout": "padded",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the experiment trains with one loss.
+
+    Attributes:
+        loss_type: A loss, or a sum such as ``dpo + 0.2*sft``.
+        options: Fields of ``PreferenceConfig``.
+    """
+
+    loss_type: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+METHODS = {
+    method.loss_type: method
+    for method in (
+        Method("dpo", {"learning_rate": 8e-4, "beta": 0.3}),
+        Method("ipo", {"learning_rate": 8e-4, "beta": 0.05, "loss_kwargs": {"normalize": "sum"}}),
+        Method("kto", {"learning_rate": 8e-4, "beta": 0.3}),
+        Method("orpo", {"learning_rate": 1e-3, "loss_kwargs": {"lambda_": 5.0}}),
+        Method("slic", {"learning_rate": 5e-4}),
+        Method("hinge", {"learning_rate": 5e-4, "beta": 0.5}),
+        Method("discopop", {"learning_rate": 5e-4, "beta": 0.5}),
+    )
+}
+"""Settings found on seeds 0 to 4; a loss that is not here gets its defaults."""
+
+
+@dataclass(frozen=True)
+class ExperimentSize:
+    """How much to do; the defaults take about two minutes on two cores.
+
+    Attributes:
+        fit_steps: Optimiser steps that fit the start to the language.
+        pairs: Training pairs.
+        held_out_pairs: Pairs about names that training never sees.
+        steps: Optimiser steps of each method.
+        batch_size: Pairs per step.
+        checkpoints: Measurements after the start, by a growing number of steps.
+        samples_per_prompt: Samples behind each of them, for each of the held-out prompts.
+        frontier_samples: Samples of the start behind the frontier, for each of the prompts.
+        min_effective_samples: Where the frontier ends.
+    """
+
+    fit_steps: int = 400
+    pairs: int = 8000
+    held_out_pairs: int = 500
+    steps: int = 125
+    batch_size: int = 64
+    checkpoints: int = 7
+    samples_per_prompt: int = 96
+    frontier_samples: int = 2048
+    min_effective_samples: float = 25.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A policy at one moment of its training.
+
+    Attributes:
+        step: Optimiser steps so far.
+        accuracy: Share of held-out pairs whose chosen completion has the higher implicit reward.
+        margin: Mean log-ratio of chosen minus rejected held-out completions, in nats.
+        reward: True reward of the policy's samples, in points.
+        kl: KL(policy || reference) of whole completions, in nats.
+        grammatical: Share of the samples that the grammar could have made.
+    """
+
+    step: int
+    accuracy: Estimate
+    margin: float
+    reward: Estimate
+    kl: Estimate
+    grammatical: float
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """What became of one method.
+
+    Attributes:
+        name: The loss.
+        path: From the start to the end of training.
+        seconds: What training took, preparation included, measurements not.
+        samples: A completion of each held-out prompt by the trained policy.
+    """
+
+    name: str
+    path: list[Measurement]
+    seconds: float
+    samples: list[Row]
+
+
+class Evaluator:
+    """Measures policies against the reference they started from.
+
+    Args:
+        reference: The start; kept, and not changed.
+        tokenizer: Of all policies.
+        pairs: Held-out pairs, from ``sample_pairs``.
+        seed: Of all samples.
+    """
+
+    def __init__(
+        self,
+        reference: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        pairs: list[Row],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.reference = reference.eval()
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.prompts = prompts(HELD_OUT_NAMES)
+        self._pair_prompts = self._encode([row["prompt"] for row in pairs])
+        eos = tokenizer.eos_token_id
+        self._chosen = [[*ids, eos] for ids in self._encode([row["chosen"] for row in pairs])]
+        self._rejected = [[*ids, eos] for ids in self._encode([row["rejected"] for row in pairs])]
+        self._reference_logps = self._pair_logps(reference)
+        # No score beats the true reward itself: labels are noisy, and this is how much.
+        self.best_accuracy = sum(
+            preference_probability(abs(row["reward_chosen"] - row["reward_rejected"]), 0.0)
+            for row in pairs
+        ) / len(pairs)
+
+    def measure(
+        self, policy: Any, objective: Objective, *, step: int = 0, samples_per_prompt: int = 96
+    ) -> Measurement:
+        """Return where a policy stands.
+
+        Args:
+            policy: The model; its training mode is put back.
+            objective: Defines the implicit reward of the held-out accuracy.
+            step: Recorded.
+            samples_per_prompt: Completions drawn for each of the held-out prompts.
+        """
+        training = policy.training
+        policy.eval()
+        logps = self._pair_logps(policy)
+        rewards = implicit_rewards(objective, logps, self._reference_logps)
+        reference = self._reference_logps
+        margins = (logps.chosen - reference.chosen) - (logps.rejected - reference.rejected)
+        asked, completions = self._sample(policy, samples_per_prompt, self.seed + step)
+        texts = self._decode(completions)
+        kls = sequence_kl(policy, self.reference, self._encode(asked), completions)
+        policy.train(training)
+        return Measurement(
+            step=step,
+            accuracy=preference_accuracy(rewards.chosen, rewards.rejected),
+            margin=margins.mean().item(),
+            reward=mean_interval(torch.tensor([true_reward(text) for text in texts])),
+            kl=mean_interval(kls),
+            grammatical=sum(
+                parse_completion(prompt, text) is not None
+                for prompt, text in zip(asked, texts, strict=True)
+            )
+            / len(texts),
+        )
+
+    def frontier(
+        self,
+        samples_per_prompt: int = 2048,
+        *,
+        min_effective_samples: float = 25.0,
+        on_samples: Callable[[int], None] | None = None,
+    ) -> list[FrontierPoint]:
+        """Return the best reachable reward by KL, from samples of the reference.
+
+        Args:
+            samples_per_prompt: Completions drawn for each of the held-out prompts.
+            min_effective_samples: Where the curve ends.
+            on_samples: Called as samples come in, with how many.
+        """
+        rewards: list[list[float]] = []
+        for index, prompt in enumerate(self.prompts):
+            completions = sample_completions(
+                self.reference,
+                self._encode([prompt] * samples_per_prompt),
+                max_new_tokens=MAX_NEW_TOKENS,
+                eos_token_id=self.tokenizer.eos_token_id,
+                batch_size=2048,
+                seed=self.seed + 7919 * (index + 1),
+            )
+            rewards.append([true_reward(text) for text in self._decode(completions)])
+            if on_samples is not None:
+                on_samples(samples_per_prompt)
+        return reward_frontier(
+            torch.tensor(rewards), FRONTIER_BETAS, min_effective_samples=min_effective_samples
+        )
+
+    def sample(self, policy: Any, count: int = 1) -> list[Row]:
+        """Return samples of a policy, so many for each held-out prompt, with true rewards."""
+        asked, completions = self._sample(policy.eval(), count, self.seed)
+        return [
+            {"prompt": prompt, "completion": text, "reward": true_reward(text)}
+            for prompt, text in zip(asked, self._decode(completions), strict=True)
+        ]
+
+    def _sample(self, policy: Any, count: int, seed: int) -> tuple[list[str], list[list[int]]]:
+        asked = [prompt for prompt in self.prompts for _ in range(count)]
+        completions = sample_completions(
+            policy,
+            self._encode(asked),
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=self.tokenizer.eos_token_id,
+            batch_size=1024,
+            seed=seed,
+        )
+        return asked, completions
+
+    def _pair_logps(self, model: Any) -> PairLogps:
+        chosen = completion_logps(model, self._pair_prompts, self._chosen)
+        rejected = completion_logps(model, self._pair_prompts, self._rejected)
+        return PairLogps(
+            chosen,
+            rejected,
+            torch.tensor([len(ids) for ids in self._chosen]),
+            torch.tensor([len(ids) for ids in self._rejected]),
+        )
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts)["input_ids"]
+        return ids
+
+    def _decode(self, completions: list[list[int]]) -> list[str]:
+        return [" " + t for t in self.tokenizer.batch_decode(completions, skip_special_tokens=True)]
+
+
+class Experiment:
+    """Fits a start, and trains methods from it.
+
+    Args:
+        losses: Losses to train with, by name or as sums.
+        seed: Of data, weights and samples.
+        size: How much to do; None for the defaults.
+
+    Attributes:
+        train_pairs: What the methods learn from.
+        held_out_pairs: What they are judged on, about other names.
+        evaluator: Measures; there is none before ``fit``.
+
+    Raises:
+        ValueError: If a loss is unknown, or defines no rewards on pairs.
+    """
+
+    def __init__(
+        self, losses: Sequence[str], *, seed: int = 0, size: ExperimentSize | None = None
+    ) -> None:
+        self.size = size or ExperimentSize()
+        self.seed = seed
+        self.methods = [METHODS.get(name, Method(name)) for name in losses]
+        for method in self.methods:
+            kinds = parse_objective(method.loss_type).data_kinds
+            if not kinds & {"paired", "unpaired"}:
+                raise ValueError(
+                    f"{method.loss_type!r} tells no better from worse, so it has no held-out "
+                    "accuracy: name a loss on pairs or thumbs, such as 'dpo'"
+                )
+        known = [name for name in NAMES if name not in HELD_OUT_NAMES]
+        self.train_pairs = sample_pairs(self.size.pairs, seed=seed, names=known)
+        self.held_out_pairs = sample_pairs(
+            self.size.held_out_pairs, seed=seed + 1, names=HELD_OUT_NAMES
+        )
+        self.tokenizer = build_tokenizer()
+        self.start = build_model(self.tokenizer, seed=seed)
+
+    def fit(self, on_step: Callable[[float], None] | None = None) -> None:
+        """Fit the start to the language.
+
+        Args:
+            on_step: Called after each step with its loss, in nats per completion.
+        """
+        fit_model(
+            self.start, self.tokenizer, steps=self.size.fit_steps, seed=self.seed, on_step=on_step
+        )
+        self.evaluator = Evaluator(self.start, self.tokenizer, self.held_out_pairs, seed=self.seed)
+
+    def save(self, folder: Path) -> None:
+        """Write ``start/``, ``pairs.jsonl``, ``held_out.jsonl`` and ``thumbs.jsonl``.
+
+        Args:
+            folder: Where; made if it does not exist.
+        """
+        self.start.save_pretrained(folder / "start")
+        self.tokenizer.save_pretrained(folder / "start")
+        thumbs = sample_thumbs(self.size.pairs, seed=self.seed)
+        for name, rows in (
+            ("pairs", self.train_pairs),
+            ("held_out", self.held_out_pairs),
+            ("thumbs", thumbs),
+        ):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+    def run(
+        self, method: Method, output_dir: Path, on_step: Callable[[], None] | None = None
+    ) -> MethodRun:
+        """Train a copy of the start with one method, measuring on the way, and save it.
+
+        Args:
+            method: What to train with.
+            output_dir: Where the policy is saved.
+            on_step: Called after each optimiser step.
+        """
+        begin = time.perf_counter()
+        size = self.size
+        config = PreferenceConfig(
+            output_dir=str(output_dir),
+            loss_type=method.loss_type,
+            max_steps=size.steps,
+            per_device_train_batch_size=size.batch_size,
+            seed=self.seed,
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+            report_to="none",
+            **{**TRAINING, **method.options},
+        )
+        measure = MeasureCallback(
+            self.evaluator,
+            config.objective,
+            checkpoint_steps(size.steps, size.checkpoints),
+            size.samples_per_prompt,
+            on_step,
+        )
+        measure.measure(self.start, 0)
+        trainer = PreferenceTrainer(
+            copy.deepcopy(self.start),
+            args=config,
+            train_dataset=Dataset.from_list(self.train_pairs),
+            processing_class=self.tokenizer,
+            callbacks=[measure],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        trainer.save_model()
+        seconds = time.perf_counter() - begin - measure.seconds
+        sample = self.evaluator.sample(trainer.model)
+        return MethodRun(method.loss_type, measure.path, seconds, sample)
+
+
+def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
+    """Return when to measure: closer together where a policy moves fast, and at the end.
+
+    >>> checkpoint_steps(100, 5)
+    [4, 16, 36, 64, 100]
+    """
+    return sorted(
+        {max(1, round(steps * (k / checkpoints) ** 2)) for k in range(1, checkpoints + 1)}
+    )
+
+
+class MeasureCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Measures the policy at some steps of its training.
+
+    Args:
+        evaluator: Does it.
+        objective: What is trained.
+        steps: When.
+        samples_per_prompt: How thoroughly.
+        on_step: Called after each optimiser step.
+
+    Attributes:
+        path: The measurements so far.
+        seconds: What they took.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        objective: Objective,
+        steps: Collection[int],
+        samples_per_prompt: int,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        self.evaluator = evaluator
+        self.objective = objective
+        self.steps = frozenset(steps)
+        self.samples_per_prompt = samples_per_prompt
+        self.on_step = on_step
+        self.path: list[Measurement] = []
+        self.seconds = 0.0
+
+    def measure(self, policy: Any, step: int) -> None:
+        """Measure the policy now."""
+        begin = time.perf_counter()
+        # First and last are what the table tells: they get four times the samples.
+        scale = 4 if step in (0, max(self.steps)) else 1
+        count = scale * self.samples_per_prompt
+        self.path.append(
+            self.evaluator.measure(policy, self.objective, step=step, samples_per_prompt=count)
+        )
+        self.seconds += time.perf_counter() - begin
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure, if it is time to."""
+        if state.global_step in self.steps:
+            self.measure(kwargs["model"], state.global_step)
+        if self.on_step is not None:
+            self.on_step()
