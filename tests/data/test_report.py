@@ -87,6 +87,18 @@ def test_the_counts_are_those_of_the_rows(words):
     assert (report.eos_missing, report.boundary_moved, report.max_length) == (False, 0, 5)
 
 
+def test_pairs_and_labels_are_counted_apart():
+    rows = [
+        {"prompt_ids": [1], "chosen_ids": [2, 3, 4], "rejected_ids": [5], "completion_ids": None},
+        {"prompt_ids": [1], "chosen_ids": None, "rejected_ids": None, "completion_ids": [2, 3]},
+    ]
+    labelled = [row | {"label": None if row["chosen_ids"] else False} for row in rows]
+    report = prepare_dataset(Dataset.from_list(labelled), None).report
+    assert (report.chosen, report.rejected) == (Lengths(1, 3, 3), Lengths(1, 1, 1))
+    assert report.completions == Lengths(3, 6, 3)
+    assert (report.desirable, report.undesirable) == (0, 1)
+
+
 def test_labels_are_counted_and_a_missing_end_is_told(words):
     words.eos_token = None
     rows = [{"prompt": "a", "completion": " b", "label": label} for label in (1, 0, 1)]
