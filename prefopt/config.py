@@ -267,6 +267,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         for name in ("loss_kwargs", "model_init_kwargs"):
             self._read_json(name)
         super().__post_init__()
+        # Pinned memory is for copies to an accelerator; without one torch warns of it.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self._refuse()
         self._check_values()
         if self.precompute_ref_log_probs:

@@ -44,7 +44,7 @@ def model_card(trainer: Any) -> str:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     lines.append(f"- examples per optimiser step: {batch}")
     lines.append(f"- learning rate: {args.learning_rate}, optimiser: {args.optim}")
-    lines.append(f"- max_length: {args.max_length} tokens, layout: {trainer.scorer.layout}")
+    lines.append(f"- max_length: {trainer.max_length} tokens, layout: {trainer.scorer.layout}")
     lines.append(f"- transformers {transformers.__version__}, torch {torch.__version__}")
     lines += _final_metrics(trainer)
     return "\n".join(lines) + "\n"

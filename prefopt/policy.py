@@ -114,6 +114,27 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
         )
 
 
+def learned_positions(model: Any) -> int | None:
+    """Return how many positions a model has learned one by one (GPT-2, OPT); None for no such end.
+
+    Rotary positions have no last one; a table of embeddings does, and a longer text would crash.
+    """
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    tokens = model.get_input_embeddings()
+    for module in model.modules():
+        # OPT keeps two rows more than it has positions.
+        if (
+            isinstance(module, nn.Embedding)
+            and module is not tokens
+            and module.num_embeddings - most in (0, 1, 2)
+        ):
+            return int(most)
+    return None
+
+
 def add_adapter(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
     """Return the model with an adapter around it if one is asked for.
 

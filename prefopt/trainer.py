@@ -33,6 +33,7 @@ from prefopt.policy import (
     add_adapter,
     check_vocabulary,
     is_peft,
+    learned_positions,
     load_causal_lm,
     load_policy,
     load_tokenizer,
@@ -85,6 +86,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     Attributes:
         objective: The losses that are minimised.
+        max_length: Tokens of prompt + completion kept; no more than the model has positions.
         scorer: Scores completions with the policy.
         data_reports: What preparation did to each dataset, by name.
 
@@ -117,13 +119,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         model = load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
         check_vocabulary(tokenizer, model)
+        positions = learned_positions(model)
         model = add_adapter(model, peft_config, args)
         if args.disable_dropout:
             switch_off_dropout(model)
 
         self._tokenizer = tokenizer
-        self._console = Console(stderr=True, highlight=False, quiet=not args.should_log)
+        self._console = Console(
+            stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log
+        )
         self.data_reports: dict[str, Any] = {}
+        self.max_length = self._fit_length(args.max_length, positions)
         self.objective = args.objective_for(_first_kinds(train_dataset, eval_dataset))
         self._check_reference(args, ref_model)
         with args.main_process_first(desc="dataset preparation"):
@@ -180,6 +186,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     # Data -----------------------------------------------------------------------------------------
 
+    def _fit_length(self, max_length: int | None, positions: int | None) -> int | None:
+        """Return max_length, or the number of positions the model has if that is less."""
+        if positions is None or (max_length is not None and max_length <= positions):
+            return max_length
+        self._console.print(
+            f"prefopt: max_length {max_length} -> {positions}: the model has no more positions"
+        )
+        return positions
+
     def _prepare(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
         """Return a dataset as token ids, checked against the objective, its report printed."""
         if _is_prepared(dataset, self.objective.needs_kl):
@@ -187,7 +202,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         prepared: PreparedDataset = prepare_dataset(
             dataset,
             self._tokenizer,
-            max_length=args.max_length,
+            max_length=self.max_length,
             num_proc=args.dataset_num_proc,
             needs_kl=self.objective.needs_kl,
             name=name,

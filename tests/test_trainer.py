@@ -327,6 +327,20 @@ def test_a_tokenizer_of_another_model_is_an_error(tmp_path):
         trainer(tmp_path, tiny_rows(4), model=tiny_model("llama", vocab_size=50))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_texts_are_cut_to_the_positions_a_model_has(tmp_path, name, capsys):
+    size = {"n_positions": 16} if name == "gpt2" else {"max_position_embeddings": 16}
+    model = tiny_model(name, **size)
+    rows = Dataset.from_dict(
+        {"prompt": ["w3 w4"] * 4, "chosen": [" w5 w6" * 12] * 4, "rejected": [" w7"] * 4}
+    )
+    trained = trainer(tmp_path, rows, model=model)
+    trained.train()
+    assert trained.max_length == 16
+    assert steps(trained)[0]["lengths/chosen"] == 14
+    assert "the model has no more positions" in capsys.readouterr().err
+
+
 def test_a_model_from_nowhere_needs_a_tokenizer(tmp_path):
     with pytest.raises(ValueError, match="pass processing_class"):
         PreferenceTrainer(tiny_model("llama"), args=config(tmp_path), train_dataset=tiny_rows(4))

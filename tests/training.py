@@ -21,7 +21,6 @@ def config(folder: Path, **changes: Any) -> PreferenceConfig:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
-        "dataloader_pin_memory": False,
     }
     return PreferenceConfig(**(fields | changes))
 

@@ -182,6 +182,8 @@ class Scorer:
             hidden: Tensor = self._backbone(**inputs, use_cache=False).last_hidden_state
             return hidden
         plan = attention.SegmentPlan(segments)
+        # Said outright, or models look for padding among the tokens and warn of an EOS that pads.
+        inputs = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
         with attention.planned_forward():
             output = self._backbone(**inputs, use_cache=False, prefopt_plan=plan)
         if not plan.calls:
