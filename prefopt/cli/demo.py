@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         help=f"losses to train with; default: {' '.join(DEFAULT_LOSSES)}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and samples")
-    parser.add_argument("--steps", type=int, help="optimiser steps of each method; default: 125")
+    parser.add_argument("--steps", type=int, help="optimiser steps of each method; default: 100")
     options = parser.parse_args(list(argv))
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps must be at least 1, got {options.steps}")
@@ -176,7 +177,8 @@ def _work(
             bars[name] = progress.add_task(f"train {name}", total=size.steps, start=False)
 
         experiment.fit(lambda loss: progress.advance(fit))
-        experiment.save(output_dir)
+        with _quiet(output_dir / "start"):
+            experiment.save(output_dir)
 
         progress.start_task(limit)
         progress.update(limit, total=size.frontier_samples * len(experiment.evaluator.prompts))
@@ -191,13 +193,15 @@ def _work(
             progress.start_task(bar)
             folder = output_dir / "".join(c if c.isalnum() else "_" for c in method.loss_type)
             with _quiet(folder):
-                runs.append(experiment.run(method, folder, partial(progress.advance, bar)))
+                run = experiment.run(method, folder, partial(progress.advance, bar))
+            runs.append(run)
+            console.print(_headline(run))
     return frontier, runs
 
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<32}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -229,50 +233,64 @@ def _quiet(folder: Path) -> Iterator[None]:
 
 
 def _tell(console: Console, experiment: "Experiment", runs: "Sequence[MethodRun]") -> None:
-    best = 100 * experiment.evaluator.best_accuracy
     table = Table(
-        title="What each method made of the same start",
-        caption=f"accuracy of the true reward itself: {best:.1f}% (labels are noisy); "
-        "± is half a 95% interval; seconds without measurements",
+        "method",
+        title="\nThe same start, trained with each method",
         title_justify="left",
-        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
-    table.add_column("method")
-    for heading in (
-        "held-out preference\naccuracy, %",
-        "true reward before,\npoints",
-        "after,\npoints",
-        "KL from the start,\nnats",
-        "grammatical,\n%",
-        "seconds",
-    ):
+    headings = ("held-out\naccuracy, %", "reward\nbefore", "reward\nafter")
+    for heading in (*headings, "KL,\nnats", "gram-\nmatical, %", "time,\ns"):
         table.add_column(heading, justify="right")
     for run in runs:
         first, last = run.path[0], run.path[-1]
         table.add_row(
             f"[bold]{run.name}[/]",
-            f"{100 * first.accuracy.value:.1f} → "
-            f"{_with_spread(last.accuracy, scale=100, digits=1)}",
-            _with_spread(first.reward),
+            _with_spread(last.accuracy, scale=100, digits=1),
+            f"{first.reward.value:.2f}",
             f"[bold]{_with_spread(last.reward)}[/]",
             _with_spread(last.kl),
-            f"{100 * first.grammatical:.0f} → {100 * last.grammatical:.0f}",
+            f"{100 * last.grammatical:.0f}",
             f"{run.seconds:.1f}",
         )
     console.print(table)
+    first = runs[0].path[0]
+    console.print(
+        "[dim]accuracy: share of held-out pairs that the implicit reward orders as people did; "
+        f"the true reward itself orders {100 * experiment.evaluator.best_accuracy:.1f}%, as people "
+        "are noisy\n"
+        "reward: true reward of what the model says, in points; "
+        f"KL: distance from the start; {100 * first.grammatical:.0f}% of the start is grammatical\n"
+        "±: 95% interval[/]"
+    )
     start = experiment.evaluator.sample(experiment.start)[0]
-    examples = Table(title=f"“{start['prompt']}”", title_justify="left", show_header=False)
-    examples.add_column()
+    examples = Table(
+        title=f"\n“{start['prompt']}”",
+        title_justify="left",
+        show_header=False,
+        box=None,
+        pad_edge=False,
+    )
     examples.add_column()
     examples.add_column(justify="right")
-    for name, row in [("start", start), *((run.name, run.samples[0]) for run in runs)]:
-        examples.add_row(name, row["completion"].strip(), f"{row['reward']:+.2f}")
+    examples.add_column()
+    for name, row in [("before", start), *((run.name, run.samples[0]) for run in runs)]:
+        examples.add_row(f"[bold]{name}[/]", f"{row['reward']:+.2f}", row["completion"].strip())
     console.print(examples)
+
+
+def _headline(run: "MethodRun") -> str:
+    first, last = run.path[0], run.path[-1]
+    return (
+        f"[bold]{run.name}[/]: true reward {first.reward.value:.2f} → {last.reward.value:.2f}, "
+        f"{last.kl.value:.2f} nats from the start"
+    )
 
 
 def _with_spread(estimate: Any, *, scale: float = 1, digits: int = 2) -> str:
     spread = scale * (estimate.high - estimate.low) / 2
-    return f"{scale * estimate.value:.{digits}f} ± {spread:.{digits}f}"
+    return f"{scale * estimate.value:.{digits}f} ±{spread:.{digits}f}"
 
 
 def _plain(value: Any) -> Any:

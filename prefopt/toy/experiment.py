@@ -128,9 +128,9 @@ class ExperimentSize:
     """
 
     fit_steps: int = 400
-    pairs: int = 8000
+    pairs: int = 6400
     held_out_pairs: int = 500
-    steps: int = 125
+    steps: int = 100
     batch_size: int = 64
     checkpoints: int = 7
     samples_per_prompt: int = 96

@@ -78,7 +78,9 @@ def _draw_climb(
     top = max([*rewards, *(m.reward.high for run in runs for m in run.path)])
     top += 0.06 * (top - min(rewards))
     axes.fill_between(kls, rewards, top, color="#F1F1F1", linewidth=0, zorder=0)
-    axes.plot(kls, rewards, color=_INK, linewidth=2.4, label="best reachable")
+    axes.plot(
+        kls, rewards, color=_INK, linewidth=2.4, label="best reachable: start · exp(reward / β)"
+    )
     axes.text(
         0.03,
         0.97,
@@ -89,7 +91,7 @@ def _draw_climb(
         style="italic",
     )
     for point in frontier:
-        if point.beta in (4.0, 2.0, 1.4, 1.0):
+        if point.beta in (2.0, 1.4, 1.0, 0.8):
             axes.plot(point.kl, point.reward, ".", color=_INK, markersize=7)
             axes.annotate(
                 f"β = {point.beta:g}",
@@ -116,6 +118,16 @@ def _draw_climb(
             color=_style(index)["color"],
             linewidth=1.2,
             capsize=2.5,
+        )
+    if len(frontier) > 1:
+        axes.annotate(
+            "too few samples beyond",
+            (kls[-1], rewards[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            color=_GREY,
         )
     start = runs[0].path[0]
     axes.plot(0, start.reward.value, "*", color=_INK, markersize=15, zorder=5)
@@ -165,7 +177,9 @@ def _draw_accuracy(axes: Any, runs: Sequence[MethodRun], best_accuracy: float) -
     axes.axhline(50, color=_GREY, linewidth=1.0, linestyle=":")
     axes.set_ylim(top=100 * best_accuracy + 5)
     axes.set_ylabel("held-out accuracy, %")
-    axes.set_title("Implicit reward on held-out pairs (95% intervals)", loc="left", fontsize=10.5)
+    axes.set_title(
+        "Implicit reward on held-out pairs (95% intervals)", loc="left", fontsize=10.5, color=_INK
+    )
     axes.tick_params(labelbottom=False)
 
 
@@ -174,7 +188,9 @@ def _draw_margin(axes: Any, runs: Sequence[MethodRun]) -> None:
         axes.plot([m.step for m in run.path], _margins(run.path), **_style(index))
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("margin, nats")
-    axes.set_title("Log-ratio of chosen minus rejected, held out", loc="left", fontsize=10.5)
+    axes.set_title(
+        "Log-ratio of chosen minus rejected, held out", loc="left", fontsize=10.5, color=_INK
+    )
 
 
 def _margins(path: Sequence[Measurement]) -> list[float]:

@@ -1,0 +1,108 @@
+"""``prefopt demo``: in small, every part of it; in full, that methods really climb."""
+
+import io
+import json
+import shlex
+
+import pytest
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefopt.cli import main
+from prefopt.cli.demo import DEFAULT_LOSSES, next_command, run_demo
+from prefopt.data.sources import load_rows
+from prefopt.toy.experiment import ExperimentSize
+
+SMALL = ExperimentSize(
+    fit_steps=8,
+    pairs=48,
+    held_out_pairs=24,
+    steps=3,
+    batch_size=16,
+    checkpoints=2,
+    samples_per_prompt=2,
+    frontier_samples=32,
+    min_effective_samples=2,
+)
+
+
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory):
+    """Run the demo in small with two methods; return its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    text = io.StringIO()
+    console = Console(file=text, width=100, highlight=False)
+    assert run_demo(folder, losses=("dpo", "kto"), size=SMALL, console=console) == 0
+    return folder, text.getvalue()
+
+
+def test_the_demo_ends_with_a_table_a_picture_and_the_next_command(small_demo):
+    folder, text = small_demo
+    for words in ("held-out", "reward", "KL", "dpo", "kto", f"Picture: {folder / 'demo.png'}"):
+        assert words in text.replace("\n", " ") or words in text
+    assert text.index("KL,") < text.index("Picture") < text.index("prefopt train --model")
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_leaves_its_numbers_its_data_and_its_models(small_demo):
+    folder, _ = small_demo
+    numbers = json.loads((folder / "demo.json").read_text())
+    assert [run["name"] for run in numbers["runs"]] == ["dpo", "kto"]
+    for run in numbers["runs"]:
+        assert [point["step"] for point in run["path"]] == [0, 1, 3]
+        assert run["path"][0]["margin"] == 0
+        assert run["path"][0]["kl"][0] == pytest.approx(0, abs=1e-5)
+        assert run["path"][-1]["kl"][0] > 0
+    assert numbers["runs"][0]["path"][0]["reward"] == numbers["runs"][1]["path"][0]["reward"]
+    assert len(load_rows(str(folder / "pairs.jsonl"))) == SMALL.pairs
+    assert set(load_rows(str(folder / "thumbs.jsonl")).column_names) >= {"prompt", "label"}
+    for name in ("start", "dpo", "kto"):
+        AutoModelForCausalLM.from_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(folder / name)
+    assert "loss dpo" in (folder / "dpo" / "log.txt").read_text()
+
+
+def test_the_next_command_is_one_the_demo_did_not_run(tmp_path):
+    words = shlex.split(next_command(tmp_path / "a b", ("dpo",), SMALL))
+    assert words[:2] == ["prefopt", "train"]
+    assert words[words.index("--model") + 1] == str(tmp_path / "a b" / "start")
+    assert words[words.index("--loss_type") + 1] not in ("dpo", *DEFAULT_LOSSES)
+
+
+@pytest.mark.slow
+def test_the_printed_command_runs_as_it_is(small_demo, capsys):
+    _, text = small_demo
+    line = next(line for line in text.splitlines() if line.startswith("prefopt train"))
+    words = shlex.split(line)
+    assert main([*words[1:], "--use_cpu", "true", "--save_strategy", "no"]) == 0
+    capsys.readouterr()
+    AutoModelForCausalLM.from_pretrained(words[words.index("--output_dir") + 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--losses", "dop"], "unknown loss 'dop'; did you mean 'dpo'"),
+        (["--losses", "sft"], "tells no better from worse"),
+        (["--steps", "0"], "--steps must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_message(options, message, tmp_path, capsys):
+    assert main(["demo", "--output_dir", str(tmp_path / "out"), *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 3])
+def test_methods_raise_true_reward_and_held_out_accuracy(seed, tmp_path):
+    size = ExperimentSize(pairs=3200, steps=50, checkpoints=1, frontier_samples=512)
+    console = Console(file=io.StringIO())
+    run_demo(tmp_path, losses=("dpo", "kto"), seed=seed, size=size, console=console)
+    numbers = json.loads((tmp_path / "demo.json").read_text())
+    limit = [(point["kl"], point["reward"]) for point in numbers["frontier"]]
+    for run in numbers["runs"]:
+        first, last = run["path"][0], run["path"][-1]
+        assert last["accuracy"][1] > first["accuracy"][2]  # intervals apart
+        assert last["reward"][0] > first["reward"][0] + 1.0
+        reachable = [reward for kl, reward in limit if kl >= last["kl"][0]]
+        assert not reachable or last["reward"][0] < reachable[0] + 0.15
