@@ -89,6 +89,11 @@ def test_a_missing_path_is_told(name):
         load_rows(name)
 
 
+def test_the_only_split_of_a_folder_is_taken(tmp_path):
+    write(tmp_path / "data/train.jsonl", LINES)
+    assert load_rows(tmp_path / "data")[:] == Dataset.from_list(ROWS)[:]
+
+
 def test_a_name_that_is_nowhere_is_told(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"can't load nobody/nothing \(no such file or folder"):
