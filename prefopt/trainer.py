@@ -207,7 +207,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             needs_kl=self.objective.needs_kl,
             name=name,
         )
-        check_kind(_kinds(prepared.dataset), self.objective.data_kinds)
+        check_kind(prepared.kinds, self.objective.data_kinds)
         if prepared.report is not None:
             self.data_reports[name] = prepared.report
             self._console.print(prepared.report.render(), markup=False)
@@ -569,13 +569,6 @@ def _is_prepared(dataset: Any, needs_kl: bool) -> bool:
     wanted = {"kind", "prompt_ids", "completion_ids", "desirable", "ranks"}
     wanted |= {"kl_completion_ids"} if needs_kl else set()
     return wanted <= set(_columns(dataset))
-
-
-def _kinds(dataset: Any) -> frozenset[str]:
-    """Return the kinds of preferences in a prepared dataset; of a stream, that of its first row."""
-    if _is_stream(dataset):
-        return frozenset({next(iter(dataset))["kind"]})
-    return frozenset(dataset.unique("kind"))
 
 
 def _first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
