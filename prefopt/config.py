@@ -268,7 +268,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             self._read_json(name)
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one torch warns of it.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         self._refuse()
         self._check_values()
         if self.precompute_ref_log_probs:
