@@ -323,8 +323,12 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _options(settings: Mapping[str, Any]) -> str:
-    shown = {"learning_rate": "lr", "num_train_epochs": "epochs"}
-    return ", ".join(f"{shown.get(k, k)} {v}" for k, v in settings.items() if k != "loss_type")
+    shown = [
+        f"{key} {value}"
+        for key, value in ({**settings, **settings.get("loss_kwargs", {})}).items()
+        if key not in ("loss_type", "loss_kwargs", "data")
+    ]
+    return ", ".join(shown) or "defaults"
 
 
 def _percent(estimate: Estimate) -> str:
