@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 DEFAULT_LOSSES = ("dpo", "ipo", "kto", "orpo")
 DEFAULT_OUTPUT = Path("demo_output")
 # What the next command trains with: the first that the demo did not.
-NEXT_LOSSES = ("slic", "discopop", "hinge", "ipo", "dpo")
+NEXT_LOSSES = ("discopop", "hinge", "ipo", "dpo")
 
 
 def main(argv: Sequence[str]) -> int:

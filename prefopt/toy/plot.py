@@ -79,7 +79,7 @@ def _draw_climb(
     top += 0.06 * (top - min(rewards))
     axes.fill_between(kls, rewards, top, color="#F1F1F1", linewidth=0, zorder=0)
     axes.plot(
-        kls, rewards, color=_INK, linewidth=2.4, label="best reachable: start · exp(reward / β)"
+        kls, rewards, color=_INK, linewidth=2.4, label="best reachable: start × exp(reward / β)"
     )
     axes.text(
         0.03,
@@ -121,12 +121,13 @@ def _draw_climb(
         )
     if len(frontier) > 1:
         axes.annotate(
-            "too few samples beyond",
+            "too few\nsamples beyond",
             (kls[-1], rewards[-1]),
-            xytext=(6, 0),
+            xytext=(2, -6),
             textcoords="offset points",
             fontsize=8,
-            va="center",
+            ha="right",
+            va="top",
             color=_GREY,
         )
     start = runs[0].path[0]
