@@ -6,7 +6,6 @@ the whole optimiser step, whatever the micro-batches and processes; so is KTO's 
 evaluation does not depend on its batch size.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset, IterableDataset
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, has_length, set_seed
+from transformers.trainer_utils import EvalLoopOutput, set_seed
 
 from prefopt.config import PreferenceConfig
-from prefopt.data import PreparedDataset, check_kind, detect_kind, prepare_dataset
+from prefopt.data import PreparedDataset, check_kind, prepare_dataset
 from prefopt.data.collate import PreferenceCollator
+from prefopt.data.inspection import PREPARED_COLUMNS, first_kinds, is_prepared, is_stream, share_of
 from prefopt.engine import Scorer
 from prefopt.engine.score import sum_by_completion
 from prefopt.losses import LossOutput
@@ -49,19 +50,6 @@ from prefopt.reference import (
     fill,
 )
 from prefopt.reference.cache import examples_of, policy_logps
-
-logger = logging.getLogger("prefopt")
-
-_COLUMNS = [
-    "kind",
-    "prompt_ids",
-    "completion_ids",
-    "completion_masks",
-    "desirable",
-    "ranks",
-    "scores",
-    "kl_completion_ids",
-]
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
@@ -130,7 +118,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         )
         self.data_reports: dict[str, Any] = {}
         self.max_length = self._fit_length(args.max_length, positions)
-        self.objective = args.objective_for(_first_kinds(train_dataset, eval_dataset))
+        self.objective = args.objective_for(first_kinds(train_dataset, eval_dataset))
         self._check_reference(args, ref_model)
         with args.main_process_first(desc="dataset preparation"):
             if train_dataset is not None:
@@ -141,7 +129,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 }
             elif eval_dataset is not None:
                 eval_dataset = self._prepare(eval_dataset, args, "eval")
-        if _is_stream(train_dataset):
+        if is_stream(train_dataset):
             # Batches are records of several shapes, which accelerate cannot cut up and send around.
             args.accelerator_config.dispatch_batches = False
 
@@ -197,7 +185,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _prepare(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
         """Return a dataset as token ids, checked against the objective, its report printed."""
-        if _is_prepared(dataset, self.objective.needs_kl):
+        if is_prepared(dataset, self.objective.needs_kl):
             return dataset
         prepared: PreparedDataset = prepare_dataset(
             dataset,
@@ -215,7 +203,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = list(_COLUMNS)
+            self._signature_columns = list(PREPARED_COLUMNS)
 
     # Reference ------------------------------------------------------------------------------------
 
@@ -242,7 +230,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         kept = {
             name: dataset
             for name, dataset in datasets.items()
-            if dataset is not None and not _is_stream(dataset) and self.args.reference != "live"
+            if dataset is not None and not is_stream(dataset) and self.args.reference != "live"
         }
         streams = [name for name, part in datasets.items() if part is not None and name not in kept]
         if streams and self.args.reference == "cached":
@@ -449,7 +437,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             raise ValueError("evaluation needs an eval_dataset")
         dataset = self._prepare(dataset, self.args, "eval")
         if self.args.world_size > 1:
-            dataset = _share_of(dataset, self.args.process_index, self.args.world_size)
+            dataset = share_of(dataset, self.args.process_index, self.args.world_size)
         return DataLoader(
             dataset,
             batch_size=self.args.eval_batch_size,
@@ -554,42 +542,13 @@ def _check_arguments(
         )
     if train_dataset is None and eval_dataset is None:
         raise ValueError("give a train_dataset, or an eval_dataset to evaluate only")
-
-
-def _is_stream(dataset: Any) -> bool:
-    return dataset is not None and not has_length(dataset)
-
-
-def _columns(dataset: Any) -> Sequence[str]:
-    columns: Sequence[str] | None = getattr(dataset, "column_names", None)
-    return columns or list(next(iter(dataset)))
-
-
-def _is_prepared(dataset: Any, needs_kl: bool) -> bool:
-    wanted = {"kind", "prompt_ids", "completion_ids", "desirable", "ranks"}
-    wanted |= {"kl_completion_ids"} if needs_kl else set()
-    return wanted <= set(_columns(dataset))
-
-
-def _first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
-    """Return the kind of the first row of the data, raw or prepared."""
-    dataset = train_dataset if train_dataset is not None else eval_dataset
-    if isinstance(dataset, dict):
-        dataset = next(iter(dataset.values()))
-    for row in dataset:
-        return frozenset(
-            {row["kind"] if "completion_ids" in row and "kind" in row else detect_kind(row)}
-        )
-    raise ValueError("the dataset has no rows")
-
-
-def _share_of(dataset: Any, rank: int, world_size: int) -> Any:
-    """Return every world_size-th row, so that each is evaluated once."""
-    if _is_stream(dataset):
-        from datasets.distributed import split_dataset_by_node
-
-        return split_dataset_by_node(dataset, rank, world_size)
-    return dataset.select(range(rank, len(dataset), world_size))
+    parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    for dataset in (train_dataset, *parts):
+        if dataset is not None and not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(
+                f"data must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}; "
+                "make one with datasets.Dataset.from_list(rows)"
+            )
 
 
 def _gather_objects(value: Any) -> list[Any]:

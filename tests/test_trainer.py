@@ -351,6 +351,11 @@ def test_no_data_is_an_error(tmp_path):
         trainer(tmp_path, None)
 
 
+def test_a_list_of_rows_is_an_error_that_says_how_to_make_a_dataset(tmp_path):
+    with pytest.raises(TypeError, match="from_list"):
+        trainer(tmp_path, tiny_rows(4).to_list())
+
+
 def test_other_arguments_are_an_error(tmp_path):
     from transformers import TrainingArguments
 
