@@ -546,8 +546,8 @@ def _check_arguments(
     for dataset in (train_dataset, *parts):
         if dataset is not None and not isinstance(dataset, Dataset | IterableDataset):
             raise TypeError(
-                f"data must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}; "
-                "make one with datasets.Dataset.from_list(rows)"
+                "data must be a datasets.Dataset or IterableDataset, got "
+                f"{type(dataset).__name__}; make one with datasets.Dataset.from_list(rows)"
             )
 
 
