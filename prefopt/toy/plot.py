@@ -119,17 +119,6 @@ def _draw_climb(
             linewidth=1.2,
             capsize=2.5,
         )
-    if len(frontier) > 1:
-        axes.annotate(
-            "too few\nsamples beyond",
-            (kls[-1], rewards[-1]),
-            xytext=(2, -6),
-            textcoords="offset points",
-            fontsize=8,
-            ha="right",
-            va="top",
-            color=_GREY,
-        )
     start = runs[0].path[0]
     axes.plot(0, start.reward.value, "*", color=_INK, markersize=15, zorder=5)
     axes.annotate(
@@ -144,7 +133,7 @@ def _draw_climb(
     axes.set_xlabel("KL(policy ‖ start) of a completion, nats")
     axes.set_ylabel("true reward of the policy's samples, points")
     axes.set_title(
-        f"Reward against distance (frontier from {samples:,} samples of the start)",
+        f"Reward against distance (limit: as far as {samples:,} samples of the start tell)",
         loc="left",
         fontsize=10.5,
         color=_INK,
