@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from prefopt.evaluation import (
     completion_logps,
@@ -38,6 +38,23 @@ def tiny_model(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def tiny_gpt2(seed: int) -> GPT2LMHeadModel:
+    """Return a random model whose positions are absolute, so that shifted ones would be seen."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=16,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config).eval()
+
+
 def all_completions() -> list[list[int]]:
     """Return every completion: up to LONGEST tokens, the end-of-text token only as the last."""
     words = [token for token in range(VOCABULARY) if token != EOS]
@@ -46,7 +63,7 @@ def all_completions() -> list[list[int]]:
 
 
 def exact_logps(
-    model: LlamaForCausalLM, prompt: list[int], completions: list[list[int]]
+    model: LlamaForCausalLM | GPT2LMHeadModel, prompt: list[int], completions: list[list[int]]
 ) -> list[float]:
     """Return log-probs, one unpadded forward per completion."""
     logps = []
@@ -114,8 +131,9 @@ def test_the_kl_of_a_policy_from_itself_is_zero():
     assert terms.abs().max() < 1e-5
 
 
-def test_sampled_frequencies_are_the_models_probabilities_whatever_the_prompt_lengths():
-    model = tiny_model(0)
+@pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
+def test_sampled_frequencies_are_the_models_probabilities_whatever_the_prompt_lengths(make):
+    model = make(0)
     prompts = [[2, 3], [4], [3, 3, 2]]
     count = 3000
     samples = sample_completions(
