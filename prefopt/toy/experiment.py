@@ -108,7 +108,7 @@ METHODS = {
         Method("discopop", {"learning_rate": 1.2e-3, "beta": 0.3}),
     )
 }
-"""Settings found on seeds 0 to 4; a loss that is not here gets its defaults."""
+"""Settings found on seed 0; a loss that is not here gets its defaults."""
 
 
 @dataclass(frozen=True)
