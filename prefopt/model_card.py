@@ -29,7 +29,7 @@ def model_card(trainer: Any) -> str:
     lines = ["---", *metadata, "---", "", f"# {Path(trainer.args.output_dir).name}", ""]
     lines.append(
         f"{'A fine-tuned version of `' + base + '`' if base else 'A language model'} aligned with "
-        f"[prefopt](https://pypi.org/project/prefopt/) {prefopt.__version__} on preference data."
+        f"prefopt {prefopt.__version__} on preference data."
     )
     lines += ["", "## Objective", "", f"`{trainer.objective.name}`", ""]
     for term in trainer.objective.terms:

@@ -79,8 +79,11 @@ def load_tokenizer(
             raise ValueError(
                 "no tokenizer: the model was not loaded from anywhere, so pass processing_class"
             )
+        loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
         processing_class = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=args.trust_remote_code
+            source,
+            trust_remote_code=args.trust_remote_code,
+            revision=loading.get("revision"),  # as that of the weights
         )
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
