@@ -125,12 +125,12 @@ def run_all(options: argparse.Namespace) -> None:
         seed=options.seed, dtype="float32", threads=1, allow_dirty=options.allow_dirty
     )
     record |= {"jobs": options.jobs, "note": options.note, "validation": options.validation}
-    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         options.work = options.work or Path(scratch)
         options.work.mkdir(parents=True, exist_ok=True)
         if not (options.work / "start.json").exists():
             _run_stage(options, "start", threads=options.jobs)
+        begin = time.perf_counter()
         with Progress(console=console) as progress, ThreadPoolExecutor(options.jobs) as pool:
             task = progress.add_task("Training every method", total=len(options.methods))
             results = []
@@ -140,6 +140,7 @@ def run_all(options: argparse.Namespace) -> None:
                 with (options.work / "results.jsonl").open("a") as lines:
                     lines.write(json.dumps(result) + "\n")
         start = json.loads((options.work / "start.json").read_text())
+    record["training"] = TRAINING | {"num_train_epochs": 1}
     record["seconds"] = round(time.perf_counter() - begin)
     name = "hh_real_validation" if options.validation else "hh_real"
     folder = options.work if options.validation else RESULTS

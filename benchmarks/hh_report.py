@@ -238,7 +238,7 @@ _DEFINITIONS = [
     "- Rankings: all pairs of a ranking, interval by resampling trees. Thumbs: how often an answer "
     "with net thumbs up has the larger log-ratio than one with net thumbs down (AUC), interval by "
     "resampling both sides.",
-    "- *Seconds*: of training alone, in a process of one thread, while others ran. *Memory*: peak "
+    "- *Seconds*: of training alone, in a process of one thread, beside the other processes. *Memory*: peak "
     "resident memory of that process, of which about 0.6 GB are torch and transformers.",
 ]
 
@@ -252,8 +252,12 @@ def _circumstances(record: Mapping[str, Any], start: Mapping[str, Any]) -> list[
         + f"; {record['date']}; {versions}; {record['device']}, {record['dtype']}, "
         f"{record['jobs']} processes of {record['threads_per_process']} thread, load average "
         f"{record['load_average_at_start']} at the start; seed {record['seed']}; "
-        f"{record['seconds']} s in all, {start['seconds']:.0f} s of them for the start. "
+        f"{record['seconds']} s for all methods, {start['seconds']:.0f} s for the start. "
         + record["note"],
+        "",
+        "Unless a row says otherwise: "
+        + ", ".join(f"{key} {value}" for key, value in record["training"].items())
+        + ".",
         "",
         f"The start: Llama of {start['parameters']:,} parameters, vocabulary "
         f"{start['vocabulary']}, fitted to {start['text_tokens']:,} tokens of text and to the "
