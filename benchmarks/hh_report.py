@@ -238,8 +238,8 @@ _DEFINITIONS = [
     "- Rankings: all pairs of a ranking, interval by resampling trees. Thumbs: how often an answer "
     "with net thumbs up has the larger log-ratio than one with net thumbs down (AUC), interval by "
     "resampling both sides.",
-    "- *Seconds*: of training alone, in a process of one thread, beside the other processes. *Memory*: peak "
-    "resident memory of that process, of which about 0.6 GB are torch and transformers.",
+    "- *Seconds*: of training alone, in a process of one thread, beside the other processes. "
+    "*Memory*: peak resident memory of that process, libraries included.",
 ]
 
 
