@@ -80,6 +80,13 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
 }
 
+# What transformers' evaluation loop would do and the exact one of this trainer does not.
+_OTHER_EVALUATION = {
+    "bf16_full_eval": "evaluation runs in the precision of training",
+    "fp16_full_eval": "evaluation runs in the precision of training",
+    "batch_eval_metrics": "compute_metrics gets the rewards of the whole set at once",
+}
+
 TRL_FIELDS: dict[str, str] = {
     "model_init_kwargs": "same meaning",
     "trust_remote_code": "same meaning",
@@ -330,6 +337,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             value = getattr(self, name, None)
             if value not in harmless:
                 raise ValueError(f"{name}={value!r} is not supported: {advice}")
+        for name, instead in _OTHER_EVALUATION.items():
+            if getattr(self, name):
+                raise ValueError(f"{name}=True is not supported: {instead}; leave it out")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(
                 f"train_sampling_strategy={self.train_sampling_strategy!r} is not supported: rows "

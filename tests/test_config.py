@@ -69,6 +69,8 @@ def test_trls_defaults_spelt_out_are_accepted(name, losses):
         ({"f_divergence_type": "js"}, "divergences"),
         ({"sync_ref_model": True}, "TR-DPO"),
         ({"router_aux_loss_coef": 0.1}, "router loss"),
+        ({"bf16_full_eval": True}, "precision of training"),
+        ({"batch_eval_metrics": True}, "whole set at once"),
     ],
 )
 def test_what_cannot_be_is_said_at_construction(fields, message):

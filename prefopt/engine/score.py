@@ -220,14 +220,14 @@ class Scorer:
             self.layout = "shared_prefix"
             self.reason = "the probe's log-probs equal those of the plain forward"
             return
-        attention_restored = f"{type(self._causal_lm).__name__} cannot share prefixes: {problem}"
+        message = f"{type(self._causal_lm).__name__} cannot share prefixes: {problem}"
         if insist:
             raise ValueError(
-                f'layout="shared_prefix" was asked for, but {attention_restored}; '
+                f'layout="shared_prefix" was asked for, but {message}; '
                 'use layout="auto" or "padded"'
             )
         self.reason = problem
-        logger.warning("prefopt: %s; using the padded layout", attention_restored)
+        logger.warning("prefopt: %s; using the padded layout", message)
 
     def _sharing_problem(self) -> str | None:
         """Return why this model cannot use the shared-prefix layout, or None if it can."""
