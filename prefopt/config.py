@@ -302,7 +302,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         """
         if self.loss_type is not None:
             return self._parse(self.loss_type)
-        return self._parse("kto" if data_kinds == {"unpaired"} else "dpo")
+        # A script that weighs thumbs was written for KTO, also where its data are pairs.
+        weighs_thumbs = (self.desirable_weight, self.undesirable_weight) != (None, None)
+        return self._parse("kto" if data_kinds == {"unpaired"} or weighs_thumbs else "dpo")
 
     def _parse(self, loss_type: str | list[str]) -> Objective:
         options: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read

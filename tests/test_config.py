@@ -102,6 +102,8 @@ def test_an_unnamed_loss_follows_the_data():
     assert make().objective_for(frozenset({"unpaired"})).name == "kto"
     assert make().objective_for(frozenset({"paired"})).name == "dpo"
     assert make().objective_for(frozenset({"ranked"})).name == "dpo"
+    weighed = make(desirable_weight=1.0, undesirable_weight=1.0)
+    assert weighed.objective_for(frozenset({"paired"})).name == "kto"
 
 
 def test_every_field_of_ours_is_described_by_its_help():
