@@ -30,7 +30,7 @@ def main(folder: Path, loss: str, kind: str, batch_size: int) -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     # Torch's gloo can deadlock when DDP is torn down (a worker thread waits for the interpreter
-    # lock that the joining thread holds; seen once in ten runs with torch 2.13), so nothing is.
+    # lock that the joining thread holds; seen once with torch 2.13), so nothing is.
     sys.stdout.flush()
     os._exit(0)
 
