@@ -9,6 +9,7 @@ evaluation does not depend on its batch size.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ from prefopt.reference import (
     adapter_starts_as_identity,
     fill,
 )
-from prefopt.reference.cache import examples_of, policy_logps
+from prefopt.reference.cache import examples_of
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
@@ -222,33 +223,34 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def _set_up_reference(self, ref_model: Any) -> None:
         """Decide where reference log-probs come from, and compute those that can be kept."""
         live = self._live_reference(ref_model)
-        datasets = {"train": self.train_dataset}
-        if isinstance(self.eval_dataset, dict):
-            datasets |= self.eval_dataset
-        else:
-            datasets["eval"] = self.eval_dataset
-        kept = {
-            name: dataset
-            for name, dataset in datasets.items()
-            if dataset is not None and not is_stream(dataset) and self.args.reference != "live"
-        }
-        streams = [name for name, part in datasets.items() if part is not None and name not in kept]
+        evals = self.eval_dataset
+        evals = evals if isinstance(evals, dict) else {"eval": evals}
+        # Pairs and no dictionary: an evaluation set may be called "train" too.
+        datasets = [("train", self.train_dataset), *evals.items()]
+        kept, streams = [], []
+        for name, dataset in datasets:
+            if dataset is None:
+                continue
+            if is_stream(dataset) or self.args.reference == "live":
+                streams.append(name)
+            else:
+                kept.append((name, dataset))
         if streams and self.args.reference == "cached":
             raise ValueError(
                 f"reference='cached' cannot hold a stream ({', '.join(streams)}); "
                 "use 'auto' or 'live'"
             )
-        described = live.description if live is not None else "the policy as it was given"
-        if kept:
-            self._store = MemoryStore()
-            for name, dataset in kept.items():
-                self._fill(dataset, live, name)
         if streams and live is None:
             live = FrozenCopy(self.scorer)
+        reference = live or ReferenceModel(self.scorer, "the policy as it was given")
+        if kept:
+            self._store = MemoryStore()
+            for name, dataset in kept:
+                self._fill(dataset, reference, name)
         # An adapter that is switched off costs nothing to keep; another model or a copy does.
         self._live = live if streams or isinstance(live, AdapterOff) else None
         how = "computed once" if kept else "computed at each step"
-        self._console.print(f"prefopt: reference: {described}, {how}")
+        self._console.print(f"prefopt: reference: {reference.description}, {how}")
 
     def _live_reference(self, ref_model: Any) -> LiveReference | None:
         """Return a reference other than the policy itself as it is now; None for that."""
@@ -265,25 +267,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             if scorer.layout != self.scorer.layout:  # batches have one layout: what both can do
                 self.scorer = Scorer(self.model, "padded")
                 scorer = Scorer(ref_model, "padded")
-            return ReferenceModel(scorer)
+            return ReferenceModel(scorer, "the given ref_model")
         if is_peft(self.model) and adapter_starts_as_identity(self.scorer):
             return AdapterOff(self.scorer)
         return None
 
-    def _fill(self, dataset: Any, live: LiveReference | None, name: str) -> None:
+    def _fill(self, dataset: Any, reference: LiveReference, name: str) -> None:
         assert self._store is not None
-        context = self.accelerator.autocast
-        score = policy_logps(self.scorer, context)
-        if live is not None:
-            reference = live
-
-            def score(batch: dict[str, Any]) -> Tensor:
-                return reference.per_token_logps(batch, context)
-
         fill(
             self._store,
             examples_of(dataset, self.objective.needs_kl),
-            score,
+            partial(reference.per_token_logps, context=self.accelerator.autocast),
             self.scorer,
             examples_per_batch=self.args.precompute_ref_batch_size,
             rank=self.args.process_index,
@@ -323,8 +317,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if not batches:
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
+        for batch in batches:
+            batch["counts"] = self._counts(batch)
         denominators = self._sum_over_processes(
-            torch.stack([self._counts(batch) for batch in batches]).sum(0)
+            torch.stack([batch["counts"] for batch in batches]).sum(0)
         )
         for batch in batches:
             batch["denominators"] = denominators
@@ -348,7 +344,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         mean over all examples of the step.
         """
         outputs, scores = self._outputs(inputs, wrapped=model)
-        counts = self._counts(inputs)
+        counts = inputs["counts"] if "counts" in inputs else self._counts(inputs)
         denominators = inputs.get("denominators", counts)  # of its own when called by hand
         loss = sum(
             term.weight * output.losses.sum() / denominator.clamp(min=1)

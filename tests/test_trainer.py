@@ -246,6 +246,12 @@ def test_evaluation_sets_by_name(tmp_path):
     assert metrics["eval_near_loss"] == pytest.approx(0.6931472, rel=1e-5)
 
 
+def test_an_evaluation_set_may_be_called_train(tmp_path):
+    trained = trainer(tmp_path, tiny_rows(8), eval_dataset={"train": tiny_rows(3, seed=1)})
+    trained.train()
+    assert "eval_train_loss" in trained.evaluate()
+
+
 def test_compute_metrics_gets_the_rewards_of_every_pair(tmp_path):
     seen = {}
 

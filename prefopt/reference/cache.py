@@ -7,12 +7,10 @@ other losses find what was computed. One store belongs to one reference; here it
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
@@ -194,15 +192,3 @@ def _score_into(
             values = np.zeros(len(completion), dtype=np.float32)
             values[example.counted(index)] = next(parts)
             store.put(example.prompt_ids, completion, values)
-
-
-def policy_logps(
-    scorer: Scorer, context: Callable[[], Any] = nullcontext
-) -> Callable[[dict[str, Any]], Tensor]:
-    """Return a function that scores a batch with a scorer's model, without gradients or dropout."""
-
-    def score(batch: dict[str, Any]) -> Tensor:
-        with scorer.evaluating(), torch.no_grad():
-            return scorer.score(batch, context=context).per_token_logps
-
-    return score

@@ -33,16 +33,16 @@ class LiveReference(Protocol):
 
 
 class ReferenceModel:
-    """A reference that is a model of its own.
+    """A reference that is a model as it is now: another one, or the policy before it is trained.
 
     Args:
         scorer: Scores with that model, in the layout of the batches.
+        description: What it is, for people.
     """
 
-    description = "the given ref_model"
-
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, description: str = "a model of its own") -> None:
         self._scorer = scorer
+        self.description = description
 
     def per_token_logps(
         self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext

@@ -8,8 +8,7 @@ from prefopt.data.collate import PreferenceCollator
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
 from prefopt.engine.score import layout_tensors
-from prefopt.reference import MemoryStore, fill
-from prefopt.reference.cache import policy_logps
+from prefopt.reference import MemoryStore, ReferenceModel, fill
 from tests.models import tiny_model
 
 
@@ -26,7 +25,7 @@ EXAMPLES = [
 
 def filled(examples, scorer, **options):
     store, calls = MemoryStore(), []
-    score = policy_logps(scorer)
+    score = ReferenceModel(scorer).per_token_logps
 
     def counted(batch):
         calls.append(batch["input_ids"].shape)
@@ -81,7 +80,9 @@ def test_the_longest_come_first(scorer):
 
 def test_only_what_is_missing_is_computed(scorer):
     store, _, _ = filled(EXAMPLES[:1], scorer)
-    again = fill(store, EXAMPLES * 2, policy_logps(scorer), scorer, show_progress=False)
+    again = fill(
+        store, EXAMPLES * 2, ReferenceModel(scorer).per_token_logps, scorer, show_progress=False
+    )
     assert again == 4
     assert len(store) == 6
 
@@ -123,7 +124,7 @@ def test_processes_share_the_work_and_end_with_the_same_store(scorer):
         fill(
             stores[rank],
             EXAMPLES,
-            policy_logps(scorer),
+            ReferenceModel(scorer).per_token_logps,
             scorer,
             rank=rank,
             world_size=2,
