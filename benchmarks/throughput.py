@@ -1,0 +1,292 @@
+"""How fast, and in how much memory, does prefopt train where TRL does? Side by side, step by step.
+
+    python benchmarks/throughput.py --size 17m,135m --loss dpo,kto,orpo --data hh --steps 20
+
+Both trainers train the same random model on the same pairs in the same batches, each in a process
+of its own. They take turns, one optimiser step (``--turn``) each, while the other waits, and the
+rate of matrix products is measured in between, so that whatever else the machine does meets all
+three. Reference log-probs are computed before the first step on both sides. A batch of 8 means 8
+pairs: for KTO, TRL gets their 16 thumbs. TRL 1.16: DPOTrainer, KTOTrainer, experimental
+ORPOTrainer. The table, all numbers and charts go to ``benchmarks/results/throughput_*``.
+
+On a GPU (both in bfloat16 autocast over float32 weights, which is the default of both):
+
+    python benchmarks/throughput.py --device cuda --size qwen2.5-0.5b,llama-3.2-1b --batch 16
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import throughput_data as data
+from record import RESULTS, ROOT, environment
+from rich.console import Console
+from throughput_flops import step_flops, useful_work
+from throughput_models import SIZES, shape_of
+from throughput_report import summarise, write_results
+
+SIDES = ("prefopt", "trl")
+LOSSES = ("dpo", "kto", "orpo")
+WORKER = Path(__file__).with_name("throughput_worker.py")
+
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+
+def main() -> None:
+    """Compare every combination of size, loss and data, and write what was found."""
+    options = parse()
+    record = environment(
+        seed=options.seed,
+        dtype=options.precision,
+        threads=options.threads,
+        allow_dirty=options.allow_dirty,
+    )
+    record |= {
+        "batch": f"{options.batch} pairs",
+        "learning_rate": options.learning_rate,
+        "prefopt_args": options.prefopt_args,
+        "note": options.note,
+    }
+    record["versions"]["trl"] = version("trl")
+    results: list[dict[str, Any]] = []
+    for size in options.size:
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = data.make_tokenizer(size, options.shared)
+            tokenizer.save_pretrained(Path(scratch) / "tokenizer")
+            for name in options.data:
+                for loss in options.loss:
+                    results.append(compare(options, size, loss, name, tokenizer, Path(scratch)))
+                    write_results(options.out, options.name, record, results, console)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+
+    def several(*allowed: str) -> Any:
+        def read(text: str) -> list[str]:
+            names = text.split(",")
+            for name in names:
+                if name not in allowed:
+                    raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(allowed)}")
+            return names
+
+        return read
+
+    parser.add_argument("--size", type=several(*SIZES), default=["17m"], help=", ".join(SIZES))
+    parser.add_argument("--loss", type=several(*LOSSES), default=["dpo"], help=", ".join(LOSSES))
+    parser.add_argument("--data", type=several(*data.MAX_LENGTH), default=["hh"])
+    parser.add_argument("--steps", type=int, default=20, help="timed optimiser steps of each side")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--turn", type=int, help="steps before the other side's turn; 1 on CPU")
+    parser.add_argument("--batch", type=int, default=8, help="pairs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bf16-autocast", "bf16-weights"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--prefopt-args", type=json.loads, default={}, help="JSON, for our config")
+    parser.add_argument("--trl-args", type=json.loads, default={}, help="JSON, for TRL's config")
+    parser.add_argument("--only", choices=SIDES, help="one side alone")
+    parser.add_argument("--shared", type=Path, default=_shared(), help="folder of shared data")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--name", help="of the results; default: size, loss and data")
+    parser.add_argument("--note", default="", help="a sentence for the record")
+    parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
+    options = parser.parse_args(arguments)
+    on_gpu = options.device == "cuda"
+    options.precision = options.precision or ("bf16-autocast" if on_gpu else "float32")
+    options.turn = options.turn or (5 if on_gpu else 1)
+    options.name = options.name or "_".join(
+        "-".join(names) for names in (options.size, options.loss, options.data)
+    )
+    return options
+
+
+def _shared() -> Path:
+    return Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
+
+
+# One comparison -----------------------------------------------------------------------------------
+
+
+def compare(
+    options: argparse.Namespace, size: str, loss: str, name: str, tokenizer: Any, scratch: Path
+) -> dict[str, Any]:
+    """Let both sides train, in turns, and return what was measured."""
+    steps = options.warmup + options.steps
+    pairs = data.draw_pairs(name, options.shared, tokenizer, steps * options.batch, options.seed)
+    shape = shape_of(size)
+    texts = data.mismatched(pairs.texts, options.batch) if loss == "kto" else pairs.texts
+    texts = [data.cut(text, pairs.max_length) for text in texts]
+    batches = [texts[i : i + options.batch] for i in range(0, len(texts), options.batch)]
+    work = [useful_work(batch) for batch in batches]
+    flops = [step_flops(shape, *step) for step in work]
+    trained = sorted(step[0].tokens for step in work)
+    sides = [side for side in SIDES if options.only in (None, side)]
+    job = {
+        "size": size,
+        "loss": loss,
+        "batch": options.batch,
+        "steps": steps,
+        "precision": options.precision,
+        "device": options.device,
+        "threads": options.threads,
+        "seed": options.seed,
+        "learning_rate": options.learning_rate,
+        "max_length": pairs.max_length,
+        "tokenizer": str(scratch / "tokenizer"),
+        "tokens": trained[len(trained) // 2],
+        "hidden": shape.hidden,
+        "mlp": shape.mlp,
+    }
+    extra = {"prefopt": options.prefopt_args, "trl": options.trl_args}
+    with ExitStack() as stack, console.status(f"{size} {loss} {name}: setting up") as status:
+        workers = {}
+        for side in [*sides, "matmul"]:
+            own = job | {"side": side, "extra": extra.get(side, {})}
+            if side in SIDES:
+                rows = data.rows_for(side, loss, pairs, options.batch)
+                own["rows"] = str(scratch / f"rows_{side}.json")
+                Path(own["rows"]).write_text(json.dumps(rows))
+            workers[side] = stack.enter_context(started(own, scratch))
+        hello = {side: worker.receive() for side, worker in workers.items()}
+        check_same_start(hello, sides)
+        take = _take_turns(workers, sides, options, status, f"{size} {loss} {name}")
+    return {
+        "size": size,
+        "loss": loss,
+        "data": name,
+        "batch": options.batch,
+        "max_length": pairs.max_length,
+        "steps": options.steps,
+        "warmup": options.warmup,
+        "shape": shape._asdict(),
+        "hello": {side: hello[side] for side in sides},
+        "useful": {
+            "trained_tokens": [step[0].tokens for step in work],
+            "scored_tokens": [step[1].tokens for step in work],
+            "predictions": [step[0].predictions + step[1].predictions for step in work],
+            "flops": flops,
+            "texts_tokens": [_separate_tokens(batch) for batch in batches],
+        },
+        **take,
+    } | summarise(take, flops, options.batch, options.warmup)
+
+
+def _separate_tokens(batch: list[Any]) -> int:
+    """Return the tokens of all texts of a batch counted separately, padding not among them."""
+    return sum(
+        len(text.prompt) + len(completion)
+        for text in batch
+        for completion in (*text.completions, *text.mismatched)
+    )
+
+
+def _take_turns(
+    workers: dict[str, "Worker"],
+    sides: list[str],
+    options: argparse.Namespace,
+    status: Any,
+    title: str,
+) -> dict[str, Any]:
+    """Run all steps, a turn each, the side that begins changing from round to round."""
+    steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    memory: dict[str, dict[str, float]] = {}
+    rates = []
+
+    def turn(side: str, count: int, reset: bool = False) -> None:
+        reply = workers[side].ask(run=count, reset=reset)
+        steps[side] += reply.pop("steps")
+        memory[side] = reply
+
+    for side in sides if options.warmup else ():
+        turn(side, options.warmup)
+    done = 0
+    while done < options.steps:
+        count = min(options.turn, options.steps - done)
+        status.update(f"{title}: step {done} of {options.steps}")
+        for side in sides if (done // options.turn) % 2 == 0 else sides[::-1]:
+            turn(side, count, reset=done == 0)
+            rates.append(workers["matmul"].ask(go=True)["flops_per_s"])
+        done += count
+    return {"measured": steps, "memory": memory, "matmul_flops_per_s": rates}
+
+
+def check_same_start(hello: dict[str, dict[str, Any]], sides: list[str]) -> None:
+    """Stop if the sides do not train the same model with the same optimiser."""
+    for what in ("weights", "optimiser"):
+        found = {side: hello[side][what] for side in sides}
+        if len(set(found.values())) > 1:
+            raise SystemExit(f"the sides differ in their {what}: {found}")
+
+
+class Worker:
+    """A process that is spoken to in lines of JSON."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process, self.log = process, log
+
+    def ask(self, **message: Any) -> dict[str, Any]:
+        """Send a message and return the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+        return self.receive()
+
+    def receive(self) -> dict[str, Any]:
+        """Return the next message.
+
+        Raises:
+            SystemExit: If the process ended instead; with the end of what it said.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            end = "\n".join(self.log.read_text().splitlines()[-40:])
+            raise SystemExit(f"{self.log.stem} ended with code {code}:\n{end}")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+@contextmanager
+def started(job: dict[str, Any], scratch: Path) -> Iterator[Worker]:
+    """Start a process for a job, and end it afterwards."""
+    file, log = scratch / f"{job['side']}.json", scratch / f"{job['side']}.log"
+    folder = scratch / f"run_{job['side']}"
+    file.write_text(json.dumps(job | {"folder": str(folder)}))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(job["threads"]),
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER), str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+    try:
+        yield Worker(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""From the timed steps of both sides to medians, a table, and charts."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7"}
+LABELS = {"prefopt": "prefopt", "trl": "TRL"}
+FIRST_LOSSES = 5  # steps whose losses are compared
+
+ORPO_NOTE = (
+    "TRL's ORPO also takes the prompt's tokens into its likelihood term and weighs by token over "
+    "the batch; ours takes the completion's, per sequence (the paper's Eq. 6). So the losses differ"
+    " by definition, and TRL's loss of the first step is compared after that term was replaced by"
+    " the mean of its own log-probs per chosen token, which TRL logs."
+)
+
+
+def summarise(
+    take: Mapping[str, Any], flops: Sequence[int], batch: int, warmup: int
+) -> dict[str, Any]:
+    """Return what the timed steps say.
+
+    Args:
+        take: ``measured`` steps and ``memory`` of each side, and ``matmul_flops_per_s``.
+        flops: Useful operations of each step, those of the warm-up included.
+        batch: Pairs a step.
+        warmup: Steps that do not count.
+    """
+    rate = float(np.median(take["matmul_flops_per_s"]))
+    useful = np.array(flops[warmup:], dtype=float)
+    sides: dict[str, Any] = {}
+    for side, steps in take["measured"].items():
+        timed = steps[warmup:]
+        seconds = np.array([step["seconds"] for step in timed])
+        memory = take["memory"][side]
+        sides[side] = {
+            "pairs_per_s": _spread(batch / seconds),
+            "seconds_per_step": _spread(seconds),
+            "mean_pairs_per_s": batch * len(seconds) / float(seconds.sum()),
+            "useful_flops_per_s": _spread(useful / seconds),
+            "fraction_of_matmul": _spread(useful / seconds / rate),
+            "peak_mb": memory["peak_mb"],
+            "process_peak_mb": memory["process_peak_mb"],
+            "positions_per_step": float(np.mean([step["positions"] for step in timed])),
+            "head_positions_per_step": float(np.mean([step["head_positions"] for step in timed])),
+        }
+    summary: dict[str, Any] = {"sides": sides, "matmul_gflops_per_s": _spread(_giga(take))}
+    if len(sides) == 2:
+        summary |= _compared(take["measured"], sides, warmup)
+    return summary
+
+
+def _giga(take: Mapping[str, Any]) -> Any:
+    return np.array(take["matmul_flops_per_s"]) / 1e9
+
+
+def _spread(values: Any) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [20, 50, 80])
+    return {"median": float(middle), "p20": float(low), "p80": float(high)}
+
+
+def _compared(
+    measured: Mapping[str, Sequence[Mapping[str, float]]], sides: Mapping[str, Any], warmup: int
+) -> dict[str, Any]:
+    ours, theirs = sides["prefopt"], sides["trl"]
+    seconds = {
+        side: np.array([step["seconds"] for step in steps[warmup:]])
+        for side, steps in measured.items()
+    }
+    return {
+        "ratio": {
+            "of_medians": ours["pairs_per_s"]["median"] / theirs["pairs_per_s"]["median"],
+            "of_steps": _spread(seconds["trl"] / seconds["prefopt"]),
+            "of_totals": float(seconds["trl"].sum() / seconds["prefopt"].sum()),
+        },
+        "memory_ratio": ours["peak_mb"] / theirs["peak_mb"],
+        "process_memory_ratio": ours["process_peak_mb"] / theirs["process_peak_mb"],
+        "first_losses": _first_losses(measured),
+    }
+
+
+def _first_losses(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Return how far apart the first steps of both sides are."""
+    first = {side: steps[:FIRST_LOSSES] for side, steps in measured.items()}
+    losses = {side: [step["loss"] for step in steps] for side, steps in first.items()}
+    norms = {side: [step["grad_norm"] for step in steps] for side, steps in first.items()}
+    return {
+        "losses": losses,
+        "grad_norms": norms,
+        "largest_difference": max(
+            abs(a - b) for a, b in zip(losses["prefopt"], losses["trl"], strict=True)
+        ),
+        "largest_relative_difference_of_grad_norms": max(
+            abs(a - b) / max(abs(b), 1e-30)
+            for a, b in zip(norms["prefopt"], norms["trl"], strict=True)
+        ),
+    }
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "model",
+    "loss",
+    "data",
+    "side",
+    "pairs/s (20-80%)",
+    "ratio (20-80% of steps)",
+    "peak MB",
+    "memory",
+    "positions",
+    "in head",
+    "of matmul",
+    "loss differs by",
+)
+
+
+def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each side of each comparison, under ``COLUMNS``."""
+    rows = []
+    for result in results:
+        for side, found in result["sides"].items():
+            ours = side == "prefopt" and "ratio" in result
+            rate, ratio = found["pairs_per_s"], result.get("ratio")
+            rows.append(
+                (
+                    result["size"],
+                    result["loss"],
+                    result["data"],
+                    LABELS[side],
+                    f"{_short(rate['median'])} ({_short(rate['p20'])}-{_short(rate['p80'])})",
+                    _ratio_text(ratio) if ours and ratio else "",
+                    f"{found['peak_mb']:.0f}",
+                    f"{result['memory_ratio']:.2f}x" if ours else "",
+                    f"{found['positions_per_step']:.0f}",
+                    f"{found['head_positions_per_step']:.0f}",
+                    f"{found['fraction_of_matmul']['median']:.0%}",
+                    _difference_text(result) if ours else "",
+                )
+            )
+    return rows
+
+
+def _ratio_text(ratio: Mapping[str, Any]) -> str:
+    steps = ratio["of_steps"]
+    return f"{ratio['of_medians']:.2f}x ({steps['p20']:.2f}-{steps['p80']:.2f})"
+
+
+def _difference_text(result: Mapping[str, Any]) -> str:
+    if result["loss"] == "orpo":
+        return "other definition"
+    return f"{result['first_losses']['largest_difference']:.1g}"
+
+
+def _short(value: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{min(digits, 3)}f}"
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    record: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    console: Any,
+) -> None:
+    """Print the table, and write JSON, Markdown and charts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"throughput_{name}"
+    file.with_name(file.name + ".json").write_text(
+        json.dumps({"record": record, "results": results}, indent=1) + "\n"
+    )
+    rows = table_rows(results)
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    file.with_name(file.name + ".md").write_text(_markdown(record, results, rows))
+    draw(results, file.with_name(file.name + ".png"))
+
+
+def _markdown(
+    record: Mapping[str, Any], results: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]]
+) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    steps = results[0]["steps"]
+    lines += [
+        "",
+        f"Commit {record['commit'][:12]}, {record['date']}, {record['device']}, "
+        f"{record['threads_per_process']} threads a process, {record['dtype']}, seed "
+        f"{record['seed']}, batches of {record['batch']}, {steps} steps of each side after "
+        f"{results[0]['warmup']} for warm-up, in turns. {versions}.",
+        "",
+        "Ratios are of medians, in brackets the 20th and 80th percentile over steps. Peak MB is "
+        "that of the timed steps (resident memory of a fresh process, or the GPU's allocator). "
+        "Positions pass the transformer in a step, padding and forward passes without gradient "
+        "included; those in the head meet the vocabulary. `of matmul` is the rate of useful "
+        "operations (`throughput_flops.py`) over that of matrix products measured in between, "
+        f"median {results[0]['matmul_gflops_per_s']['median']:.0f} GFLOP/s in the first row.",
+    ]
+    if any(result["loss"] == "orpo" for result in results):
+        lines += ["", ORPO_NOTE]
+    if record.get("note"):
+        lines += ["", str(record["note"])]
+    return "\n".join(lines) + "\n"
+
+
+# Charts -------------------------------------------------------------------------------------------
+
+
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw pairs/s and peak memory of both sides."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [f"{result['size']}\n{result['loss']}, {result['data']}" for result in results]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(max(8.0, 2.4 + 2.0 * len(names)), 4.2), constrained_layout=True
+    )
+    places = np.arange(len(results), dtype=float)
+    for number, side in enumerate(COLOURS):
+        shown = [place for place, result in enumerate(results) if side in result["sides"]]
+        if not shown:
+            continue
+        found = [results[place]["sides"][side] for place in shown]
+        at = places[shown] + (number - 0.5) * 0.38
+        rates = np.array([[f["pairs_per_s"][k] for k in ("p20", "median", "p80")] for f in found]).T
+        whiskers = np.abs(rates[[0, 2]] - rates[1])
+        style = {"width": 0.36, "color": COLOURS[side], "label": LABELS[side]}
+        axes[0].bar(at, rates[1], yerr=whiskers, capsize=3, ecolor="#444444", **style)
+        axes[1].bar(at, [f["peak_mb"] / 1000 for f in found], **style)
+    for place, result in enumerate(results):
+        if "ratio" not in result:
+            continue
+        ours = result["sides"]["prefopt"]
+        axes[0].annotate(
+            f"{result['ratio']['of_medians']:.1f}x",
+            (places[place] - 0.19, ours["pairs_per_s"]["p80"]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            weight="bold",
+        )
+        axes[1].annotate(
+            f"{result['memory_ratio']:.2f}x",
+            (places[place] - 0.19, ours["peak_mb"] / 1000),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            weight="bold",
+        )
+    rates = [f["pairs_per_s"]["median"] for result in results for f in result["sides"].values()]
+    if max(rates) > 30 * min(rates):
+        axes[0].set_yscale("log")
+    axes[0].set_ylabel("pairs/s, median and 20-80%")
+    axes[1].set_ylabel("peak memory of the steps, GB")
+    for axis in axes:
+        axis.set_xticks(places, names)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(y=0.15)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
