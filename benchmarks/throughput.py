@@ -99,6 +99,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prefopt-args", type=json.loads, default={}, help="JSON, for our config")
     parser.add_argument("--trl-args", type=json.loads, default={}, help="JSON, for TRL's config")
     parser.add_argument("--only", choices=SIDES, help="one side alone")
+    parser.add_argument(
+        "--apart", action="store_true", help="one side after the other, where memory is short"
+    )
     parser.add_argument("--shared", type=Path, default=_shared(), help="folder of shared data")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", help="of the results; default: size, loss and data")
@@ -152,18 +155,28 @@ def compare(
         "mlp": shape.mlp,
     }
     extra = {"prefopt": options.prefopt_args, "trl": options.trl_args}
-    with ExitStack() as stack, console.status(f"{size} {loss} {name}: setting up") as status:
-        workers = {}
-        for side in [*sides, "matmul"]:
+    title = f"{size} {loss} {name}"
+    hello: dict[str, dict[str, Any]] = {}
+    take = Take(sides, title)
+    with ExitStack() as stack, console.status(f"{title}: setting up") as status:
+
+        def start(side: str) -> Worker:
             own = job | {"side": side, "extra": extra.get(side, {})}
             if side in SIDES:
                 rows = data.rows_for(side, loss, pairs, options.batch)
                 own["rows"] = str(scratch / f"rows_{side}.json")
                 Path(own["rows"]).write_text(json.dumps(rows))
-            workers[side] = stack.enter_context(started(own, scratch))
-        hello = {side: worker.receive() for side, worker in workers.items()}
-        check_same_start(hello, sides)
-        take = _take_turns(workers, sides, options, status, f"{size} {loss} {name}")
+            worker = stack.enter_context(started(own, scratch))
+            hello[side] = worker.receive()
+            return worker
+
+        matmul = start("matmul")
+        for group in [[side] for side in sides] if options.apart else [sides]:
+            workers = {side: start(side) for side in group}
+            check_same_start(hello)
+            take.run(workers, matmul, options, status)
+            for worker in workers.values():
+                worker.end()
     return {
         "size": size,
         "loss": loss,
@@ -181,8 +194,9 @@ def compare(
             "flops": flops,
             "texts_tokens": [_separate_tokens(batch) for batch in batches],
         },
-        **take,
-    } | summarise(take, flops, options.batch, options.warmup)
+        "apart": options.apart,
+        **take.found(),
+    } | summarise(take.found(), flops, options.batch, options.warmup)
 
 
 def _separate_tokens(batch: list[Any]) -> int:
@@ -194,40 +208,60 @@ def _separate_tokens(batch: list[Any]) -> int:
     )
 
 
-def _take_turns(
-    workers: dict[str, "Worker"],
-    sides: list[str],
-    options: argparse.Namespace,
-    status: Any,
-    title: str,
-) -> dict[str, Any]:
-    """Run all steps, a turn each, the side that begins changing from round to round."""
-    steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    memory: dict[str, dict[str, float]] = {}
-    rates = []
+class Take:
+    """The steps of both sides, taken in turns, and the rate of matrix products in between.
 
-    def turn(side: str, count: int, reset: bool = False) -> None:
+    Args:
+        sides: Who is measured.
+        title: What is measured, for people.
+    """
+
+    def __init__(self, sides: list[str], title: str) -> None:
+        self.title = title
+        self.measured: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        self.memory: dict[str, dict[str, float]] = {}
+        self.rates: list[float] = []
+
+    def run(
+        self,
+        workers: dict[str, "Worker"],
+        matmul: "Worker",
+        options: argparse.Namespace,
+        status: Any,
+    ) -> None:
+        """Run all steps of these workers; the side that begins changes from round to round."""
+        sides = list(workers)
+        for side in sides if options.warmup else ():
+            self._turn(workers, side, options.warmup)
+        done = 0
+        while done < options.steps:
+            count = min(options.turn, options.steps - done)
+            status.update(f"{self.title} ({', '.join(sides)}): step {done} of {options.steps}")
+            for side in sides if (done // options.turn) % 2 == 0 else sides[::-1]:
+                self._turn(workers, side, count, reset=done == 0)
+                self.rates.append(matmul.ask(go=True)["flops_per_s"])
+            done += count
+
+    def _turn(
+        self, workers: dict[str, "Worker"], side: str, count: int, reset: bool = False
+    ) -> None:
         reply = workers[side].ask(run=count, reset=reset)
-        steps[side] += reply.pop("steps")
-        memory[side] = reply
+        self.measured[side] += reply.pop("steps")
+        self.memory[side] = reply
 
-    for side in sides if options.warmup else ():
-        turn(side, options.warmup)
-    done = 0
-    while done < options.steps:
-        count = min(options.turn, options.steps - done)
-        status.update(f"{title}: step {done} of {options.steps}")
-        for side in sides if (done // options.turn) % 2 == 0 else sides[::-1]:
-            turn(side, count, reset=done == 0)
-            rates.append(workers["matmul"].ask(go=True)["flops_per_s"])
-        done += count
-    return {"measured": steps, "memory": memory, "matmul_flops_per_s": rates}
+    def found(self) -> dict[str, Any]:
+        """Return everything that was measured."""
+        return {
+            "measured": self.measured,
+            "memory": self.memory,
+            "matmul_flops_per_s": self.rates,
+        }
 
 
-def check_same_start(hello: dict[str, dict[str, Any]], sides: list[str]) -> None:
+def check_same_start(hello: dict[str, dict[str, Any]]) -> None:
     """Stop if the sides do not train the same model with the same optimiser."""
     for what in ("weights", "optimiser"):
-        found = {side: hello[side][what] for side in sides}
+        found = {side: said[what] for side, said in hello.items() if side in SIDES}
         if len(set(found.values())) > 1:
             raise SystemExit(f"the sides differ in their {what}: {found}")
 
@@ -237,6 +271,11 @@ class Worker:
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process, self.log = process, log
+
+    def end(self) -> None:
+        """End the process, and its memory with it."""
+        self.process.kill()
+        self.process.wait()
 
     def ask(self, **message: Any) -> dict[str, Any]:
         """Send a message and return the answer."""
@@ -281,11 +320,11 @@ def started(job: dict[str, Any], scratch: Path) -> Iterator[Worker]:
             text=True,
             env=environment,
         )
+    worker = Worker(process, log)
     try:
-        yield Worker(process, log)
+        yield worker
     finally:
-        process.kill()
-        process.wait()
+        worker.end()
 
 
 if __name__ == "__main__":

@@ -90,9 +90,14 @@ def _first_losses(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict
     first = {side: steps[:FIRST_LOSSES] for side, steps in measured.items()}
     losses = {side: [step["loss"] for step in steps] for side, steps in first.items()}
     norms = {side: [step["grad_norm"] for step in steps] for side, steps in first.items()}
+    completions = first["trl"][0].get("loss_of_completions")
     return {
         "losses": losses,
         "grad_norms": norms,
+        "first_loss_of_completions": completions,
+        "difference_of_first": (
+            None if completions is None else abs(losses["prefopt"][0] - completions)
+        ),
         "largest_difference": max(
             abs(a - b) for a, b in zip(losses["prefopt"], losses["trl"], strict=True)
         ),
@@ -133,7 +138,7 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                     result["size"],
                     result["loss"],
                     result["data"],
-                    LABELS[side],
+                    _side_text(result, side),
                     f"{_short(rate['median'])} ({_short(rate['p20'])}-{_short(rate['p80'])})",
                     _ratio_text(ratio) if ours and ratio else "",
                     f"{found['peak_mb']:.0f}",
@@ -147,6 +152,12 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _side_text(result: Mapping[str, Any], side: str) -> str:
+    """Return the name of a side; a layout that shares nothing is said."""
+    padded = side == "prefopt" and result["hello"][side]["layout"] != "shared_prefix"
+    return LABELS[side] + (" (padded)" if padded else "")
+
+
 def _ratio_text(ratio: Mapping[str, Any]) -> str:
     steps = ratio["of_steps"]
     return f"{ratio['of_medians']:.2f}x ({steps['p20']:.2f}-{steps['p80']:.2f})"
@@ -154,7 +165,7 @@ def _ratio_text(ratio: Mapping[str, Any]) -> str:
 
 def _difference_text(result: Mapping[str, Any]) -> str:
     if result["loss"] == "orpo":
-        return "other definition"
+        return f"{result['first_losses']['difference_of_first']:.1g} (see below)"
     return f"{result['first_losses']['largest_difference']:.1g}"
 
 

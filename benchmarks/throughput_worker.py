@@ -232,6 +232,10 @@ def trl_trainer(job: dict[str, Any], model: Any, tokenizer: Any, steps: Steps) -
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
             steps.add("loss", loss)
+            if job["loss"] == "orpo":
+                metrics = self._stored_metrics["train"]
+                odds = self.beta * metrics["log_odds_ratio"][-1]
+                steps.add("loss_of_completions", -metrics["logps/chosen"][-1] - odds)
             return loss
 
     return Counting(
