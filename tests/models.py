@@ -30,13 +30,50 @@ _COMMON = {
     "pad_token_id": 0,
 }
 
-_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+# Architectures that name these fields their own way, or have no attention to describe.
+_BARE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+# A window shorter than the prompts of the tests.
+_WINDOW = {"sliding_window": 6}
+
+_HEADS_OF_8 = _COMMON | {"head_dim": 8}
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+_SHARING: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _COMMON),
     "qwen2": ("Qwen2Config", _COMMON),
-    "qwen3": ("Qwen3Config", _COMMON | {"head_dim": 8}),
-    # A window shorter than the prompts of the tests.
-    "mistral": ("MistralConfig", _COMMON | {"sliding_window": 6}),
-    "gemma2": ("Gemma2Config", _COMMON | {"head_dim": 8, "sliding_window": 6}),
+    "qwen3": ("Qwen3Config", _HEADS_OF_8),
+    "qwen3_moe": ("Qwen3MoeConfig", _HEADS_OF_8 | _EXPERTS),
+    "mixtral": ("MixtralConfig", _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mistral": ("MistralConfig", _COMMON | _WINDOW),
+    # Caps low enough to bend the scores and logits of a tiny model.
+    "gemma2": (
+        "Gemma2Config",
+        _HEADS_OF_8
+        | _WINDOW
+        | {
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _HEADS_OF_8
+        | _WINDOW
+        | {
+            "num_hidden_layers": 3,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "gpt2": (
         "GPT2Config",
         {
@@ -50,36 +87,63 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_neox": ("GPTNeoXConfig", _COMMON),
+    "phi": ("PhiConfig", _COMMON),
     "phi3": ("Phi3Config", _COMMON),
     "opt": ("OPTConfig", _COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "cohere": ("CohereConfig", _COMMON),
-    "granite": ("GraniteConfig", _COMMON | {"logits_scaling": 3.0}),
-    "mamba": (
-        "MambaConfig",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "state_size": 4,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
+    "cohere": ("CohereConfig", _COMMON | {"logit_scale": 0.5}),
+    # Three sliding layers, and one that sees everything and no positions.
+    "cohere2": (
+        "Cohere2Config",
+        _HEADS_OF_8 | _WINDOW | {"num_hidden_layers": 4, "logit_scale": 0.5},
+    ),
+    "olmo2": ("Olmo2Config", _COMMON),
+    # The last of its four layers has no rotary positions.
+    "smollm3": ("SmolLM3Config", _COMMON | {"num_hidden_layers": 4}),
+    "starcoder2": ("Starcoder2Config", _COMMON | _WINDOW),
+    "granite": ("GraniteConfig", _COMMON | {"logits_scaling": 3.0, "attention_multiplier": 0.7}),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        _COMMON
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 8,
+            "kv_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
         },
     ),
-    # Its attention ignores registered functions: the probe must notice.
-    "bloom": (
-        "BloomConfig",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
+    "gpt_oss": (
+        "GptOssConfig",
+        _HEADS_OF_8
+        | _WINDOW
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
     ),
 }
+
+_PADDED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", _BARE | {"num_hidden_layers": 2, "state_size": 4}),
+    "falcon_mamba": ("FalconMambaConfig", _BARE | {"num_hidden_layers": 2, "state_size": 4}),
+    # Their attention ignores registered functions: the probe must notice.
+    "bloom": ("BloomConfig", _BARE | {"n_layer": 2, "n_head": 4}),
+    "falcon": ("FalconConfig", _BARE | {"num_hidden_layers": 2, "num_attention_heads": 4}),
+    # Its layers keep keywords from their attention, and so the plan: the probe must notice.
+    "stablelm": ("StableLmConfig", _COMMON),
+}
+
+_ARCHITECTURES = _SHARING | _PADDED_ONLY
+SHARING = list(_SHARING)
+PADDED_ONLY = list(_PADDED_ONLY)
 
 
 def tiny_tokenizer() -> Any:
@@ -129,10 +193,6 @@ def tiny_rows(count: int, kind: str = "paired", seed: int = 0) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-SHARING = [name for name in _ARCHITECTURES if name not in ("mamba", "bloom")]
-PADDED_ONLY = ["mamba", "bloom"]
-
-
 def tiny_config(name: str, **changes: Any) -> PretrainedConfig:
     """Return the configuration of a tiny model."""
     config, fields = _ARCHITECTURES[name]
@@ -146,7 +206,10 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> Any:
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_config(tiny_config(name, **changes))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for path, parameter in model.named_parameters():
+            # Biases and attention sinks start at nearly zero, where ignoring them would not show.
+            if parameter.ndim > 1 or path.endswith(("bias", "sinks")):
                 parameter.normal_(0, _WEIGHT_STD)
+                if path.endswith("sinks"):
+                    parameter.mul_(10)
     return model.eval()

@@ -163,7 +163,7 @@ class Scorer:
     def _predictions(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the log-prob of each of the M predictions of a batch."""
         if batch["input_ids"].numel() == 0:  # nothing precedes any scored token
-            return torch.zeros(0, device=batch["input_ids"].device)
+            return self._nothing()
         inputs = {
             name: batch[name]
             for name in ("input_ids", "position_ids", "attention_mask")
@@ -176,6 +176,14 @@ class Scorer:
             return chosen.gather(-1, targets[:, None])[:, 0] - chosen.logsumexp(-1)
         hidden = self._hidden(inputs, batch["segments"].segments)
         return self._head.logps(hidden.flatten(0, 1).index_select(0, positions), targets)
+
+    def _nothing(self) -> Tensor:
+        """Return no log-probs, whose gradients are zeros (parallel training waits for them)."""
+        parameters = list(self.model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        device = self._causal_lm.device
+        parts = [parameter.flatten()[:0].to(device) for parameter in trained or parameters[:1]]
+        return at_least_float32(torch.cat(parts))
 
     def _hidden(self, inputs: dict[str, Tensor], segments: tuple[Any, ...]) -> Tensor:
         if not segments:

@@ -1,103 +1,16 @@
-"""Scores equal the plain forward of each prompt + completion, on every architecture and layout."""
+"""What scoring leaves of a model as it was, and heads, adapters and models out of the ordinary.
+
+That scores and gradients are right on every architecture is tested in ``test_architectures.py``.
+"""
 
 import logging
 
-import numpy as np
 import pytest
 import torch
 
-from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example
-from prefopt.engine.score import layout_tensors
-from tests.models import PADDED_ONLY, SHARING, VOCABULARY, tiny_model
-
-
-def trees(seed=0):
-    """Examples of every shape: deep sharing, identical and one-token completions, one to four."""
-    generator = np.random.default_rng(seed)
-
-    def draw(length):
-        return generator.integers(3, VOCABULARY, length)
-
-    start = draw(9)
-    return [
-        Example(draw(12), [draw(7), draw(4)]),
-        Example(draw(20), [start, np.concatenate([start[:4], draw(3)])]),
-        Example(draw(5), [start, start]),
-        Example(draw(3), [start[:5], start]),
-        Example(draw(1), [draw(1), draw(2), draw(8), draw(8)]),
-        Example(draw(6), [draw(5)]),
-    ]
-
-
-def plain_logps(model, examples):
-    """Sum log-probs of each completion from the model's own forward, one text at a time."""
-    scores = []
-    for example in examples:
-        for completion in example.completion_ids:
-            text = torch.tensor(np.concatenate([example.prompt_ids, completion]))[None]
-            logps = model(input_ids=text).logits[0, :-1].log_softmax(-1)
-            of_tokens = logps.gather(-1, text[0, 1:, None])[:, 0]
-            scores.append(of_tokens[len(example.prompt_ids) - 1 :].sum())
-    return torch.stack(scores)
-
-
-def gradients(model, scores):
-    model.zero_grad()
-    (scores * torch.linspace(-1, 2, len(scores))).sum().backward()
-    return {
-        name: parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-
-
-def assert_equal_gradients(ours, theirs):
-    total = torch.sqrt(sum(gradient.square().sum() for gradient in theirs.values()))
-    for name, gradient in theirs.items():
-        difference = (ours[name] - gradient).norm()
-        # A gradient that is zero but for rounding (a key's bias) is measured against all of them.
-        assert difference <= 1e-4 * gradient.norm() or difference <= 1e-6 * total, name
-
-
-def batch_of(examples, layout):
-    return layout_tensors(build_layout(examples, layout))
-
-
-@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("name", SHARING)
-def test_scores_and_gradients_equal_the_plain_forward(name, layout):
-    model = tiny_model(name)
-    examples = trees()
-    wanted = plain_logps(model, examples)
-    wanted_gradients = gradients(model, wanted)
-    scorer = Scorer(model, layout)
-    scores = scorer.score(batch_of(examples, scorer.layout))
-    assert scorer.layout == layout
-    difference = (scores.logps - wanted).abs()
-    assert difference.max() < 1e-4
-    assert_equal_gradients(gradients(model, scores.logps), wanted_gradients)
-
-
-@pytest.mark.parametrize("name", PADDED_ONLY)
-def test_models_that_cannot_share_fall_back_to_padded_with_one_message(name, caplog):
-    model = tiny_model(name)
-    examples = trees()
-    wanted = plain_logps(model, examples)
-    with caplog.at_level(logging.WARNING, logger="prefopt"):
-        scorer = Scorer(model)
-    messages = [record.message for record in caplog.records if record.name == "prefopt"]
-    assert len(messages) == 1
-    assert "cannot share prefixes" in messages[0]
-    assert scorer.layout == "padded"
-    scores = scorer.score(batch_of(examples, "padded"))
-    assert (scores.logps - wanted).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("name", PADDED_ONLY)
-def test_insisting_on_sharing_where_it_cannot_be_is_an_error(name):
-    with pytest.raises(ValueError, match='use layout="auto" or "padded"'):
-        Scorer(tiny_model(name), "shared_prefix")
+from prefopt.engine import Scorer
+from tests.engine.trees import assert_equal_gradients, batch_of, gradients, plain_logps, trees
+from tests.models import tiny_model
 
 
 def test_an_unknown_layout_is_an_error():
