@@ -301,8 +301,8 @@ class Worker:
 
 
 @contextmanager
-def started(job: dict[str, Any], scratch: Path) -> Iterator[Worker]:
-    """Start a process for a job, and end it afterwards."""
+def started(job: dict[str, Any], scratch: Path, script: Path = WORKER) -> Iterator[Worker]:
+    """Start a process that runs a script on a job, and end it afterwards."""
     file, log = scratch / f"{job['side']}.json", scratch / f"{job['side']}.log"
     folder = scratch / f"run_{job['side']}"
     file.write_text(json.dumps(job | {"folder": str(folder)}))
@@ -313,7 +313,7 @@ def started(job: dict[str, Any], scratch: Path) -> Iterator[Worker]:
     }
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(file)],
+            [sys.executable, str(script), str(file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

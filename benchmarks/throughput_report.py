@@ -228,57 +228,70 @@ def _markdown(
 
 
 def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw pairs/s and peak memory of both sides."""
+    """Draw pairs/s and peak memory of both sides; a row of panels for each size."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [f"{result['size']}\n{result['loss']}, {result['data']}" for result in results]
-    figure, axes = plt.subplots(
-        1, 2, figsize=(max(8.0, 2.4 + 2.0 * len(names)), 4.2), constrained_layout=True
+    sizes = list(dict.fromkeys(result["size"] for result in results))
+    most = max(sum(result["size"] == size for result in results) for size in sizes)
+    figure, grid = plt.subplots(
+        len(sizes),
+        2,
+        figsize=(max(9.0, 2.5 + 2.0 * most), 3.6 * len(sizes) + 0.4),
+        squeeze=False,
+        constrained_layout=True,
     )
-    places = np.arange(len(results), dtype=float)
-    for number, side in enumerate(COLOURS):
-        shown = [place for place, result in enumerate(results) if side in result["sides"]]
-        if not shown:
-            continue
-        found = [results[place]["sides"][side] for place in shown]
-        at = places[shown] + (number - 0.5) * 0.38
-        rates = np.array([[f["pairs_per_s"][k] for k in ("p20", "median", "p80")] for f in found]).T
-        whiskers = np.abs(rates[[0, 2]] - rates[1])
-        style = {"width": 0.36, "color": COLOURS[side], "label": LABELS[side]}
-        axes[0].bar(at, rates[1], yerr=whiskers, capsize=3, ecolor="#444444", **style)
-        axes[1].bar(at, [f["peak_mb"] / 1000 for f in found], **style)
-    for place, result in enumerate(results):
-        if "ratio" not in result:
-            continue
-        ours = result["sides"]["prefopt"]
-        axes[0].annotate(
-            f"{result['ratio']['of_medians']:.1f}x",
-            (places[place] - 0.19, ours["pairs_per_s"]["p80"]),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            weight="bold",
-        )
-        axes[1].annotate(
-            f"{result['memory_ratio']:.2f}x",
-            (places[place] - 0.19, ours["peak_mb"] / 1000),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            weight="bold",
-        )
-    rates = [f["pairs_per_s"]["median"] for result in results for f in result["sides"].values()]
-    if max(rates) > 30 * min(rates):
-        axes[0].set_yscale("log")
-    axes[0].set_ylabel("pairs/s, median and 20-80%")
-    axes[1].set_ylabel("peak memory of the steps, GB")
-    for axis in axes:
-        axis.set_xticks(places, names)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(y=0.15)
-    axes[0].legend(frameon=False)
+    for row, size in zip(grid, sizes, strict=True):
+        shown = [result for result in results if result["size"] == size]
+        _draw_rates(row[0], shown)
+        _draw_memory(row[1], shown)
+        for axis in row:
+            names = [f"{result['loss']}\n{result['data']}" for result in shown]
+            axis.set_xticks(range(len(shown)), names)
+            axis.set_title(size, loc="left", weight="bold")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.margins(y=0.15)
+    grid[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _draw_rates(axis: Any, results: Sequence[Mapping[str, Any]]) -> None:
+    for side, at, found in _bars(results):
+        spread = np.array([[f["pairs_per_s"][k] for k in ("p20", "median", "p80")] for f in found])
+        low, middle, high = spread.T
+        whiskers = {"yerr": [middle - low, high - middle], "capsize": 3, "ecolor": "#444444"}
+        axis.bar(at, middle, width=0.36, color=COLOURS[side], label=LABELS[side], **whiskers)
+    for place, result in enumerate(results):
+        if "ratio" in result:
+            top = result["sides"]["prefopt"]["pairs_per_s"]["p80"]
+            _annotate(axis, place - 0.19, top, f"{result['ratio']['of_medians']:.1f}x")
+    axis.set_ylabel("pairs/s, median and 20-80%")
+
+
+def _draw_memory(axis: Any, results: Sequence[Mapping[str, Any]]) -> None:
+    for side, at, found in _bars(results):
+        axis.bar(at, [f["peak_mb"] / 1000 for f in found], width=0.36, color=COLOURS[side])
+    for place, result in enumerate(results):
+        if "ratio" in result:
+            top = result["sides"]["prefopt"]["peak_mb"] / 1000
+            _annotate(axis, place - 0.19, top, f"{result['memory_ratio']:.2f}x")
+    axis.set_ylabel("peak memory, GB")
+
+
+def _bars(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any, list[Any]]]:
+    """Return each side that was measured, where its bars stand, and what was found."""
+    bars = []
+    for number, side in enumerate(COLOURS):
+        places = [place for place, result in enumerate(results) if side in result["sides"]]
+        found = [results[place]["sides"][side] for place in places]
+        if found:
+            bars.append((side, np.array(places, dtype=float) + (number - 0.5) * 0.38, found))
+    return bars
+
+
+def _annotate(axis: Any, x: float, y: float, text: str) -> None:
+    where = {"xytext": (0, 3), "textcoords": "offset points"}
+    axis.annotate(text, (x, y), ha="center", weight="bold", **where)

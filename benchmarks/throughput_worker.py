@@ -130,7 +130,7 @@ def _number(value: Any) -> float | int:
 
 def process_peak_mb() -> float:
     """Return the most memory the process ever held, set-up included; MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def reset_peak(device: str) -> None:
@@ -144,10 +144,10 @@ def reset_peak(device: str) -> None:
 def peak_mb(device: str) -> float:
     """Return the peak since the last reset: of the GPU's allocator, or resident memory; MB."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated() / 1e6
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
+            return int(line.split()[1]) * 1024 / 1e6
     raise RuntimeError("no VmHWM in /proc/self/status")
 
 
