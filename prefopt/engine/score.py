@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prefopt.engine import attention
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.logprobs import LMHead, at_least_float32
+from prefopt.engine.router import RouterLoss
 
 logger = logging.getLogger("prefopt")
 
@@ -26,6 +27,9 @@ logger = logging.getLogger("prefopt")
 _EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 _LAYOUTS: tuple[LayoutName, ...] = ("shared_prefix", "padded")
+
+# Log-probs of the M predictions; the router loss. Tuples are what parallel wrappers look into.
+_Predicted = tuple[Tensor, Tensor | None]
 
 _LAYOUT_FIELDS = (
     "input_ids",
@@ -47,11 +51,14 @@ class Scores:
         per_token_logps: Of each scored token, completion after completion; (L,).
         logps: Summed over each completion; (N,).
         lengths: Scored tokens of each completion; (N,), int64.
+        router_loss: Load-balancing loss of the forward pass, without its weight; None unless asked
+            for.
     """
 
     per_token_logps: Tensor
     logps: Tensor
     lengths: Tensor
+    router_loss: Tensor | None = None
 
 
 def layout_tensors(layout: Layout) -> dict[str, Any]:
@@ -118,6 +125,7 @@ class Scorer:
         batch: Mapping[str, Any],
         wrapped: nn.Module | None = None,
         context: Callable[[], Any] = nullcontext,
+        router_loss: RouterLoss | None = None,
     ) -> Scores:
         """Score a batch laid out as ``self.layout``.
 
@@ -126,20 +134,21 @@ class Scorer:
             wrapped: The model as wrapped for parallel training (DDP, FSDP), whose hooks must see
                 the forward pass; None for the model itself.
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
+            router_loss: What to make of the router logits; None to ask for none.
 
         Returns:
             Log-probs of every completion.
         """
 
-        def forward() -> Tensor:
+        def forward() -> _Predicted:
             with context():
-                return self._predictions(batch)
+                return self._predictions(batch, router_loss)
 
-        predictions = _through(wrapped, self.model, forward, batch["input_ids"])
+        predictions, aux_loss = _through(wrapped, self.model, forward, batch["input_ids"])
         per_token = predictions.index_select(0, batch["token_index"])
         lengths = batch["lengths"]
         logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
-        return Scores(per_token, logps, lengths)
+        return Scores(per_token, logps, lengths, aux_loss)
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with its tensors on the model's device."""
@@ -160,22 +169,29 @@ class Scorer:
             for module in training:
                 module.training = True
 
-    def _predictions(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the log-prob of each of the M predictions of a batch."""
+    def _predictions(self, batch: Mapping[str, Any], router_loss: RouterLoss | None) -> _Predicted:
+        """Return the log-prob of each of the M predictions of a batch, and the router loss."""
         if batch["input_ids"].numel() == 0:  # nothing precedes any scored token
-            return self._nothing()
+            nothing = self._nothing()
+            return nothing, None if router_loss is None else nothing.sum()
         inputs = {
             name: batch[name]
             for name in ("input_ids", "position_ids", "attention_mask")
             if name in batch
         }
         positions, targets = batch["predict_positions"], batch["target_ids"]
+        extras = {"output_router_logits": True} if router_loss is not None else {}
         if self._head is None:
-            logits = self.model(**inputs, use_cache=False).logits
-            chosen: Tensor = at_least_float32(logits.flatten(0, 1).index_select(0, positions))
-            return chosen.gather(-1, targets[:, None])[:, 0] - chosen.logsumexp(-1)
-        hidden = self._hidden(inputs, batch["segments"].segments)
-        return self._head.logps(hidden.flatten(0, 1).index_select(0, positions), targets)
+            output = self.model(**inputs, **extras, use_cache=False)
+            logits = at_least_float32(output.logits.flatten(0, 1).index_select(0, positions))
+            logps = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        else:
+            output = self._backbone_output(inputs, batch["segments"].segments, **extras)
+            hidden = output.last_hidden_state.flatten(0, 1)
+            logps = self._head.logps(hidden.index_select(0, positions), targets)
+        if router_loss is None:
+            return logps, None
+        return logps, router_loss(output.router_logits, batch.get("attention_mask"))
 
     def _nothing(self) -> Tensor:
         """Return no log-probs, whose gradients are zeros (parallel training waits for them)."""
@@ -185,20 +201,20 @@ class Scorer:
         parts = [parameter.flatten()[:0].to(device) for parameter in trained or parameters[:1]]
         return at_least_float32(torch.cat(parts))
 
-    def _hidden(self, inputs: dict[str, Tensor], segments: tuple[Any, ...]) -> Tensor:
+    def _backbone_output(
+        self, inputs: dict[str, Tensor], segments: tuple[Any, ...], **extras: Any
+    ) -> Any:
         if not segments:
-            hidden: Tensor = self._backbone(**inputs, use_cache=False).last_hidden_state
-            return hidden
-        plan = attention.SegmentPlan(segments)
+            return self._backbone(**inputs, **extras, use_cache=False)
+        plan = attention.AttentionPlan(segments, attention.attend_by_segments)
         # Said outright, or models look for padding among the tokens and warn of an EOS that pads.
         inputs = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
         with attention.planned_forward():
-            output = self._backbone(**inputs, use_cache=False, prefopt_plan=plan)
+            output = self._backbone(**inputs, **extras, use_cache=False, prefopt_plan=plan)
         if not plan.calls:
             raise NotImplementedError("no attention layer reached the segments backend")
         self._windows_seen = plan.windows
-        hidden = output.last_hidden_state
-        return hidden
+        return output
 
     # What the model can do ------------------------------------------------------------------------
 
@@ -208,7 +224,7 @@ class Scorer:
         with self.evaluating(), torch.no_grad():
             own = self.model(**inputs, use_cache=False).logits
             try:
-                hidden = self._hidden(inputs, ())
+                hidden = self._backbone_output(inputs, ()).last_hidden_state
                 assert self._head is not None
                 ours = self._head.transform(self._head.module(hidden))
                 same = ours.shape == own.shape and _close(ours, own)
@@ -333,8 +349,11 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _through(
-    wrapped: nn.Module | None, model: nn.Module, compute: Callable[[], Tensor], *arguments: Tensor
-) -> Tensor:
+    wrapped: nn.Module | None,
+    model: nn.Module,
+    compute: Callable[[], _Predicted],
+    *arguments: Tensor,
+) -> _Predicted:
     """Run ``compute`` as the forward pass of ``wrapped``, so that its hooks happen around it.
 
     Parallel wrappers prepare gradients and gather weights in their own forward, which then calls
@@ -346,7 +365,7 @@ def _through(
     had_own = "forward" in vars(model)
     original = model.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> _Predicted:
         restore()
         return compute()
 
@@ -358,7 +377,7 @@ def _through(
 
     model.forward = forward
     try:
-        result: Tensor = wrapped(*arguments)
+        result: _Predicted = wrapped(*arguments)
         return result
     finally:
         restore()

@@ -7,18 +7,22 @@ from pathlib import Path
 
 import torch
 
-from tests.models import tiny_rows
+from tests.models import tiny_model, tiny_rows
 from tests.training import steps, trainer
 
 
-def main(folder: Path, loss: str, kind: str, batch_size: int) -> None:
+def main(
+    folder: Path, loss: str, kind: str, batch_size: int, architecture: str, accumulated: int
+) -> None:
     """Train three steps and write losses, gradient norms, metrics and weights."""
     trained = trainer(
         folder,
         tiny_rows(24, kind),
+        model=tiny_model(architecture),
         loss_type=loss,
         eval_dataset=tiny_rows(7, kind, seed=1),
         per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulated,
         ddp_find_unused_parameters=False,
     )
     trained.train()
@@ -36,4 +40,5 @@ def main(folder: Path, loss: str, kind: str, batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    folder, loss, kind, batch_size, architecture, accumulated = sys.argv[1:]
+    main(Path(folder), loss, kind, int(batch_size), architecture, int(accumulated))

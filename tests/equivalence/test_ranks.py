@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-def train(folder, loss, kind, processes):
+def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
     folder.mkdir()
     script = [str(ROOT / "tests/equivalence/run_ranks.py"), str(folder), loss, kind]
     launcher = [sys.executable]
@@ -23,7 +23,7 @@ def train(folder, loss, kind, processes):
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [*launcher, *script, str(8 // processes)],
+        [*launcher, *script, str(8 // processes // accumulated), architecture, str(accumulated)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -49,3 +49,12 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, loss, kind):
     for name, value in one["eval"].items():
         if not any(part in name for part in ("runtime", "per_second", "preparation")):
             assert two["eval"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_a_router_loss_of_two_processes_is_that_of_two_micro_batches(tmp_path):
+    accumulated = train(tmp_path / "one", "dpo", "paired", 1, "qwen3_moe", accumulated=2)
+    two = train(tmp_path / "two", "dpo", "paired", 2, "qwen3_moe")
+    for mine, wanted in zip(two["steps"], accumulated["steps"], strict=True):
+        for name in ("loss", "aux_loss", "grad_norm"):
+            assert mine[name] == pytest.approx(wanted[name], rel=1e-4), name

@@ -1,0 +1,109 @@
+"""The attention function that transformers calls: with a plan ours, without one the model's own.
+
+It is registered through transformers' attention interface under ``NAME``; model classes are never
+patched. A forward pass that brings a plan (keyword ``prefopt_plan``) attends as its segments say;
+one without a plan (generation, a plain batch) is computed as the model would without us.
+
+The plan travels as a keyword argument, which gradient checkpointing keeps, so a layer recomputed in
+the backward pass meets the plan of its own forward pass.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan
+
+NAME = "prefopt"
+
+
+def prefopt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    prefopt_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function for transformers' ``AttentionInterface``.
+
+    Args:
+        module: The calling attention layer.
+        query: (1, heads, T, head_dim).
+        key: (1, key-value heads, T, head_dim).
+        value: (1, key-value heads, T, head_dim).
+        attention_mask: Ignored with a plan, which replaces it.
+        scaling: Factor on the scores; None for 1 / sqrt(head_dim).
+        dropout: Probability of dropping an attention weight.
+        prefopt_plan: Who sees whom in the packed row; None for a plain forward pass.
+        **kwargs: What the model passes besides: ``sliding_window``, ``softcap``, ``s_aux``, ...
+
+    Returns:
+        The attention output (1, T, heads, head_dim), and None for the weights.
+
+    Raises:
+        NotImplementedError: If the layer biases its scores by position, which segments cannot.
+    """
+    if prefopt_plan is None:
+        return _plain(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+    if kwargs.get("position_bias") is not None:
+        raise NotImplementedError("attention with a position bias cannot share prefixes")
+    window = kwargs.get("sliding_window")
+    if window is not None:
+        prefopt_plan.windows.add(int(window))
+    options = AttentionOptions(scaling, dropout, window, kwargs.get("softcap"), kwargs.get("s_aux"))
+    key, value = prefopt_plan.layer(key, value)
+    output = prefopt_plan.attend(query, key, value, prefopt_plan, options)
+    return output.transpose(1, 2), None
+
+
+def _plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """Attend as the model would without a plan; its own eager function where SDPA falls short."""
+    needs_eager = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend = eager if needs_eager and eager is not None else sdpa_attention_forward
+    output, _ = attend(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+    )
+    return output, None
+
+
+_planned = False
+
+
+@contextmanager
+def planned_forward() -> Iterator[None]:
+    """Within it, models build no attention masks for this function: the plan stands for them."""
+    global _planned
+    outer, _planned = _planned, True
+    try:
+        yield
+    finally:
+        _planned = outer
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    # Additive masks serve both SDPA and the eager functions that `_plain` may call.
+    return None if _planned else eager_mask(*args, **kwargs)
+
+
+AttentionInterface.register(NAME, prefopt_attention)
+AttentionMaskInterface.register(NAME, _mask)

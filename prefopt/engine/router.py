@@ -1,0 +1,128 @@
+"""The load-balancing loss of mixture-of-experts models, from the router logits of our forward pass.
+
+The formula is that of the model's own class (Fedus et al. 2021, arXiv:2101.03961, Eqs. 4-6, in
+transformers): experts times the sum, over experts, of the share of tokens an expert gets times the
+mean probability its router gives it. It is a statistic of the tokens that are computed: padding
+does not count, and a token that stands in a shared prefix counts once, however many completions
+follow it.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("prefopt")
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """The load-balancing loss of one model.
+
+    Attributes:
+        weight: Its coefficient beside the preference loss; greater than 0.
+        formula: The function of the model's module that computes it.
+        experts: How many experts a router chooses among.
+        chosen: How many of them each token gets.
+    """
+
+    weight: float
+    formula: Callable[..., Tensor]
+    experts: int
+    chosen: int
+
+    @classmethod
+    def of(cls, model: Any, weight: float | None = None) -> "RouterLoss | None":
+        """Return the router loss of a model, found equal to what the model itself computes.
+
+        Args:
+            model: A causal language model, or a peft model around one.
+            weight: Its coefficient; 0 for none; None for the one in the model's configuration,
+                which is none where the configuration has none.
+
+        Returns:
+            None where nothing is to be added.
+
+        Raises:
+            ValueError: If a weight is given that is negative, or that the model has no use for.
+        """
+        if weight is not None and weight < 0:
+            raise ValueError(f"router_aux_loss_coef must not be negative, got {weight}")
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = inner.config.get_text_config()
+        problem = "it is no mixture of experts that returns its router logits"
+        if hasattr(config, "output_router_logits"):
+            own = getattr(config, "router_aux_loss_coef", None)
+            found = cls._unchecked(inner, config, float((own or 0.0) if weight is None else weight))
+            if found.weight == 0:
+                return None
+            if found._equals_that_of(inner):
+                return found
+            problem = "its class computes its router loss in a way prefopt does not know"
+        if weight:
+            raise ValueError(
+                f"router_aux_loss_coef={weight}, but {type(inner).__name__} cannot have a router "
+                f"loss: {problem}; leave it out"
+            )
+        if hasattr(config, "output_router_logits"):
+            logger.warning("prefopt: %s gets no router loss: %s", type(inner).__name__, problem)
+        return None
+
+    @classmethod
+    def _unchecked(cls, model: Any, config: Any, weight: float) -> "RouterLoss":
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        counts = [count for name in names if (count := getattr(config, name, None))]
+        formula = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+        chosen = getattr(config, "num_experts_per_tok", None)
+        return cls(weight, formula or _unknown, counts[0] if counts else 0, chosen or 0)
+
+    @torch.no_grad()
+    def _equals_that_of(self, model: Any) -> bool:
+        """Compare with what the model itself returns for two rows of a few tokens."""
+        tokens = torch.arange(12, device=model.device).reshape(2, 6)
+        tokens = tokens % int(model.config.get_text_config().vocab_size)
+        mask = (torch.arange(6, device=model.device) < 4).expand(2, 6)
+        inputs = {"input_ids": tokens, "attention_mask": mask.long(), "use_cache": False}
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            own = model(**inputs, output_router_logits=True).aux_loss
+            output = model.base_model(**inputs, output_router_logits=True)
+            ours = self(output.router_logits, mask)
+            return bool(torch.isclose(ours.float(), own.float(), rtol=1e-3))
+        except (AttributeError, TypeError, NotImplementedError, IndexError, RuntimeError):
+            return False
+        finally:
+            for module in training:
+                module.training = True
+
+    def __call__(self, router_logits: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+        """Return the loss of a forward pass, without its weight.
+
+        Args:
+            router_logits: Of each layer with routers; (R * T, experts).
+            mask: Which tokens count; (R, T), or None for all.
+
+        Returns:
+            Scalar; ``chosen`` where experts are chosen evenly.
+        """
+        mask = None if mask is None else mask.long()
+        return self.formula(router_logits, self.experts, self.chosen, mask)
+
+
+def _unknown(*args: Any) -> Tensor:
+    raise NotImplementedError("the module of the model has no load_balancing_loss_func")
+
+
+def routed_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """Return how many tokens of a laid-out batch meet the routers; scalar."""
+    mask = batch.get("attention_mask")
+    if mask is not None:
+        count: Tensor = mask.sum()
+        return count
+    tokens: Tensor = batch["input_ids"]
+    return tokens.new_tensor(tokens.numel())
