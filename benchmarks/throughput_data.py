@@ -59,8 +59,10 @@ def draw_pairs(name: str, shared: Path, tokenizer: Any, count: int, seed: int) -
     kept: list[Row] = []
     texts: list[Texts] = []
     for row in rows:
+        if len(kept) == count:
+            break
         ids = _token_ids(row, tokenizer, MAX_LENGTH[name])
-        if ids is not None and len(kept) < count:
+        if ids is not None:
             kept.append(row)
             texts.append(ids)
     if len(kept) < count:

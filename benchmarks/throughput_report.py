@@ -13,12 +13,18 @@ COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7"}
 LABELS = {"prefopt": "prefopt", "trl": "TRL"}
 FIRST_LOSSES = 5  # steps whose losses are compared
 
-ORPO_NOTE = (
-    "TRL's ORPO also takes the prompt's tokens into its likelihood term and weighs by token over "
-    "the batch; ours takes the completion's, per sequence (the paper's Eq. 6). So the losses differ"
-    " by definition, and TRL's loss of the first step is compared after that term was replaced by"
-    " the mean of its own log-probs per chosen token, which TRL logs."
-)
+NOTES = {
+    "kto": (
+        "KTO: a batch is the same pairs on both sides; TRL gets them as twice as many thumbs. Both "
+        "score the same mismatched completions, TRL's rotation of its batch."
+    ),
+    "orpo": (
+        "ORPO: TRL also takes the prompt's tokens into its likelihood term and weighs by token "
+        "over the batch; ours takes the completion's, per sequence (the paper's Eq. 6). So the "
+        "losses differ by definition, and what is compared is the first step's, after TRL's term "
+        "was replaced by the mean log-prob per chosen token that it logs."
+    ),
+}
 
 
 def summarise(
@@ -208,20 +214,32 @@ def _markdown(
         f"Commit {record['commit'][:12]}, {record['date']}, {record['device']}, "
         f"{record['threads_per_process']} threads a process, {record['dtype']}, seed "
         f"{record['seed']}, batches of {record['batch']}, {steps} steps of each side after "
-        f"{results[0]['warmup']} for warm-up, in turns. {versions}.",
+        f"{results[0]['warmup']} for warm-up, {'apart' if results[0]['apart'] else 'in turns'}. "
+        f"{_setting(results[0])} {versions}.",
         "",
         "Ratios are of medians, in brackets the 20th and 80th percentile over steps. Peak MB is "
         "that of the timed steps (resident memory of a fresh process, or the GPU's allocator). "
         "Positions pass the transformer in a step, padding and forward passes without gradient "
         "included; those in the head meet the vocabulary. `of matmul` is the rate of useful "
         "operations (`throughput_flops.py`) over that of matrix products measured in between, "
-        f"median {results[0]['matmul_gflops_per_s']['median']:.0f} GFLOP/s in the first row.",
+        f"median {results[0]['matmul_gflops_per_s']['median']:.0f} GFLOP/s in the first row. The "
+        f"losses compared are those of the first {FIRST_LOSSES} steps; the largest difference is "
+        "given.",
     ]
-    if any(result["loss"] == "orpo" for result in results):
-        lines += ["", ORPO_NOTE]
+    for loss, note in NOTES.items():
+        if any(result["loss"] == loss for result in results):
+            lines += ["", note]
     if record.get("note"):
         lines += ["", str(record["note"])]
     return "\n".join(lines) + "\n"
+
+
+def _setting(result: Mapping[str, Any]) -> str:
+    """Return what both sides use, and TRL's attention: ours is the engine's."""
+    said = next(iter(result["hello"].values()))
+    text = f"Optimiser {said['optimiser']}, no gradient checkpointing, reference precomputed."
+    trl = result["hello"].get("trl")
+    return text + (f" TRL attends with {trl['attention']}." if trl else "")
 
 
 # Charts -------------------------------------------------------------------------------------------

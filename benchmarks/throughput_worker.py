@@ -36,7 +36,6 @@ COMMON = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
-    "dataloader_pin_memory": False,
     "disable_dropout": True,
 }
 
@@ -164,6 +163,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "max_length": job["max_length"],
         "bf16": job["precision"] == "bf16-autocast",
         "use_cpu": job["device"] == "cpu",
+        "dataloader_pin_memory": job["device"] == "cuda",
         "seed": job["seed"],
     }
 

@@ -14,11 +14,17 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 STEPS, WARMUP, BATCH = 3, 2, 4
 
 
-@pytest.fixture
-def load(monkeypatch):
+@pytest.fixture(scope="module")
+def load():
     """Import a script of the benchmarks, which import each other by their bare names."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def tokenizer(load, shared_dir):
+    return load("throughput_data").make_tokenizer("tiny", shared_dir)
 
 
 def run(script, folder, *options):
@@ -85,9 +91,8 @@ def test_mismatched_completions_are_those_of_trl_and_never_the_prompts_own(load)
 
 
 @pytest.mark.parametrize("name", ["hh", "demo"])
-def test_pairs_are_drawn_by_seed(load, shared_dir, name):
+def test_pairs_are_drawn_by_seed(load, shared_dir, tokenizer, name):
     data = load("throughput_data")
-    tokenizer = data.make_tokenizer("tiny", shared_dir)
     first, again, other = (
         data.draw_pairs(name, shared_dir, tokenizer, 20, seed) for seed in (0, 0, 1)
     )
@@ -97,10 +102,8 @@ def test_pairs_are_drawn_by_seed(load, shared_dir, name):
         assert list(text.prompt) + list(text.completions[0]) == ids
 
 
-def test_the_long_set_has_long_prompts_and_short_completions(load, shared_dir):
-    data = load("throughput_data")
-    tokenizer = data.make_tokenizer("tiny", shared_dir)
-    pairs = data.draw_pairs("long", shared_dir, tokenizer, 4, 0)
+def test_the_long_set_has_long_prompts_and_short_completions(load, shared_dir, tokenizer):
+    pairs = load("throughput_data").draw_pairs("long", shared_dir, tokenizer, 4, 0)
     for text in pairs.texts:
         assert len(text.prompt) == pytest.approx(2000, rel=0.02)
         assert len(text.completions[0]) == pytest.approx(200, rel=0.1)
@@ -175,7 +178,7 @@ def test_our_side_computes_the_useful_tokens_only(measured):
 def test_table_and_chart_are_written(measured):
     text = (measured / "throughput_test.md").read_text()
     assert text.count("| tiny |") == 6
-    assert "TRL's ORPO also takes the prompt's tokens" in text
+    assert "ORPO: TRL also takes the prompt's tokens" in text
     assert (measured / "throughput_test.png").stat().st_size > 10_000
 
 
