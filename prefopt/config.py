@@ -70,10 +70,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         (None, 512),
         "a moving reference (TR-DPO) is not available yet; leave it out",
     ),
-    "router_aux_loss_coef": (
-        (None, 0.0),
-        "the router loss of mixture-of-experts models is not available yet; leave it out",
-    ),
     "use_liger_kernel": (
         (None, False),
         "the LM head is chunked here already, for every loss; leave it out",
@@ -103,6 +99,7 @@ TRL_FIELDS: dict[str, str] = {
     "precompute_ref_log_probs": "True is reference='cached', which 'auto' does anyway",
     "precompute_ref_batch_size": "same meaning: examples per forward pass while precomputing",
     "pad_token": "same meaning",
+    "router_aux_loss_coef": "same meaning and default; a token of a shared prefix counts once",
     "padding_free": "accepted: rows are never padded",
     "activation_offloading": "same meaning: saved activations wait in CPU memory",
     "learning_rate": "same meaning and default (1e-6)",
@@ -218,6 +215,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "choices": ["auto", "shared_prefix", "padded"],
         },
     )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of a mixture of experts' load-balancing loss beside the preference "
+            "loss; 0 for none. Default: that of the model's configuration."
+        },
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set every dropout of policy and reference to 0."}
     )
@@ -261,9 +265,6 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     )
     ref_model_sync_steps: int | None = field(
         default=None, metadata={"help": "TRL's TR-DPO; refused for now."}
-    )
-    router_aux_loss_coef: float | None = field(
-        default=None, metadata={"help": "TRL's; refused for now: no router loss is added."}
     )
 
     def __post_init__(self) -> None:

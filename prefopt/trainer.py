@@ -26,7 +26,8 @@ from prefopt.data import PreparedDataset, check_kind, prepare_dataset
 from prefopt.data.collate import PreferenceCollator
 from prefopt.data.inspection import PREPARED_COLUMNS, first_kinds, is_prepared, is_stream, share_of
 from prefopt.engine import Scorer
-from prefopt.engine.score import sum_by_completion
+from prefopt.engine.router import RouterLoss, routed_tokens
+from prefopt.engine.score import Scores, sum_by_completion
 from prefopt.losses import LossOutput
 from prefopt.losses.inputs import objective_outputs, term_counts
 from prefopt.losses.metrics import MetricSums, add_batch_metrics, with_margins
@@ -77,6 +78,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         objective: The losses that are minimised.
         max_length: Tokens of prompt + completion kept; no more than the model has positions.
         scorer: Scores completions with the policy.
+        router_loss: Load-balancing loss of a mixture of experts that is added; None for none.
         data_reports: What preparation did to each dataset, by name.
 
     Raises:
@@ -153,6 +155,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
         self.scorer = Scorer(self.model, args.layout)
+        self.router_loss = RouterLoss.of(self.model, args.router_aux_loss_coef)
         self._store: MemoryStore | None = None
         self._live: LiveReference | None = None
         self._sums = MetricSums()
@@ -349,15 +352,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         loss = sum(
             term.weight * output.losses.sum() / denominator.clamp(min=1)
             for term, output, denominator in zip(
-                self.objective.terms, outputs, denominators, strict=True
+                self.objective.terms, outputs, denominators[: len(outputs)], strict=True
             )
         )
+        if self.router_loss is not None:
+            # Each micro-batch by its share of the tokens of the optimiser step.
+            weight = self.router_loss.weight * counts[-1] / denominators[-1].clamp(min=1)
+            loss = loss + weight * scores.router_loss
         if self.model.training:
             loss = loss * self.accelerator.num_processes
-            logps = scores.logps.detach()
-            add_batch_metrics(
-                self._sums, self.objective, outputs, counts, inputs, logps, scores.lengths
-            )
+            self._add_metrics(self._sums, inputs, outputs, scores, counts)
             self._sequence_tokens = (
                 self._sequence_tokens.to(loss.device) + inputs["sequence_tokens"]
             )
@@ -374,8 +378,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _outputs(
         self, batch: dict[str, Any], wrapped: nn.Module | None
-    ) -> tuple[list[LossOutput], Any]:
-        scores = self.scorer.score(batch, wrapped=wrapped, context=self.accelerator.autocast)
+    ) -> tuple[list[LossOutput], Scores]:
+        scores = self.scorer.score(
+            batch, wrapped, self.accelerator.autocast, router_loss=self.router_loss
+        )
         ref_logps = self._reference_logps(batch, len(scores.logps))
         kl = batch.get("kl_estimate")
         if kl is None and self.objective.needs_kl:
@@ -386,8 +392,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         return outputs, scores
 
     def _counts(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return over what each loss of the objective takes its mean in this batch; (terms,)."""
+        """Return over what each loss of the objective takes its mean in this batch; (terms,).
+
+        With a router loss the tokens that it is taken over come last; (terms + 1,).
+        """
         counts = [term_counts(term, batch, batch["lengths"]) for term in self.objective.terms]
+        if self.router_loss is not None:
+            counts.append(routed_tokens(batch))
         return torch.stack(counts).double()
 
     def _kl_estimate(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
@@ -411,6 +422,20 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return summed
+
+    def _add_metrics(
+        self,
+        sums: MetricSums,
+        batch: Mapping[str, Any],
+        outputs: Sequence[LossOutput],
+        scores: Scores,
+        counts: Tensor,
+    ) -> None:
+        of_terms = counts[: len(outputs)]
+        logps = scores.logps.detach()
+        add_batch_metrics(sums, self.objective, outputs, of_terms, batch, logps, scores.lengths)
+        if scores.router_loss is not None:
+            sums.add("aux_loss", scores.router_loss * counts[-1], counts[-1])
 
     # Logging --------------------------------------------------------------------------------------
 
@@ -475,9 +500,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 counts = self._counts(batch)
                 for index, output in enumerate(outputs):
                     sums.add(f"term/{index}", output.losses.sum(), counts[index])
-                add_batch_metrics(
-                    sums, self.objective, outputs, counts, batch, scores.logps, scores.lengths
-                )
+                self._add_metrics(sums, batch, outputs, scores, counts)
                 rewards.append(_rewards(outputs, batch))
                 examples += int(batch["examples"])
                 self.control = self.callback_handler.on_prediction_step(

@@ -68,7 +68,6 @@ def test_trls_defaults_spelt_out_are_accepted(name, losses):
         ({"ld_alpha": 0.5}, "LD-DPO"),
         ({"f_divergence_type": "js"}, "divergences"),
         ({"sync_ref_model": True}, "TR-DPO"),
-        ({"router_aux_loss_coef": 0.1}, "router loss"),
         ({"bf16_full_eval": True}, "precision of training"),
         ({"batch_eval_metrics": True}, "whole set at once"),
     ],

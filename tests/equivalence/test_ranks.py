@@ -41,6 +41,9 @@ def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
 def test_two_processes_train_and_evaluate_as_one(tmp_path, loss, kind):
     one = train(tmp_path / "one", loss, kind, 1)
     two = train(tmp_path / "two", loss, kind, 2)
+    # Before the first step policy and reference are one, and margins the signs of rounding errors.
+    for run in (one, two):
+        run["steps"][0].pop("rewards/accuracies", None)
     for mine, wanted in zip(two["steps"], one["steps"], strict=True):
         assert set(mine) == set(wanted)
         for name, value in wanted.items():
