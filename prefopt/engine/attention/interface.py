@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan
+from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts
 
 NAME = "prefopt"
 
@@ -58,12 +59,25 @@ def prefopt_attention(
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention with a position bias cannot share prefixes")
     window = kwargs.get("sliding_window")
-    if window is not None:
-        prefopt_plan.windows.add(int(window))
     options = AttentionOptions(scaling, dropout, window, kwargs.get("softcap"), kwargs.get("s_aux"))
-    key, value = prefopt_plan.layer(key, value)
+    prefopt_plan.seen.add(LayerFacts.of(query, value, options))
+    dtype = computing_dtype(value)
+    key, value = prefopt_plan.layer(key.to(dtype), value.to(dtype))
+    query = query.to(dtype)
     output = prefopt_plan.attend(query, key, value, prefopt_plan, options)
     return output.transpose(1, 2), None
+
+
+def computing_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype attention computes in: autocast's, where it is on.
+
+    Backends call kernels that autocast does not know, with queries and keys that a rotary embedding
+    in float32 has widened.
+    """
+    kind = tensor.device.type
+    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
 
 
 def _plain(

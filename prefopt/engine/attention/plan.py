@@ -35,6 +35,36 @@ class AttentionOptions:
     sinks: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a layer asks of a backend.
+
+    Attributes:
+        head_dim: Width of queries and keys.
+        value_dim: Width of values.
+        softcap: Whether scores are soft-capped.
+        sinks: Whether heads have attention sinks.
+        window: Its sliding window in tokens; None for none.
+    """
+
+    head_dim: int
+    value_dim: int
+    softcap: bool = False
+    sinks: bool = False
+    window: int | None = None
+
+    @classmethod
+    def of(cls, query: Tensor, value: Tensor, options: AttentionOptions) -> "LayerFacts":
+        """Describe a call."""
+        return cls(
+            query.shape[-1],
+            value.shape[-1],
+            options.softcap is not None,
+            options.sinks is not None,
+            options.window,
+        )
+
+
 class Attend(Protocol):
     """A backend: attention of the packed row, given who sees whom."""
 
@@ -75,7 +105,7 @@ class AttentionPlan:
         lengths: Tokens of each of them.
         first: Index of the first run of the row itself.
         calls: How often an attention layer has used this plan.
-        windows: The sliding windows those layers passed, in tokens.
+        seen: What those layers asked for.
         prepared: What a backend derives from the segments once, for all layers.
     """
 
@@ -94,7 +124,7 @@ class AttentionPlan:
         self.memory = memory
         self.keep = keep
         self.calls = 0
-        self.windows: set[int] = set()
+        self.seen: set[LayerFacts] = set()
         self.prepared: dict[Any, Any] = {}
 
     @cached_property
