@@ -7,6 +7,8 @@ An example is a prompt with N completions. Two layouts hold it:
     in common (the prompt, and beyond it as far as they start alike) stands there once, as a
     *segment*; the rest of each completion is a segment of its own, a *branch* that attends to the
     shared segment and to itself. Positions continue from the shared segment in every branch.
+    Some of the completions, and texts of other examples, share what they have in common if it is
+    long enough (``tree.LEAST_SHARED``): a system prompt, a question asked twice.
 
 ``padded``
     One row per completion: prompt, completion, padding. For what cannot share (state-space layers).
@@ -15,12 +17,15 @@ Both leave out the last token of a completion, since nothing is predicted from i
 the predictions alike, so that scoring does not know which layout it scores.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from prefopt.engine.tree import LEAST_SHARED, Node, common_length, common_prefix_length, root
 
 LayoutName = Literal["shared_prefix", "padded"]
 Ints = NDArray[np.int64]
@@ -87,6 +92,9 @@ class Layout:
         lengths: Scored tokens of each completion; (N,).
         sequence_tokens: Tokens of all prompts + completions counted separately, as a padded batch
             without its padding would hold them.
+        continuation: More completions of the same prompts, laid out in a row of their own which
+            attends to this one. Its segments are numbered after this row's, and positions that
+            predict count this row's tokens first. None without such completions.
     """
 
     input_ids: Ints
@@ -99,23 +107,7 @@ class Layout:
     completion_index: Ints
     lengths: Ints
     sequence_tokens: int
-
-
-def common_prefix_length(sequences: Sequence[Ints]) -> int:
-    """Return how many leading tokens all sequences have in common.
-
-    >>> common_prefix_length([np.array([1, 2, 3]), np.array([1, 2, 4, 5])])
-    2
-    >>> common_prefix_length([np.array([7, 8])])
-    2
-    """
-    first = sequences[0]
-    shared = min(len(sequence) for sequence in sequences)
-    for sequence in sequences[1:]:
-        differs = np.flatnonzero(first[:shared] != sequence[:shared])
-        if differs.size:
-            shared = int(differs[0])
-    return shared
+    continuation: "Layout | None" = None
 
 
 def build_layout(
@@ -123,6 +115,8 @@ def build_layout(
     mode: LayoutName = "shared_prefix",
     *,
     pad_token_id: int = 0,
+    continued: Sequence[Example] = (),
+    least_shared: int = LEAST_SHARED,
 ) -> Layout:
     """Lay out a batch of examples.
 
@@ -130,106 +124,191 @@ def build_layout(
         examples: At least one example, each with at least one completion.
         mode: ``"shared_prefix"`` or ``"padded"``.
         pad_token_id: Token that fills rows of the ``padded`` layout; never attended to.
+        continued: For each example one with the same prompt, whose completions become the layout's
+            ``continuation``: scored later, from the prompts of this row. Only ``shared_prefix``.
+        least_shared: Tokens that texts must have in common to share them, the completions of an
+            example apart, which always share what all of them have in common.
 
     Returns:
         The layout, as numpy arrays.
 
     Raises:
-        ValueError: If there is no example, an example has no completion, or ``mode`` is unknown.
+        ValueError: If there is no example, an example has no completion, ``mode`` is unknown, or
+            ``continued`` does not fit.
     """
     if not examples or not all(len(example.completion_ids) for example in examples):
         raise ValueError("a layout needs at least one example, and each a completion")
-    if mode == "shared_prefix":
-        return _shared_prefix(examples)
     if mode == "padded":
+        if continued:
+            raise ValueError("rows of the padded layout cannot be continued")
         return _padded(examples, pad_token_id)
-    raise ValueError(f"layout must be 'shared_prefix' or 'padded', got {mode!r}")
+    if mode != "shared_prefix":
+        raise ValueError(f"layout must be 'shared_prefix' or 'padded', got {mode!r}")
+    if continued and len(continued) != len(examples):
+        raise ValueError(f"{len(examples)} examples cannot be continued by {len(continued)}")
+    return _shared_prefix(examples, continued, least_shared)
 
 
 class _Predictions:
     """Collects which position predicts which token for which completion."""
 
     def __init__(self) -> None:
-        self.positions: list[Ints] = []
-        self.targets: list[Ints] = []
-        self.token_index: list[Ints] = []
-        self.lengths: list[int] = []
-        self.count = 0
+        self._positions: list[Ints] = []
+        self._targets: list[Ints] = []
 
-    def predict(self, positions: Ints, targets: Ints) -> Ints:
-        """Add predictions and return their places among all of them."""
-        self.positions.append(positions)
-        self.targets.append(targets)
-        start, self.count = self.count, self.count + len(positions)
-        return np.arange(start, self.count)
+    def complete(self, positions: Ints, targets: Ints) -> None:
+        """Add a completion: its scored tokens, and where each is predicted; (n,) both."""
+        self._positions.append(positions)
+        self._targets.append(targets)
 
-    def complete(self, *places: Ints) -> None:
-        """Close a completion whose scored tokens are predicted at these places."""
-        self.token_index.extend(places)
-        self.lengths.append(sum(map(len, places)))
-
-    def arrays(self) -> dict[str, Ints]:
-        lengths = np.array(self.lengths, dtype=np.int64)
+    def arrays(self) -> dict[str, Any]:
+        """Return fields of a layout; what several completions have in common is predicted once."""
+        lengths = np.array([len(targets) for targets in self._targets], dtype=np.int64)
+        targets = np.concatenate(self._targets)
+        radix = int(targets.max(initial=0)) + 1
+        distinct, token_index = np.unique(
+            np.concatenate(self._positions) * radix + targets, return_inverse=True
+        )
         return {
-            "predict_positions": np.concatenate(self.positions),
-            "target_ids": np.concatenate(self.targets),
-            "token_index": np.concatenate(self.token_index),
+            "predict_positions": distinct // radix,
+            "target_ids": distinct % radix,
+            "token_index": token_index.reshape(-1),
             "completion_index": np.repeat(np.arange(len(lengths)), lengths),
             "lengths": lengths,
         }
 
 
-def _shared_prefix(examples: Sequence[Example]) -> Layout:
-    row: list[Ints] = []
-    positions: list[Ints] = []
-    segments: list[Segment] = []
-    predictions = _Predictions()
-    filled = 0
+class _Text(NamedTuple):
+    """A completion in the tree; ``end`` is the last node of all of it but its last token."""
 
-    def place(tokens: Ints, first_position: int, ancestors: tuple[int, ...]) -> int:
-        """Append a segment and return where it starts in the row."""
-        nonlocal filled
-        if len(tokens):
-            row.append(tokens)
-            positions.append(np.arange(first_position, first_position + len(tokens)))
-            segments.append(Segment(len(tokens), ancestors))
-        start, filled = filled, filled + len(tokens)
-        return start
+    prompt_length: int
+    completion: Ints
+    counted: Bools
+    end: Node
 
-    for example in examples:
-        completions = example.completion_ids
-        prompt_length = len(example.prompt_ids)
-        shared = common_prefix_length(completions)
-        # Where every completion ends with the shared part, nothing is predicted from its last
-        # token.
-        ends_here = all(len(completion) == shared for completion in completions)
-        prefix = np.concatenate([example.prompt_ids, completions[0][:shared]])
-        prefix = prefix[:-1] if ends_here else prefix
-        start = place(prefix, 0, ())
-        root = (len(segments) - 1,) if len(prefix) else ()
-
-        masks = [example.counted(index) for index in range(len(completions))]
-        shared_mask = np.logical_or.reduce([mask[:shared] for mask in masks])
-        scored = np.flatnonzero(shared_mask)
-        shared_places = np.full(shared, -1)
-        shared_places[scored] = predictions.predict(
-            start + prompt_length + scored - 1, completions[0][scored]
+    def predict(self, predictions: _Predictions) -> None:
+        """Add its scored tokens, when the nodes have been placed."""
+        counted = np.flatnonzero(self.counted)
+        if len(counted) == 0:
+            predictions.complete(counted, counted)
+            return
+        # Where the text stands, from the position on that predicts its first scored token.
+        first = self.prompt_length + int(counted[0]) - 1
+        places = np.concatenate(
+            [
+                np.arange(node.start + max(first - node.depth, 0), node.start + len(node.tokens))
+                for node in self.end.path()
+                if node.end > first
+            ]
         )
-        for completion, mask in zip(completions, masks, strict=True):
-            branch_start = place(completion[shared:-1], prompt_length + shared, root)
-            own = shared + np.flatnonzero(mask[shared:])
-            # The first token of a branch is predicted by the last shared one.
-            at = branch_start + own - shared - 1
-            at[own == shared] = start + prompt_length + shared - 1
-            places = predictions.predict(at, completion[own])
-            predictions.complete(shared_places[np.flatnonzero(mask[:shared])], places)
+        predictions.complete(
+            places[self.prompt_length + counted - 1 - first], self.completion[counted]
+        )
 
+
+def _shared_prefix(
+    examples: Sequence[Example], continued: Sequence[Example], least_shared: int
+) -> Layout:
+    tree = root()
+    texts: list[_Text] = []
+    for example in examples:
+        texts += _grow(tree, example, least_shared)
+    later: list[_Text] = []
+    waiting = iter(texts.copy())
+    for example, more in zip(examples, continued, strict=bool(continued)):
+        same_prompt = list(islice(waiting, len(example.completion_ids)))
+        later += _continue(same_prompt, more, least_shared)
+
+    own = {node for text in texts for node in text.end.path()}
+    nodes = list(tree.walk())[1:]
+    row = _place(node for node in nodes if node in own)
+    layout = _lay_out(row, texts, _sequence_tokens(examples))
+    if not continued:
+        return layout
+    next_row = _place((node for node in nodes if node not in own), layout.input_ids.size, len(row))
+    return replace(layout, continuation=_lay_out(next_row, later, _sequence_tokens(continued)))
+
+
+def _grow(tree: Node, example: Example, least_shared: int) -> list[_Text]:
+    """Add the texts of an example to the tree; what all of them have in common stands there once.
+
+    The last token of each is left out where no other continues from it: nothing is predicted there.
+    """
+    completions = example.completion_ids
+    common = common_prefix_length(completions)
+    if all(len(completion) == common for completion in completions):
+        common = max(common - 1, 0)
+    prefix = tree.add(np.concatenate([example.prompt_ids, completions[0][:common]]), least_shared)
+    return [
+        _Text(
+            len(example.prompt_ids),
+            completion,
+            example.counted(index),
+            prefix.add(completion[common:-1], least_shared),
+        )
+        for index, completion in enumerate(completions)
+    ]
+
+
+def _continue(texts: Sequence[_Text], example: Example, least_shared: int) -> list[_Text]:
+    """Add more completions of a prompt below the texts that are there."""
+    prompt_length = len(example.prompt_ids)
+    later = []
+    for index, completion in enumerate(example.completion_ids):
+        start = completion[:-1]
+        common = [common_length(text.completion[:-1], start) for text in texts]
+        nearest = int(np.argmax(common))
+        at = _branch_off(texts[nearest].end, prompt_length, common[nearest], least_shared)
+        end = at.add(start[at.end - prompt_length :], least_shared)
+        later.append(_Text(prompt_length, completion, example.counted(index), end))
+    return later
+
+
+def _branch_off(end: Node, prompt_length: int, common: int, least_shared: int) -> Node:
+    """Return the node to branch off from a text with which ``common`` tokens of it are shared.
+
+    It is cut where the texts part if that saves enough; else only where the prompt ends, if need
+    be.
+    """
+    parting = prompt_length + common
+    node = end
+    while node.parent is not None and node.depth >= parting:
+        node = node.parent
+    if node.end == parting:
+        return node
+    if parting - max(node.depth, prompt_length) >= least_shared:
+        return node.split(parting - node.depth, least_shared)
+    if node.depth >= prompt_length:
+        assert node.parent is not None
+        return node.parent
+    return node.split(prompt_length - node.depth, least_shared)
+
+
+def _place(nodes: Iterable[Node], tokens: int = 0, segments: int = 0) -> list[Node]:
+    """Place nodes in a row, behind what stands before it; a node comes after its parent."""
+    placed = []
+    for node in nodes:
+        node.start, node.index = tokens, segments
+        tokens, segments = tokens + len(node.tokens), segments + 1
+        placed.append(node)
+    return placed
+
+
+def _lay_out(row: Sequence[Node], texts: Iterable[_Text], sequence_tokens: int) -> Layout:
+    nothing = np.zeros(0, dtype=np.int64)
+    predictions = _Predictions()
+    for text in texts:
+        text.predict(predictions)
+    positions = [np.arange(node.depth, node.end) for node in row]
     return Layout(
-        input_ids=np.concatenate(row)[None] if row else np.zeros((1, 0), dtype=np.int64),
-        position_ids=np.concatenate(positions)[None] if row else np.zeros((1, 0), dtype=np.int64),
+        input_ids=np.concatenate([nothing, *(node.tokens for node in row)])[None],
+        position_ids=np.concatenate([nothing, *positions])[None],
         attention_mask=None,
-        segments=tuple(segments),
-        sequence_tokens=_sequence_tokens(examples),
+        segments=tuple(
+            Segment(len(node.tokens), tuple(step.index for step in node.path()[:-1]))
+            for node in row
+        ),
+        sequence_tokens=sequence_tokens,
         **predictions.arrays(),
     )
 
@@ -246,14 +325,13 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
     predictions = _Predictions()
     row = 0
     for example in examples:
-        prompt_length = len(example.prompt_ids)
         for index, completion in enumerate(example.completion_ids):
-            text = texts[row]
-            input_ids[row, : len(text) - 1] = text[:-1]
-            attention_mask[row, : len(text) - 1] = True
-            scored = np.flatnonzero(example.counted(index))
-            at = row * width + prompt_length + scored - 1
-            predictions.complete(predictions.predict(at, completion[scored]))
+            length = len(texts[row]) - 1
+            input_ids[row, :length] = texts[row][:-1]
+            attention_mask[row, :length] = True
+            counted = np.flatnonzero(example.counted(index))
+            at = row * width + len(example.prompt_ids) + counted - 1
+            predictions.complete(at, completion[counted])
             row += 1
     return Layout(
         input_ids=input_ids,

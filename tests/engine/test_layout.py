@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.engine.layout import Example, build_layout, common_prefix_length
+from prefopt.engine.layout import Example, build_layout
 
 
 def ids(*tokens):
@@ -22,10 +22,12 @@ def test_the_prompt_stands_once_and_branches_continue_its_positions():
 
 def test_the_first_token_of_a_branch_is_predicted_by_the_last_shared_one():
     layout = build_layout([Example(ids(1, 2, 3), [ids(4, 5, 6), ids(7, 8)])])
-    predictions = list(
-        zip(layout.predict_positions.tolist(), layout.target_ids.tolist(), strict=True)
+    predictions = zip(
+        layout.predict_positions[layout.token_index].tolist(),
+        layout.target_ids[layout.token_index].tolist(),
+        strict=True,
     )
-    assert predictions == [(2, 4), (3, 5), (4, 6), (2, 7), (5, 8)]
+    assert list(predictions) == [(2, 4), (3, 5), (4, 6), (2, 7), (5, 8)]
     assert layout.lengths.tolist() == [3, 2]
 
 
@@ -139,6 +141,64 @@ def test_both_layouts_score_the_same_tokens(batch):
     assert shared.input_ids.size <= padded.attention_mask.sum()
 
 
-def test_common_prefix_of_sequences_of_different_length():
-    assert common_prefix_length([ids(1, 2, 3), ids(1, 2), ids(1, 2, 3, 4)]) == 2
-    assert common_prefix_length([ids(1, 2), ids(3)]) == 0
+def test_texts_of_different_examples_share_a_long_beginning():
+    system = list(range(20, 30))
+    batch = [
+        Example(ids(*system, 1, 2), [ids(3, 4), ids(5, 6)]),
+        Example(ids(*system, 7), [ids(3, 4), ids(8, 9)]),
+        Example(ids(*system[:5], 7), [ids(3, 4)]),
+    ]
+    layout = build_layout(batch)
+    assert layout.segments[0].length == len(system)
+    assert layout.input_ids.size == len(system) + (2 + 1 + 1) + (1 + 1 + 1) + (5 + 1 + 1)
+    assert max(len(segment.ancestors) for segment in layout.segments) == 2
+
+
+def test_some_of_the_completions_share_a_long_beginning():
+    start = list(range(20, 30))
+    completions = [ids(*start, 1, 2), ids(3, 4), ids(*start, 5, 6)]
+    layout = build_layout([Example(ids(7, 8), completions)])
+    assert layout.input_ids.size == 2 + len(start) + 1 + 1 + 1
+
+
+def test_a_continuation_stands_behind_the_prompts_of_its_row():
+    batch = [Example(ids(1, 2, 3), [ids(4, 5), ids(4, 6)])]
+    layout = build_layout(batch, continued=[Example(ids(1, 2, 3), [ids(7, 8, 9)])])
+    # The shared segment reaches into the completions, so it is cut where the prompt ends.
+    assert [(s.length, s.ancestors) for s in layout.segments] == [(3, ()), (1, (0,))]
+    assert layout.input_ids.tolist() == [[1, 2, 3, 4]]
+    more = layout.continuation
+    assert more.input_ids.tolist() == [[7, 8]]
+    assert more.position_ids.tolist() == [[3, 4]]
+    assert [(s.length, s.ancestors) for s in more.segments] == [(2, (0,))]
+    assert more.predict_positions[more.token_index].tolist() == [2, 4, 5]
+    assert more.target_ids[more.token_index].tolist() == [7, 8, 9]
+
+
+def test_a_continuation_must_fit_the_examples():
+    one = [Example(ids(1), [ids(2)])]
+    with pytest.raises(ValueError, match="cannot be continued by 2"):
+        build_layout(one, continued=one * 2)
+    with pytest.raises(ValueError, match="padded layout cannot be continued"):
+        build_layout(one, "padded", continued=one)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(examples, completions), min_size=1, max_size=4), st.integers(1, 4))
+def test_a_continuation_scores_the_tokens_of_its_own_layout(batch, least_shared):
+    first = [example for example, _ in batch]
+    more = [Example(example.prompt_ids, others) for example, others in batch]
+    layout = build_layout(first, continued=more, least_shared=least_shared)
+    alone = build_layout(first, least_shared=least_shared)
+    assert (layout.target_ids[layout.token_index] == alone.target_ids[alone.token_index]).all()
+    continued, wanted = layout.continuation, build_layout(more, "padded")
+    assert (continued.lengths == wanted.lengths).all()
+    assert (
+        continued.target_ids[continued.token_index] == wanted.target_ids[wanted.token_index]
+    ).all()
+    tokens = np.concatenate([layout.input_ids[0], continued.input_ids[0]])
+    places = np.concatenate([layout.position_ids[0], continued.position_ids[0]])
+    own, theirs = continued.predict_positions[continued.token_index], wanted.token_index
+    at = wanted.predict_positions[theirs]
+    assert (tokens[own] == wanted.input_ids.ravel()[at]).all()
+    assert (places[own] == wanted.position_ids.ravel()[at]).all()
