@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from prefopt.config import PreferenceConfig
 
@@ -48,6 +54,8 @@ def load_policy(model: Any, args: PreferenceConfig, quantization_config: Any = N
 def load_causal_lm(name: str, trust_remote_code: bool, options: dict[str, Any]) -> Any:
     """Return a causal language model from an id or path; float32 unless ``dtype`` says otherwise.
 
+    A checkpoint that also reads images is loaded whole, so that it is saved whole.
+
     Master weights in half precision lose updates of the size of a preference step, so half
     precision is the user's explicit choice, not that of the checkpoint's author.
     """
@@ -55,7 +63,22 @@ def load_causal_lm(name: str, trust_remote_code: bool, options: dict[str, Any]) 
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
     options = {"trust_remote_code": trust_remote_code, **options, "dtype": dtype}
-    return AutoModelForCausalLM.from_pretrained(name, **options)
+    return _auto_class(name, options).from_pretrained(name, **options)
+
+
+def _auto_class(name: str, options: dict[str, Any]) -> Any:
+    """Return the class that loads a checkpoint with all its parts."""
+    sources = ("trust_remote_code", "revision", "code_revision", "subfolder", "token", "cache_dir")
+    known = {option: options[option] for option in sources if option in options}
+    try:
+        config = options.get("config") or AutoConfig.from_pretrained(name, **known)
+    except (OSError, ValueError):  # an adapter by itself, or an error that loading explains better
+        return AutoModelForCausalLM
+    whole = (getattr(config, "architectures", None) or [""])[0]
+    reads_images = type(config) in AutoModelForImageTextToText._model_mapping
+    if reads_images and whole.endswith("ForConditionalGeneration"):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def load_tokenizer(

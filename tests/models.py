@@ -1,5 +1,6 @@
 """Tiny random models of many architectures, a tokenizer and rows for them; nothing is loaded."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -10,7 +11,12 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 97
 
@@ -146,6 +152,74 @@ SHARING = list(_SHARING)
 PADDED_ONLY = list(_PADDED_ONLY)
 
 
+# Models that read images too; the ids of images and their like lie beyond those of words.
+_TEXT = _COMMON | {"vocab_size": VOCABULARY + 7}
+_IMAGE_IDS = {"image_token_id": 97, "video_token_id": 98}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+_MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3_vision": (
+        "Gemma3Config",
+        {
+            "text_config": _TEXT
+            | _WINDOW
+            | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+            "vision_config": _VISION,
+            "image_token_index": 97,
+            "boi_token_index": 98,
+            "eoi_token_index": 99,
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "qwen2_vl": (
+        "Qwen2VLConfig",
+        {
+            "text_config": _TEXT | {"rope_parameters": _MROPE},
+            "vision_config": {
+                "depth": 1,
+                "embed_dim": 16,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "mlp_ratio": 2,
+            },
+        }
+        | _IMAGE_IDS,
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": _TEXT | {"rope_parameters": _MROPE},
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "out_hidden_size": 32,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "fullatt_block_indexes": [0],
+            },
+        }
+        | _IMAGE_IDS,
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": _TEXT | {"model_type": "llama"},
+            "vision_config": _VISION | {"model_type": "clip_vision_model"},
+            "image_token_index": 97,
+        },
+    ),
+}
+MULTIMODAL = list(_MULTIMODAL)
+
+
 def tiny_tokenizer() -> Any:
     """Return a tokenizer of whole words ``w3`` ... ``w96``; ids 0, 1, 2 are pad, unknown, EOS."""
     words = {"<pad>": 0, "<unk>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
@@ -195,8 +269,8 @@ def tiny_rows(count: int, kind: str = "paired", seed: int = 0) -> Dataset:
 
 def tiny_config(name: str, **changes: Any) -> PretrainedConfig:
     """Return the configuration of a tiny model."""
-    config, fields = _ARCHITECTURES[name]
-    return getattr(transformers, config)(**(fields | changes))
+    config, fields = (_ARCHITECTURES | _MULTIMODAL)[name]
+    return getattr(transformers, config)(**copy.deepcopy(fields | changes))
 
 
 def tiny_model(name: str, seed: int = 0, **changes: Any) -> Any:
@@ -204,7 +278,8 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(tiny_config(name, **changes))
+        auto = AutoModelForImageTextToText if name in _MULTIMODAL else AutoModelForCausalLM
+        model = auto.from_config(tiny_config(name, **changes))
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             # Biases and attention sinks start at nearly zero, where ignoring them would not show.

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ class Scorer:
         self.layout: LayoutName = "padded"
         self.reason = "asked for"
         self._layers_seen: frozenset[attention.LayerFacts] = frozenset()
+        self._takes_token_types = _takes_token_types(self._causal_lm)
         self._check_head()
         if layout != "padded":
             self._choose_layout(insist=layout == "shared_prefix")
@@ -179,6 +181,8 @@ class Scorer:
             for name in ("input_ids", "position_ids", "attention_mask")
             if name in batch
         }
+        if self._takes_token_types:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         positions, targets = batch["predict_positions"], batch["target_ids"]
         extras = {"output_router_logits": True} if router_loss is not None else {}
         if self._head is None:
@@ -311,6 +315,12 @@ def _causal_lm(model: Any) -> Any:
             f"{type(inner).__name__} is an encoder-decoder; prefopt trains causal language models"
         )
     return inner
+
+
+def _takes_token_types(model: Any) -> bool:
+    """Whether a model that also reads images may ask, in training, which tokens are text: all."""
+    reads_more_than_text = model.config.get_text_config() is not model.config
+    return reads_more_than_text and "token_type_ids" in signature(type(model).forward).parameters
 
 
 def _probe_inputs(model: Any) -> dict[str, Tensor]:
