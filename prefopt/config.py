@@ -222,6 +222,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "loss; 0 for none. Default: that of the model's configuration."
         },
     )
+    log_token_metrics: bool = field(
+        default=False,
+        metadata={
+            "help": "Log `entropy`, `mean_token_accuracy`, `logits/chosen` and `logits/rejected` "
+            "too, as TRL does; they take a pass over the logits of their own."
+        },
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set every dropout of policy and reference to 0."}
     )

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,13 +23,26 @@ from transformers.trainer_utils import EvalLoopOutput, set_seed
 from prefopt.config import PreferenceConfig
 from prefopt.data import PreparedDataset, check_kind, prepare_dataset
 from prefopt.data.collate import PreferenceCollator
-from prefopt.data.inspection import PREPARED_COLUMNS, first_kinds, is_prepared, is_stream, share_of
+from prefopt.data.inspection import (
+    PREPARED_COLUMNS,
+    check_datasets,
+    first_kinds,
+    is_prepared,
+    is_stream,
+    share_of,
+)
 from prefopt.engine import Scorer
 from prefopt.engine.router import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores, sum_by_completion
 from prefopt.losses import LossOutput
 from prefopt.losses.inputs import objective_outputs, term_counts
-from prefopt.losses.metrics import MetricSums, add_batch_metrics, with_margins
+from prefopt.losses.metrics import (
+    MetricSums,
+    add_batch_metrics,
+    add_token_metrics,
+    batch_rewards,
+    with_margins,
+)
 from prefopt.model_card import write_model_card
 from prefopt.policy import (
     add_adapter,
@@ -380,7 +392,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self, batch: dict[str, Any], wrapped: nn.Module | None
     ) -> tuple[list[LossOutput], Scores]:
         scores = self.scorer.score(
-            batch, wrapped, self.accelerator.autocast, router_loss=self.router_loss
+            batch,
+            wrapped,
+            self.accelerator.autocast,
+            router_loss=self.router_loss,
+            with_statistics=self.args.log_token_metrics,
         )
         ref_logps = self._reference_logps(batch, len(scores.logps))
         kl = batch.get("kl_estimate")
@@ -434,6 +450,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         of_terms = counts[: len(outputs)]
         logps = scores.logps.detach()
         add_batch_metrics(sums, self.objective, outputs, of_terms, batch, logps, scores.lengths)
+        if scores.statistics is not None:
+            of_tokens = scores.statistics._asdict()
+            add_token_metrics(sums, self.objective, batch, scores.lengths, **of_tokens)
         if scores.router_loss is not None:
             sums.add("aux_loss", scores.router_loss * counts[-1], counts[-1])
 
@@ -501,7 +520,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 for index, output in enumerate(outputs):
                     sums.add(f"term/{index}", output.losses.sum(), counts[index])
                 self._add_metrics(sums, batch, outputs, scores, counts)
-                rewards.append(_rewards(outputs, batch))
+                rewards.append(batch_rewards(outputs, batch))
                 examples += int(batch["examples"])
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
@@ -559,15 +578,7 @@ def _check_arguments(
             "model and ref_model are the same object, so the reference would move with the policy; "
             "leave ref_model out: the reference is then the policy as it is given"
         )
-    if train_dataset is None and eval_dataset is None:
-        raise ValueError("give a train_dataset, or an eval_dataset to evaluate only")
-    parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-    for dataset in (train_dataset, *parts):
-        if dataset is not None and not isinstance(dataset, Dataset | IterableDataset):
-            raise TypeError(
-                "data must be a datasets.Dataset or IterableDataset, got "
-                f"{type(dataset).__name__}; make one with datasets.Dataset.from_list(rows)"
-            )
+    check_datasets(train_dataset, eval_dataset)
 
 
 def _gather_objects(value: Any) -> list[Any]:
@@ -575,16 +586,6 @@ def _gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, value)
     return gathered
-
-
-def _rewards(outputs: Sequence[LossOutput], batch: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
-    """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
-    for output in outputs:
-        if output.chosen_rewards is not None:
-            return output.chosen_rewards, output.rejected_rewards, None, None
-        if output.rewards is not None:
-            return None, None, output.rewards, batch["desirable"]
-    return None, None, None, None
 
 
 def _prefixed(name: str, prefix: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from prefopt.data.kinds import detect_kind
@@ -17,6 +18,28 @@ PREPARED_COLUMNS = [
     "scores",
     "kl_completion_ids",
 ]
+
+
+def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+    """Check that there is a dataset, and that each is one of the two classes that are taken.
+
+    Args:
+        train_dataset: One dataset or None.
+        eval_dataset: One dataset, a dictionary of such by name, or None.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If one is something else, such as a list of rows.
+    """
+    if train_dataset is None and eval_dataset is None:
+        raise ValueError("give a train_dataset, or an eval_dataset to evaluate only")
+    parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    for dataset in (train_dataset, *parts):
+        if dataset is not None and not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(
+                "data must be a datasets.Dataset or IterableDataset, got "
+                f"{type(dataset).__name__}; make one with datasets.Dataset.from_list(rows)"
+            )
 
 
 def is_stream(dataset: Any) -> bool:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prefopt.engine.token_statistics import StatisticsCollector
+
 # Logits of one chunk, in bytes: large enough for full speed of the matrix product, small beside any
 # model. Measured on 2 cores with a vocabulary of 8k and 49k: 16 to 128 MiB differ by less than 3 %.
 CHUNK_BYTES = 64 * 2**20
@@ -61,12 +63,15 @@ class LMHead:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
 
-    def logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def logps(
+        self, hidden: Tensor, targets: Tensor, collector: StatisticsCollector | None = None
+    ) -> Tensor:
         """Return the log-prob of each target given the hidden state that predicts it.
 
         Args:
             hidden: Hidden states after the final norm; (M, D).
             targets: Token ids; (M,).
+            collector: Takes statistics of the M predictions; None for none.
 
         Returns:
             Log-probs; (M,), nats, float32 or better.
@@ -79,6 +84,7 @@ class LMHead:
                 bias=self.module.bias,
                 scale=self.scale,
                 softcap=self.softcap,
+                collector=collector,
             )
         # Quantised, adapted (LoRA) or offloaded heads: their own forward, recomputed chunk by
         # chunk.
@@ -86,16 +92,20 @@ class LMHead:
         vocabulary = int(weight.shape[0]) if weight is not None and weight.ndim == 2 else 2**17
         rows = _rows_of(CHUNK_BYTES, vocabulary)
         parts = [
-            checkpoint(self._module_logps, part, target, use_reentrant=False)
+            checkpoint(self._module_logps, part, target, collector, use_reentrant=False)
             for part, target in zip(
                 torch.split(hidden, rows), torch.split(targets, rows), strict=True
             )
         ]
+        if collector is not None:
+            collector.close()  # chunks computed again in the backward pass are known already
         return torch.cat(parts)
 
-    def _module_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _module_logps(
+        self, hidden: Tensor, targets: Tensor, collector: StatisticsCollector | None
+    ) -> Tensor:
         logits = self.transform(at_least_float32(self.module(hidden)))
-        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        return plain_logps(logits, targets, collector)
 
 
 def _is_bare_linear(module: nn.Linear) -> bool:
@@ -116,6 +126,22 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def plain_logps(
+    logits: Tensor, targets: Tensor, collector: StatisticsCollector | None = None
+) -> Tensor:
+    """Return the log-prob of each target; (M,), nats.
+
+    Args:
+        logits: (M, V), float32 or better.
+        targets: Token ids; (M,).
+        collector: Takes statistics of the M predictions; None for none.
+    """
+    normalisers = logits.logsumexp(-1)
+    if collector is not None:
+        collector.add(logits, normalisers, targets, _rows_of(CHUNK_BYTES, logits.shape[-1]))
+    return logits.gather(-1, targets[:, None])[:, 0] - normalisers
+
+
 def _rows_of(size: int, vocabulary: int) -> int:
     return max(16, size // (4 * vocabulary))
 
@@ -130,6 +156,7 @@ def chunked_logps(
     softcap: float | None = None,
     chunk_rows: int | None = None,
     kept_rows: int | None = None,
+    collector: StatisticsCollector | None = None,
 ) -> Tensor:
     """Return log softmax(transform(hidden @ weight.T + bias)) at the targets.
 
@@ -146,6 +173,7 @@ def chunked_logps(
         softcap: Bound of the soft-capped logits, or None.
         chunk_rows: Rows per chunk; None for ``CHUNK_BYTES`` of logits.
         kept_rows: Rows whose logits are kept; None for ``KEPT_BYTES`` of logits.
+        collector: Takes statistics of the M predictions; None for none.
 
     Returns:
         Log-probs; (M,), nats.
@@ -161,7 +189,7 @@ def chunked_logps(
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     head = _Head(scale, softcap, dtype, rows, kept if trained and torch.is_grad_enabled() else 0)
     result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call] # as torch ships it
-        hidden, weight, bias, targets, head
+        hidden, weight, bias, targets, head, collector
     )
     return result
 
@@ -213,7 +241,13 @@ class _Head:
 class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: _Head
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: _Head,
+        collector: StatisticsCollector | None,
     ) -> Tensor:
         blocks = head.blocks(len(hidden))
         ctx.head, ctx.kept = head, None
@@ -225,6 +259,8 @@ class _ChunkedLogps(torch.autograd.Function):
                 logits = head.logits(hidden[block], cast_weight, bias)
                 _normalise(logits, head.chunk_rows, out=normalisers[block])
                 logps[block] = logits.gather(1, targets[block, None])[:, 0] - normalisers[block]
+                if collector is not None:
+                    collector.add(logits, normalisers[block], targets[block], head.chunk_rows)
                 if head.kept_rows and block.start == 0:
                     ctx.kept = logits
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
@@ -263,8 +299,7 @@ class _ChunkedLogps(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
+            *(None,) * 3,
         )
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
-from prefopt.engine.logprobs import LMHead, at_least_float32
+from prefopt.engine.logprobs import LMHead, at_least_float32, plain_logps
 from prefopt.engine.router import RouterLoss
+from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 
 logger = logging.getLogger("prefopt")
 
@@ -54,12 +55,14 @@ class Scores:
         lengths: Scored tokens of each completion; (N,), int64.
         router_loss: Load-balancing loss of the forward pass, without its weight; None unless asked
             for.
+        statistics: Of the scored tokens, summed over each completion; None unless asked for.
     """
 
     per_token_logps: Tensor
     logps: Tensor
     lengths: Tensor
     router_loss: Tensor | None = None
+    statistics: TokenStatistics | None = None
 
 
 def layout_tensors(layout: Layout) -> dict[str, Any]:
@@ -128,6 +131,7 @@ class Scorer:
         wrapped: nn.Module | None = None,
         context: Callable[[], Any] = nullcontext,
         router_loss: RouterLoss | None = None,
+        with_statistics: bool = False,
     ) -> Scores:
         """Score a batch laid out as ``self.layout``.
 
@@ -137,20 +141,27 @@ class Scorer:
                 the forward pass; None for the model itself.
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
             router_loss: What to make of the router logits; None to ask for none.
+            with_statistics: Whether to take ``Scores.statistics`` too.
 
         Returns:
             Log-probs of every completion.
         """
+        collector = StatisticsCollector() if with_statistics else None
 
         def forward() -> _Predicted:
             with context():
-                return self._predictions(batch, router_loss)
+                return self._predictions(batch, router_loss, collector)
 
         predictions, aux_loss = _through(wrapped, self.model, forward, batch["input_ids"])
         per_token = predictions.index_select(0, batch["token_index"])
         lengths = batch["lengths"]
         logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
-        return Scores(per_token, logps, lengths, aux_loss)
+        statistics = None
+        if collector is not None:
+            statistics = collector.summed(
+                batch["token_index"], batch["completion_index"], len(lengths)
+            )
+        return Scores(per_token, logps, lengths, aux_loss, statistics)
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with its tensors on the model's device."""
@@ -171,7 +182,12 @@ class Scorer:
             for module in training:
                 module.training = True
 
-    def _predictions(self, batch: Mapping[str, Any], router_loss: RouterLoss | None) -> _Predicted:
+    def _predictions(
+        self,
+        batch: Mapping[str, Any],
+        router_loss: RouterLoss | None,
+        collector: StatisticsCollector | None,
+    ) -> _Predicted:
         """Return the log-prob of each of the M predictions of a batch, and the router loss."""
         if batch["input_ids"].numel() == 0:  # nothing precedes any scored token
             nothing = self._nothing()
@@ -188,11 +204,11 @@ class Scorer:
         if self._head is None:
             output = self.model(**inputs, **extras, use_cache=False)
             logits = at_least_float32(output.logits.flatten(0, 1).index_select(0, positions))
-            logps = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+            logps = plain_logps(logits, targets, collector)
         else:
             output = self._backbone_output(inputs, batch["segments"].segments, **extras)
             hidden = output.last_hidden_state.flatten(0, 1)
-            logps = self._head.logps(hidden.index_select(0, positions), targets)
+            logps = self._head.logps(hidden.index_select(0, positions), targets, collector)
         if router_loss is None:
             return logps, None
         return logps, router_loss(output.router_logits, batch.get("attention_mask"))
@@ -294,9 +310,10 @@ class Scorer:
             for mode in _LAYOUTS:
                 batch = layout_tensors(build_layout(examples, mode))
                 scored.append(self.score(self.to_device(batch)).per_token_logps)
-        if _close(*scored, _is_exact(self.model)):
+        shared, padded = scored
+        if _close(shared, padded, _is_exact(self.model)):
             return None
-        largest = float((scored[0] - scored[1]).abs().max())
+        largest = float((shared - padded).abs().max())
         return f"log-probs of a probe differ by {largest:.2g} nats from the plain forward"
 
 

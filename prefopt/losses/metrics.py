@@ -99,11 +99,55 @@ def add_batch_metrics(
             return
 
 
+def add_token_metrics(
+    sums: MetricSums,
+    objective: Objective,
+    batch: Mapping[str, Any],
+    lengths: Tensor,
+    *,
+    entropies: Tensor,
+    hits: Tensor,
+    mean_logits: Tensor,
+) -> None:
+    """Add what TRL logs of single tokens, under its names: means over completion tokens.
+
+    ``entropy`` is over all completions; ``mean_token_accuracy``, the share of tokens that were the
+    most probable ones, over chosen (or desirable) completions; ``logits/*`` over either side.
+
+    Args:
+        sums: Where to add.
+        objective: Says whether completions are seen as pairs or as thumbs.
+        batch: Holds the index tensors of ``prefopt.losses.inputs``.
+        lengths: Scored tokens of each completion; (N,).
+        entropies: Of the predictions, summed over each completion's tokens; (N,), nats.
+        hits: Tokens of each completion that were the most probable ones; (N,).
+        mean_logits: Mean logits, summed over each completion's tokens; (N,).
+    """
+    sums.add("entropy", entropies.sum(), lengths.sum())
+    unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
+    better, worse = _sides(batch, not unpaired)
+    sums.add("mean_token_accuracy", hits[better].sum(), lengths[better].sum())
+    sums.add("logits/chosen", mean_logits[better].sum(), lengths[better].sum())
+    sums.add("logits/rejected", mean_logits[worse].sum(), lengths[worse].sum())
+
+
 def _sides(batch: Mapping[str, Any], pairs: bool) -> tuple[Tensor, Tensor]:
     if pairs:
         return batch["chosen_index"], batch["rejected_index"]
     index, desirable = batch["labelled_index"], batch["desirable"]
     return index[desirable], index[~desirable]
+
+
+def batch_rewards(
+    outputs: Sequence[LossOutput], batch: Mapping[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
+    for output in outputs:
+        if output.chosen_rewards is not None:
+            return output.chosen_rewards, output.rejected_rewards, None, None
+        if output.rewards is not None:
+            return None, None, output.rewards, batch["desirable"]
+    return None, None, None, None
 
 
 def with_margins(means: dict[str, float]) -> dict[str, float]:
