@@ -40,7 +40,7 @@ MODEL = {
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
 }
-TRL_POSITIONS = 30_000  # of more, its pass alone would fill a machine of 16 GB
+TRL_POSITIONS = 30_000  # more would take it most of a minute a pass
 VOCABULARY = 8192
 COMPLETION = 64
 
@@ -206,7 +206,7 @@ def parse() -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two small points of each")
-    parser.add_argument("--repeats", type=int, default=5, help="passes at each point")
+    parser.add_argument("--repeats", type=int, default=3, help="passes at each point")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
