@@ -271,7 +271,8 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_title(size, loc="left", weight="bold")
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(y=0.15)
-    grid[0, 0].legend(frameon=False)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
