@@ -1,15 +1,24 @@
 """Attention over the packed row: one interface for transformers, several backends."""
 
-from prefopt.engine.attention.interface import NAME, planned_forward
+from prefopt.engine.attention.choice import BACKENDS, Backend, choose_backend
+from prefopt.engine.attention.flex import attend_flex
+from prefopt.engine.attention.interface import NAME, computing_dtype, planned_forward
 from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts, Memory
 from prefopt.engine.attention.segments import attend_by_segments
+from prefopt.engine.attention.varlen import attend_varlen
 
 __all__ = [
+    "BACKENDS",
     "NAME",
     "AttentionOptions",
     "AttentionPlan",
+    "Backend",
     "LayerFacts",
     "Memory",
     "attend_by_segments",
+    "attend_flex",
+    "attend_varlen",
+    "choose_backend",
+    "computing_dtype",
     "planned_forward",
 ]

@@ -103,8 +103,10 @@ _HAS_AUX = "return_aux" in inspect.signature(flex.flex_attention).parameters
 
 @cache
 def _function(device: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Return the function, compiled once for all layers and lengths."""
-    return torch.compile(_attend, dynamic=True) if device == "cuda" else _attend
+    """Return the function, compiled for all layers and lengths."""
+    # Not dynamic=True, by which the scale becomes a number that inductor cannot place (torch 2.13):
+    # the first row is compiled with its own length, the second with any.
+    return torch.compile(_attend) if device == "cuda" else _attend
 
 
 @cache
