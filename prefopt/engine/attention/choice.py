@@ -1,0 +1,98 @@
+"""Which backend attends: what was asked for, or the fastest that can."""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+
+from prefopt.engine.attention.flex import attend_flex, flex_problem
+from prefopt.engine.attention.plan import Attend, LayerFacts
+from prefopt.engine.attention.segments import attend_by_segments
+from prefopt.engine.attention.varlen import attend_varlen, varlen_problem
+
+BackendName = Literal["segments", "varlen", "flex"]
+
+# What may be asked for; "padded" is no backend but the layout that needs none.
+BACKENDS = ("auto", "segments", "varlen", "flex", "padded")
+
+
+class Backend(NamedTuple):
+    """A backend.
+
+    Attributes:
+        name: What it is called.
+        attend: Attends.
+        reason: Why it was chosen, for people.
+    """
+
+    name: BackendName
+    attend: Attend
+    reason: str
+
+
+def choose_backend(
+    request: str,
+    *,
+    layers: Iterable[LayerFacts],
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout: bool = False,
+) -> Backend:
+    """Choose how a model attends in packed rows.
+
+    Args:
+        request: ``"auto"``, or a backend that is insisted upon.
+        layers: What the model's layers ask for, as a forward pass showed.
+        device: Where the model is.
+        dtype: What its attention computes in: autocast's dtype, where that is on.
+        dropout: Whether attention weights are dropped in training.
+
+    Returns:
+        The backend. ``"auto"`` takes ``varlen`` on CUDA in half precision, ``flex`` where only the
+        layers keep it from that, else ``segments``.
+
+    Raises:
+        ValueError: If ``request`` is unknown, or cannot be met here.
+    """
+    layers = tuple(layers)
+    if request == "segments":
+        return Backend("segments", attend_by_segments, "asked for")
+    problems = {
+        "varlen": _first(varlen_problem(layer, dropout, device, dtype) for layer in layers),
+        "flex": _first(flex_problem(layer, dropout, device, dtype) for layer in layers),
+    }
+    if request in problems:
+        problem = problems[request]
+        if problem is not None:
+            raise ValueError(
+                f"attn_backend={request!r} was asked for, but {problem}; "
+                'use attn_backend="auto" or "segments"'
+            )
+        return _backend(request, "asked for")
+    if request != "auto":
+        names = ", ".join(map(repr, BACKENDS))
+        raise ValueError(f"attn_backend must be one of {names}, got {request!r}")
+    return _fastest(problems["varlen"], problems["flex"], device, dtype)
+
+
+def _fastest(
+    varlen: str | None, flex: str | None, device: torch.device, dtype: torch.dtype
+) -> Backend:
+    """Return the fastest backend that has no problem."""
+    if device.type != "cuda":
+        return Backend("segments", attend_by_segments, f"the model is on {device.type}")
+    if varlen is None:
+        return _backend("varlen", f"the model is on CUDA, in {str(dtype)[6:]}")
+    if flex is None and dtype in (torch.bfloat16, torch.float16):
+        return _backend("flex", f"not varlen: {varlen}")
+    return Backend("segments", attend_by_segments, f"not varlen: {varlen}")
+
+
+def _backend(name: str, reason: str) -> Backend:
+    if name == "varlen":
+        return Backend("varlen", attend_varlen, reason)
+    return Backend("flex", attend_flex, reason)
+
+
+def _first(problems: Iterable[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)
