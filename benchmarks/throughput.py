@@ -59,6 +59,9 @@ def main() -> None:
         "note": options.note,
     }
     record["versions"]["trl"] = version("trl")
+    if options.device == "cpu" and record["load_average_at_start"] > 0.5:
+        # Threads that wait for one that is not scheduled: a step was seen to take 8 times as long.
+        console.print("[yellow]other work runs on this machine; times will be of no use")
     results: list[dict[str, Any]] = []
     for size in options.size:
         with tempfile.TemporaryDirectory() as scratch:
