@@ -222,6 +222,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "loss; 0 for none. Default: that of the model's configuration."
         },
     )
+    check_first_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "Before training, score the first rows of the training set, a batch, in padded "
+            "rows with the model's own attention too; a difference is an error."
+        },
+    )
     log_token_metrics: bool = field(
         default=False,
         metadata={

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from prefopt.data.inspection import (
     share_of,
 )
 from prefopt.engine import Scorer
+from prefopt.engine.check import check_examples
 from prefopt.engine.router import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores, sum_by_completion
 from prefopt.losses import LossOutput
@@ -180,6 +182,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 pad_token_id=tokenizer.pad_token_id or 0,
                 reference=self._store,
                 with_kl=self.objective.needs_kl,
+            )
+        if args.check_first_batch and train_dataset is not None:
+            first = islice(examples_of(train_dataset, False), args.train_batch_size)
+            largest = check_examples(self.scorer, list(first), self.accelerator.autocast)
+            self._console.print(
+                f"prefopt: first batch: log-probs equal the plain forward's to {largest:.1e} nats"
             )
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))

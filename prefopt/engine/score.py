@@ -104,6 +104,7 @@ class Scorer:
     Attributes:
         layout: The layout batches must have: ``"shared_prefix"`` or ``"padded"``.
         reason: Why it is that layout, for people.
+        own_attention: The attention implementation that the model came with.
 
     Raises:
         ValueError: If the model cannot be scored (no output embeddings, an encoder-decoder, prompt
@@ -117,6 +118,8 @@ class Scorer:
         self._causal_lm = _causal_lm(model)
         self._backbone = self._causal_lm.base_model
         self._head: LMHead | None = LMHead.of(self._causal_lm)
+        own = self._causal_lm.config._attn_implementation
+        self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.layout: LayoutName = "padded"
         self.reason = "asked for"
         self._layers_seen: frozenset[attention.LayerFacts] = frozenset()
