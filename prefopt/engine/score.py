@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,14 @@ from torch import Tensor, nn
 from prefopt.engine import attention
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.logprobs import LMHead, at_least_float32, plain_logps
+from prefopt.engine.probe import (
+    causal_lm_of,
+    close,
+    is_exact,
+    probe_inputs,
+    quiet_transformers,
+    takes_token_types,
+)
 from prefopt.engine.router import RouterLoss
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 
@@ -100,33 +107,48 @@ class Scorer:
             training.
         layout: ``"auto"`` picks ``shared_prefix`` where the probe proves it, else ``padded``;
             ``"shared_prefix"`` insists; ``"padded"`` asks for plain rows.
+        attn_backend: Who attends in packed rows: ``"auto"`` for the fastest that can;
+            ``"segments"``, ``"varlen"`` or ``"flex"`` insist; ``"padded"`` asks for plain rows.
+        context: Makes the context of forward passes to come, such as ``accelerator.autocast``: the
+            backend must suit its dtype.
 
     Attributes:
         layout: The layout batches must have: ``"shared_prefix"`` or ``"padded"``.
         reason: Why it is that layout, for people.
+        backend: Who attends in packed rows, and why; None for the padded layout.
         own_attention: The attention implementation that the model came with.
 
     Raises:
         ValueError: If the model cannot be scored (no output embeddings, an encoder-decoder, prompt
-            tuning), or ``layout="shared_prefix"`` is insisted on and the model cannot share.
+            tuning), or a layout or backend is insisted on that the model or the machine cannot
+            have.
     """
 
-    def __init__(self, model: Any, layout: str = "auto") -> None:
-        if layout not in ("auto", "shared_prefix", "padded"):
-            raise ValueError(f"layout must be 'auto', 'shared_prefix' or 'padded', got {layout!r}")
+    def __init__(
+        self,
+        model: Any,
+        layout: str = "auto",
+        attn_backend: str = "auto",
+        context: Callable[[], Any] = nullcontext,
+    ) -> None:
+        layout = attention.check_request(layout, attn_backend)
         self.model = model
-        self._causal_lm = _causal_lm(model)
+        self._causal_lm = causal_lm_of(model)
         self._backbone = self._causal_lm.base_model
         self._head: LMHead | None = LMHead.of(self._causal_lm)
         own = self._causal_lm.config._attn_implementation
         self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.layout: LayoutName = "padded"
         self.reason = "asked for"
+        self.backend: attention.Backend | None = None
         self._layers_seen: frozenset[attention.LayerFacts] = frozenset()
-        self._takes_token_types = _takes_token_types(self._causal_lm)
+        self._takes_token_types = takes_token_types(self._causal_lm)
         self._check_head()
         if layout != "padded":
-            self._choose_layout(insist=layout == "shared_prefix")
+            wish = f'layout="{layout}"' if attn_backend == "auto" else f"{attn_backend=}"
+            self._choose_layout(wish if layout == "shared_prefix" else None)
+            if self.layout != "padded":
+                self._choose_backend(attn_backend, context)
 
     def score(
         self,
@@ -229,13 +251,14 @@ class Scorer:
     ) -> Any:
         if not segments:
             return self._backbone(**inputs, **extras, use_cache=False)
-        plan = attention.AttentionPlan(segments, attention.attend_by_segments)
+        attend = attention.attend_by_segments if self.backend is None else self.backend.attend
+        plan = attention.AttentionPlan(segments, attend)
         # Said outright, or models look for padding among the tokens and warn of an EOS that pads.
         inputs = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
         with attention.planned_forward():
             output = self._backbone(**inputs, **extras, use_cache=False, prefopt_plan=plan)
         if not plan.calls:
-            raise NotImplementedError("no attention layer reached the segments backend")
+            raise NotImplementedError("no attention layer reached our attention function")
         self._layers_seen = frozenset(plan.seen)
         return output
 
@@ -243,14 +266,14 @@ class Scorer:
 
     def _check_head(self) -> None:
         """Keep the chunked head only if it gives the logits the model itself gives."""
-        inputs = _probe_inputs(self._causal_lm)
+        inputs = probe_inputs(self._causal_lm)
         with self.evaluating(), torch.no_grad():
             own = self.model(**inputs, use_cache=False).logits
             try:
                 hidden = self._backbone_output(inputs, ()).last_hidden_state
                 assert self._head is not None
                 ours = self._head.transform(self._head.module(hidden))
-                same = ours.shape == own.shape and _close(ours, own, _is_exact(self.model))
+                same = ours.shape == own.shape and close(ours, own, is_exact(self.model))
             except (AttributeError, TypeError, NotImplementedError):
                 same = False
         if not same:
@@ -261,20 +284,50 @@ class Scorer:
                 type(self._causal_lm).__name__,
             )
 
-    def _choose_layout(self, insist: bool) -> None:
+    def _choose_layout(self, wish: str | None) -> None:
+        """Share prefixes if the model can, or fail if that was a wish (as it was put)."""
         problem = self._sharing_problem()
         if problem is None:
             self.layout = "shared_prefix"
             self.reason = "the probe's log-probs equal those of the plain forward"
             return
         message = f"{type(self._causal_lm).__name__} cannot share prefixes: {problem}"
-        if insist:
-            raise ValueError(
-                f'layout="shared_prefix" was asked for, but {message}; '
-                'use layout="auto" or "padded"'
-            )
+        if wish is not None:
+            raise ValueError(f'{wish} was asked for, but {message}; use "auto" or "padded"')
         self.reason = problem
         logger.warning("prefopt: %s; using the padded layout", message)
+
+    def _choose_backend(self, request: str, context: Callable[[], Any]) -> None:
+        """Take the backend that was asked for, or the fastest that proves right here."""
+        device = self._causal_lm.device
+        with context():
+            # Norms and rotary embeddings decide between two dtypes at most: the model's, autocast's
+            dtype = attention.computing_dtype(
+                torch.empty(0, dtype=self._causal_lm.dtype).to(device)
+            )
+            self.backend = attention.choose_backend(
+                request,
+                layers=self._layers_seen,
+                device=device,
+                dtype=dtype,
+                dropout=attention.drops_weights(self.model),
+            )
+            if self.backend.name == "segments":  # which the layout was proven with
+                return
+            problem = attention.kernel_problem(
+                self.backend.attend, self._layers_seen, device, dtype
+            )
+            problem = problem or self._probe_sharing(exact=False)
+        if problem is None:
+            return
+        if request == self.backend.name:
+            raise ValueError(
+                f"attn_backend={request!r} was asked for, but {problem}; "
+                'use attn_backend="auto" or "segments"'
+            )
+        logger.warning("prefopt: not the %s backend: %s", self.backend.name, problem)
+        reason = f"not {self.backend.name}: {problem}"
+        self.backend = attention.Backend("segments", attention.attend_by_segments, reason)
 
     def _sharing_problem(self) -> str | None:
         """Return why this model cannot use the shared-prefix layout, or None if it can."""
@@ -285,10 +338,10 @@ class Scorer:
         if layer_types - _EXPRESSIBLE_LAYERS:
             return f"it has layers of type {', '.join(sorted(layer_types - _EXPRESSIBLE_LAYERS))}"
         before = self._causal_lm.config._attn_implementation
-        with _quiet_transformers():
+        with quiet_transformers():
             self._causal_lm.set_attn_implementation(attention.NAME)
             try:
-                problem = self._probe_sharing()
+                problem = self._probe_sharing(is_exact(self.model))
             except Exception as error:  # any failure here means the same: this model cannot share
                 problem = f"{type(error).__name__}: {error}".splitlines()[0]
             slides = getattr(config, "sliding_window", None) is not None and (
@@ -301,9 +354,9 @@ class Scorer:
                 self._causal_lm.set_attn_implementation(before)
         return problem
 
-    def _probe_sharing(self) -> str | None:
-        """Score two small trees in both layouts."""
-        tokens = _probe_inputs(self._causal_lm)["input_ids"][0].cpu().numpy()
+    def _probe_sharing(self, exact: bool) -> str | None:
+        """Score two small trees in both layouts; return what differs, or None."""
+        tokens = probe_inputs(self._causal_lm)["input_ids"][0].cpu().numpy()
         examples = [
             Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
             Example(tokens[2:6], [tokens[6:11], np.concatenate([tokens[6:8], tokens[:3]])]),
@@ -314,80 +367,10 @@ class Scorer:
                 batch = layout_tensors(build_layout(examples, mode))
                 scored.append(self.score(self.to_device(batch)).per_token_logps)
         shared, padded = scored
-        if _close(shared, padded, _is_exact(self.model)):
+        if close(shared, padded, exact):
             return None
         largest = float((shared - padded).abs().max())
         return f"log-probs of a probe differ by {largest:.2g} nats from the plain forward"
-
-
-def _causal_lm(model: Any) -> Any:
-    """Return the transformers model inside a peft model, or the model itself."""
-    adapters = getattr(model, "peft_config", None) or {}
-    for name, config in dict(adapters).items():
-        if getattr(config, "is_prompt_learning", False):
-            raise ValueError(
-                f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the text, "
-                "which a shared prompt cannot hold; use LoRA or full fine-tuning"
-            )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(inner.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{type(inner).__name__} is an encoder-decoder; prefopt trains causal language models"
-        )
-    return inner
-
-
-def _takes_token_types(model: Any) -> bool:
-    """Whether a model that also reads images may ask, in training, which tokens are text: all."""
-    reads_more_than_text = model.config.get_text_config() is not model.config
-    return reads_more_than_text and "token_type_ids" in signature(type(model).forward).parameters
-
-
-def _probe_inputs(model: Any) -> dict[str, Tensor]:
-    """Return eleven different tokens, the same for every model of a vocabulary size."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    tokens = np.random.default_rng(0).permutation(min(vocabulary, 5000))[:11]
-    tokens = np.resize(tokens, 11)
-    device = model.device
-    return {
-        "input_ids": torch.as_tensor(tokens, device=device)[None],
-        "position_ids": torch.arange(11, device=device)[None],
-        "attention_mask": torch.ones(1, 11, dtype=torch.bool, device=device),
-    }
-
-
-def _close(ours: Tensor, theirs: Tensor, exact: bool) -> bool:
-    """Whether two computations of the same numbers differ by no more than rounding.
-
-    Args:
-        ours: One of them.
-        theirs: The other.
-        exact: Whether both computed in float32 or better all the way.
-    """
-    difference = (ours.float() - theirs.float()).abs() / theirs.float().abs().max().clamp(min=1.0)
-    if exact and not torch.backends.cuda.matmul.allow_tf32:
-        return bool(difference.max() <= 2e-5)
-    return bool(difference.max() <= 0.1 and difference.mean() <= 0.02)
-
-
-def _is_exact(model: nn.Module) -> bool:
-    """Whether a model computes in float32 or better, quantised layers included."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    # Four bits are packed into uint8 and computed with in another dtype.
-    computing = {getattr(module, "compute_dtype", None) for module in model.modules()}
-    return dtypes | computing <= {torch.float32, torch.float64, torch.uint8, None}
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers from logging what the probe finds out: who cannot change attention."""
-    log = logging.getLogger("transformers.modeling_utils")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _through(

@@ -1,10 +1,17 @@
 """Attention over the packed row: one interface for transformers, several backends."""
 
-from prefopt.engine.attention.choice import BACKENDS, Backend, choose_backend
+from prefopt.engine.attention.choice import (
+    BACKENDS,
+    Backend,
+    check_request,
+    choose_backend,
+    drops_weights,
+)
 from prefopt.engine.attention.flex import attend_flex
 from prefopt.engine.attention.interface import NAME, computing_dtype, planned_forward
 from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts, Memory
 from prefopt.engine.attention.segments import attend_by_segments
+from prefopt.engine.attention.trial import kernel_problem
 from prefopt.engine.attention.varlen import attend_varlen
 
 __all__ = [
@@ -18,7 +25,10 @@ __all__ = [
     "attend_by_segments",
     "attend_flex",
     "attend_varlen",
+    "check_request",
     "choose_backend",
     "computing_dtype",
+    "drops_weights",
+    "kernel_problem",
     "planned_forward",
 ]

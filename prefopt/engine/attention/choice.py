@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from prefopt.engine.attention.flex import attend_flex, flex_problem
 from prefopt.engine.attention.plan import Attend, LayerFacts
@@ -14,6 +15,43 @@ BackendName = Literal["segments", "varlen", "flex"]
 
 # What may be asked for; "padded" is no backend but the layout that needs none.
 BACKENDS = ("auto", "segments", "varlen", "flex", "padded")
+LAYOUTS = ("auto", "shared_prefix", "padded")
+
+
+def check_request(layout: str, attn_backend: str) -> str:
+    """Return the layout that both ask for.
+
+    Raises:
+        ValueError: If either is unknown, or one contradicts the other.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {_quoted(LAYOUTS)}, got {layout!r}")
+    if attn_backend not in BACKENDS:
+        raise ValueError(f"attn_backend must be one of {_quoted(BACKENDS)}, got {attn_backend!r}")
+    if attn_backend == "padded" and layout == "shared_prefix":
+        raise ValueError(
+            'attn_backend="padded" is the padded layout, but layout="shared_prefix" was asked for; '
+            "leave one of them out"
+        )
+    if layout == "padded" and attn_backend not in ("auto", "padded"):
+        raise ValueError(
+            f'attn_backend={attn_backend!r} attends in packed rows, but layout="padded" was asked '
+            "for; leave one of them out"
+        )
+    if attn_backend in ("auto", "padded"):
+        return "padded" if attn_backend == "padded" else layout
+    return "shared_prefix"
+
+
+def drops_weights(model: nn.Module) -> bool:
+    """Whether a model drops attention weights in training."""
+    for module in model.modules():
+        if "Attention" in type(module).__name__:
+            for name in ("attention_dropout", "attn_dropout", "dropout"):
+                value = getattr(module, name, 0.0)
+                if getattr(value, "p", value) not in (None, 0.0):
+                    return True
+    return False
 
 
 class Backend(NamedTuple):
@@ -52,7 +90,7 @@ def choose_backend(
         layers keep it from that, else ``segments``.
 
     Raises:
-        ValueError: If ``request`` is unknown, or cannot be met here.
+        ValueError: If ``request`` is no backend for packed rows, or cannot be met here.
     """
     layers = tuple(layers)
     if request == "segments":
@@ -70,8 +108,7 @@ def choose_backend(
             )
         return _backend(request, "asked for")
     if request != "auto":
-        names = ", ".join(map(repr, BACKENDS))
-        raise ValueError(f"attn_backend must be one of {names}, got {request!r}")
+        raise ValueError(f"no backend for packed rows: {request!r}")
     return _fastest(problems["varlen"], problems["flex"], device, dtype)
 
 
@@ -92,6 +129,10 @@ def _backend(name: str, reason: str) -> Backend:
     if name == "varlen":
         return Backend("varlen", attend_varlen, reason)
     return Backend("flex", attend_flex, reason)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

@@ -40,28 +40,37 @@ class LayerFacts:
     """What a layer asks of a backend.
 
     Attributes:
+        heads: Query heads.
+        kv_heads: Key-value heads.
         head_dim: Width of queries and keys.
         value_dim: Width of values.
-        softcap: Whether scores are soft-capped.
-        sinks: Whether heads have attention sinks.
+        scaling: Factor on the scores; None for 1 / sqrt(head_dim).
         window: Its sliding window in tokens; None for none.
+        softcap: Cap of its scores; None for none.
+        sinks: Whether its heads have attention sinks.
     """
 
+    heads: int
+    kv_heads: int
     head_dim: int
     value_dim: int
-    softcap: bool = False
-    sinks: bool = False
+    scaling: float | None = None
     window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
 
     @classmethod
     def of(cls, query: Tensor, value: Tensor, options: AttentionOptions) -> "LayerFacts":
         """Describe a call."""
         return cls(
-            query.shape[-1],
-            value.shape[-1],
-            options.softcap is not None,
-            options.sinks is not None,
-            options.window,
+            heads=query.shape[1],
+            kv_heads=value.shape[1],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            scaling=options.scaling,
+            window=options.window,
+            softcap=options.softcap,
+            sinks=options.sinks is not None,
         )
 
 

@@ -111,8 +111,8 @@ def varlen_problem(
             f"it cannot have heads of {layer.head_dim} (values of {layer.value_dim}); "
             "multiples of 8 up to 256, both the same"
         )
-    if kernel_for(layer.softcap, dropout) is None:
-        wanted = "cap scores" if layer.softcap else "drop attention weights"
+    if kernel_for(layer.softcap is not None, dropout) is None:
+        wanted = "cap scores" if layer.softcap is not None else "drop attention weights"
         return f"torch's kernel cannot {wanted}; install flash-attn"
     return None
 

@@ -1,0 +1,81 @@
+"""What a scorer asks of a model before its first batch, and how it compares the answers."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def causal_lm_of(model: Any) -> Any:
+    """Return the transformers model inside a peft model, or the model itself."""
+    adapters = getattr(model, "peft_config", None) or {}
+    for name, config in dict(adapters).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the text, "
+                "which a shared prompt cannot hold; use LoRA or full fine-tuning"
+            )
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(inner).__name__} is an encoder-decoder; prefopt trains causal language models"
+        )
+    return inner
+
+
+def takes_token_types(model: Any) -> bool:
+    """Whether a model that also reads images may ask, in training, which tokens are text: all."""
+    reads_more_than_text = model.config.get_text_config() is not model.config
+    return reads_more_than_text and "token_type_ids" in signature(type(model).forward).parameters
+
+
+def probe_inputs(model: Any) -> dict[str, Tensor]:
+    """Return eleven different tokens, the same for every model of a vocabulary size."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = np.random.default_rng(0).permutation(min(vocabulary, 5000))[:11]
+    tokens = np.resize(tokens, 11)
+    device = model.device
+    return {
+        "input_ids": torch.as_tensor(tokens, device=device)[None],
+        "position_ids": torch.arange(11, device=device)[None],
+        "attention_mask": torch.ones(1, 11, dtype=torch.bool, device=device),
+    }
+
+
+def close(ours: Tensor, theirs: Tensor, exact: bool) -> bool:
+    """Whether two computations of the same numbers differ by no more than rounding.
+
+    Args:
+        ours: One of them.
+        theirs: The other.
+        exact: Whether both computed in float32 or better all the way.
+    """
+    difference = (ours.float() - theirs.float()).abs() / theirs.float().abs().max().clamp(min=1.0)
+    if exact and not torch.backends.cuda.matmul.allow_tf32:
+        return bool(difference.max() <= 2e-5)
+    return bool(difference.max() <= 0.1 and difference.mean() <= 0.02)
+
+
+def is_exact(model: nn.Module) -> bool:
+    """Whether a model computes in float32 or better, quantised layers included."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    # Four bits are packed into uint8 and computed with in another dtype.
+    computing = {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return dtypes | computing <= {torch.float32, torch.float64, torch.uint8, None}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging what the probe finds out: who cannot change attention."""
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
