@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
+from prefopt.engine.attention import BACKENDS, check_request
 from prefopt.losses import Objective, parse_objective
 
 # Options that are hyper-parameters of losses, by the field that sets them.
@@ -215,6 +216,15 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "choices": ["auto", "shared_prefix", "padded"],
         },
     )
+    attn_backend: str = field(
+        default="auto",
+        metadata={
+            "help": "Who attends in rows that share prompts. 'auto': the fastest that the GPU and "
+            "the model allow. 'varlen' or 'flex' (CUDA) or 'segments' (anywhere) insist on one; "
+            "'padded' is layout='padded'.",
+            "choices": list(BACKENDS),
+        },
+    )
     router_aux_loss_coef: float | None = field(
         default=None,
         metadata={
@@ -364,8 +374,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             )
 
     def _check_values(self) -> None:
-        for name in ("reference", "layout"):
+        for name in ("reference", "layout", "attn_backend"):
             _check_choice(name, getattr(self, name), self._choices(name))
+        check_request(self.layout, self.attn_backend)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
         batch_size = self.precompute_ref_batch_size

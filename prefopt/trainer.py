@@ -168,7 +168,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             )
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
-        self.scorer = Scorer(self.model, args.layout)
+        self.scorer = self._scorer_of(self.model)
         self.router_loss = RouterLoss.of(self.model, args.router_aux_loss_coef)
         self._store: MemoryStore | None = None
         self._live: LiveReference | None = None
@@ -191,10 +191,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             )
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
-        self._console.print(
-            f"prefopt: loss [bold]{self.objective.name}[/], layout {self.scorer.layout} "
-            f"({self.scorer.reason})"
-        )
+        self._console.print(f"prefopt: loss [bold]{self.objective.name}[/], {self.scorer}")
+
+    def _scorer_of(self, model: Any) -> Scorer:
+        context = self.accelerator.autocast
+        return Scorer(model, self.args.layout, self.args.attn_backend, context)
 
     # Data -----------------------------------------------------------------------------------------
 
@@ -286,7 +287,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             if self.args.disable_dropout:
                 switch_off_dropout(ref_model)
             ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
-            scorer = Scorer(ref_model, self.args.layout)
+            scorer = self._scorer_of(ref_model)
             if scorer.layout != self.scorer.layout:  # batches have one layout: what both can do
                 self.scorer = Scorer(self.model, "padded")
                 scorer = Scorer(ref_model, "padded")

@@ -9,11 +9,12 @@ that never reaches our backend), the scorer falls back to what is right and says
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from prefopt.engine import attention
@@ -37,8 +38,9 @@ _EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 _LAYOUTS: tuple[LayoutName, ...] = ("shared_prefix", "padded")
 
-# Log-probs of the M predictions; the router loss. Tuples are what parallel wrappers look into.
-_Predicted = tuple[Tensor, Tensor | None]
+# Log-probs of the M predictions; the router loss; log-probs of the predictions of a continuation.
+# Tuples are what parallel wrappers look into.
+_Predicted = tuple[Tensor, Tensor | None, Tensor | None]
 
 _LAYOUT_FIELDS = (
     "input_ids",
@@ -63,6 +65,7 @@ class Scores:
         router_loss: Load-balancing loss of the forward pass, without its weight; None unless asked
             for.
         statistics: Of the scored tokens, summed over each completion; None unless asked for.
+        continuation: Of the batch's continuation, without gradient; None where it has none.
     """
 
     per_token_logps: Tensor
@@ -70,6 +73,7 @@ class Scores:
     lengths: Tensor
     router_loss: Tensor | None = None
     statistics: TokenStatistics | None = None
+    continuation: "Scores | None" = None
 
 
 def layout_tensors(layout: Layout) -> dict[str, Any]:
@@ -84,6 +88,8 @@ def layout_tensors(layout: Layout) -> dict[str, Any]:
         if (value := getattr(layout, name)) is not None
     }
     batch["segments"] = SegmentList(layout.segments)
+    if layout.continuation is not None:
+        batch["continuation"] = layout_tensors(layout.continuation)
     return batch
 
 
@@ -92,6 +98,14 @@ class SegmentList:
 
     def __init__(self, segments: tuple[Any, ...]) -> None:
         self.segments = segments
+
+
+def _summed(predictions: Tensor, batch: Mapping[str, Any]) -> Scores:
+    """Return the scores of the completions of a batch from the log-probs of its predictions."""
+    per_token = predictions.index_select(0, batch["token_index"])
+    lengths = batch["lengths"]
+    logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
+    return Scores(per_token, logps, lengths)
 
 
 def sum_by_completion(per_token: Tensor, completion_index: Tensor, completions: int) -> Tensor:
@@ -150,6 +164,13 @@ class Scorer:
             if self.layout != "padded":
                 self._choose_backend(attn_backend, context)
 
+    def __str__(self) -> str:
+        """Return layout and backend, and why."""
+        said = f"layout {self.layout} ({self.reason})"
+        if self.backend is None:
+            return said
+        return f"{said}, attention {self.backend.name} ({self.backend.reason})"
+
     def score(
         self,
         batch: Mapping[str, Any],
@@ -158,7 +179,7 @@ class Scorer:
         router_loss: RouterLoss | None = None,
         with_statistics: bool = False,
     ) -> Scores:
-        """Score a batch laid out as ``self.layout``.
+        """Score a batch laid out as ``self.layout``, and without gradient its continuation.
 
         Args:
             batch: A layout's tensors (``layout_tensors``), on the model's device.
@@ -177,24 +198,23 @@ class Scorer:
             with context():
                 return self._predictions(batch, router_loss, collector)
 
-        predictions, aux_loss = _through(wrapped, self.model, forward, batch["input_ids"])
-        per_token = predictions.index_select(0, batch["token_index"])
-        lengths = batch["lengths"]
-        logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
+        predictions, aux_loss, more = _through(wrapped, self.model, forward, batch["input_ids"])
+        scores = _summed(predictions, batch)
         statistics = None
         if collector is not None:
             statistics = collector.summed(
-                batch["token_index"], batch["completion_index"], len(lengths)
+                batch["token_index"], batch["completion_index"], len(scores.lengths)
             )
-        return Scores(per_token, logps, lengths, aux_loss, statistics)
+        continuation = None if more is None else _summed(more, batch["continuation"])
+        return replace(
+            scores, router_loss=aux_loss, statistics=statistics, continuation=continuation
+        )
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with its tensors on the model's device."""
         device = self._causal_lm.device
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        moved: dict[str, Any] = send_to_device(batch, device)
+        return moved
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -213,30 +233,63 @@ class Scorer:
         router_loss: RouterLoss | None,
         collector: StatisticsCollector | None,
     ) -> _Predicted:
-        """Return the log-prob of each of the M predictions of a batch, and the router loss."""
+        """Return the log-prob of each of the M predictions of a batch, and what goes with them."""
+        positions, targets = batch["predict_positions"], batch["target_ids"]
+        extras: dict[str, Any] = {"output_router_logits": True} if router_loss is not None else {}
+        memory = None
+        if "continuation" in batch:
+            memory = attention.Memory(batch["segments"].segments)
         if batch["input_ids"].numel() == 0:  # nothing precedes any scored token
-            nothing = self._nothing()
-            return nothing, None if router_loss is None else nothing.sum()
-        inputs = {
-            name: batch[name]
-            for name in ("input_ids", "position_ids", "attention_mask")
-            if name in batch
-        }
+            logps = self._nothing()
+            aux_loss = None if router_loss is None else logps.sum()
+            hidden = logps.new_zeros(0, self._hidden_size, dtype=self._causal_lm.dtype)
+        else:
+            inputs = self._inputs(batch)
+            if self._head is None:
+                output = self.model(**inputs, **extras, use_cache=False)
+                logits = at_least_float32(output.logits.flatten(0, 1).index_select(0, positions))
+                logps = plain_logps(logits, targets, collector)
+            else:
+                output = self._backbone_output(
+                    inputs, batch["segments"].segments, keep=memory, **extras
+                )
+                hidden = output.last_hidden_state.flatten(0, 1)
+                logps = self._head.logps(hidden.index_select(0, positions), targets, collector)
+            aux_loss = None
+            if router_loss is not None:
+                aux_loss = router_loss(output.router_logits, batch.get("attention_mask"))
+        if memory is None:
+            return logps, aux_loss, None
+        return logps, aux_loss, self._continued(batch["continuation"], hidden.detach(), memory)
+
+    @torch.no_grad()
+    def _continued(
+        self, batch: Mapping[str, Any], hidden: Tensor, memory: attention.Memory
+    ) -> Tensor:
+        """Return the log-prob of each prediction of a row that continues another.
+
+        Args:
+            batch: The continuation; (1, S) tokens.
+            hidden: What the first row left; (T, D).
+            memory: Its keys and values.
+        """
+        assert self._head is not None  # without our head nothing is shared
+        if batch["input_ids"].numel():
+            output = self._backbone_output(
+                self._inputs(batch), batch["segments"].segments, memory=memory
+            )
+            hidden = torch.cat([hidden, output.last_hidden_state.flatten(0, 1)])
+        return self._head.logps(
+            hidden.index_select(0, batch["predict_positions"]), batch["target_ids"]
+        )
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what of a batch the model takes."""
+        names = ("input_ids", "position_ids", "attention_mask")
+        inputs = {name: batch[name] for name in names if name in batch}
         if self._takes_token_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        positions, targets = batch["predict_positions"], batch["target_ids"]
-        extras = {"output_router_logits": True} if router_loss is not None else {}
-        if self._head is None:
-            output = self.model(**inputs, **extras, use_cache=False)
-            logits = at_least_float32(output.logits.flatten(0, 1).index_select(0, positions))
-            logps = plain_logps(logits, targets, collector)
-        else:
-            output = self._backbone_output(inputs, batch["segments"].segments, **extras)
-            hidden = output.last_hidden_state.flatten(0, 1)
-            logps = self._head.logps(hidden.index_select(0, positions), targets, collector)
-        if router_loss is None:
-            return logps, None
-        return logps, router_loss(output.router_logits, batch.get("attention_mask"))
+        return inputs
 
     def _nothing(self) -> Tensor:
         """Return no log-probs, whose gradients are zeros (parallel training waits for them)."""
@@ -246,19 +299,29 @@ class Scorer:
         parts = [parameter.flatten()[:0].to(device) for parameter in trained or parameters[:1]]
         return at_least_float32(torch.cat(parts))
 
+    @property
+    def _hidden_size(self) -> int:
+        return int(self._causal_lm.config.get_text_config().hidden_size)
+
     def _backbone_output(
-        self, inputs: dict[str, Tensor], segments: tuple[Any, ...], **extras: Any
+        self,
+        inputs: dict[str, Tensor],
+        segments: tuple[Any, ...],
+        memory: attention.Memory | None = None,
+        keep: attention.Memory | None = None,
+        **extras: Any,
     ) -> Any:
         if not segments:
             return self._backbone(**inputs, **extras, use_cache=False)
         attend = attention.attend_by_segments if self.backend is None else self.backend.attend
-        plan = attention.AttentionPlan(segments, attend)
+        plan = attention.AttentionPlan(segments, attend, memory, keep)
         # Said outright, or models look for padding among the tokens and warn of an EOS that pads.
         inputs = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
         with attention.planned_forward():
             output = self._backbone(**inputs, **extras, use_cache=False, prefopt_plan=plan)
         if not plan.calls:
             raise NotImplementedError("no attention layer reached our attention function")
+        plan.keep = None  # layers that a checkpoint computes again have been kept
         self._layers_seen = frozenset(plan.seen)
         return output
 
