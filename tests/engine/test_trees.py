@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.engine import Scorer
+from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
+from prefopt.engine.score import layout_tensors
 from tests.engine.trees import batch_of, gradients, plain_logps
 from tests.models import tiny_model
 
@@ -49,9 +50,12 @@ def plain_model() -> Any:
 def assert_equal_to_texts_alone(examples: list[Example]) -> None:
     wanted = plain_logps(plain_model(), examples)
     wanted_gradients = gradients(plain_model(), wanted) if wanted.requires_grad else {}
-    for layout in ("shared_prefix", "padded"):
+    # Sharing a single token already makes the deepest trees, across examples too.
+    deepest = layout_tensors(build_layout(examples, "shared_prefix", least_shared=1))
+    batches = [(layout, batch_of(examples, layout)) for layout in ("shared_prefix", "padded")]
+    for layout, batch in [("shared_prefix", deepest), *batches]:
         scorer = scorer_of(layout)
-        scores = scorer.score(batch_of(examples, layout))
+        scores = scorer.score(batch)
         # Norms compute in float32 in any dtype, so no closer than that.
         torch.testing.assert_close(scores.logps, wanted, rtol=1e-6, atol=1e-6)
         ours = gradients(scorer.model, scores.logps)
