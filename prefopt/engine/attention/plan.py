@@ -164,7 +164,7 @@ class AttentionPlan:
         self.calls += 1
         if self.keep is not None:
             self.keep.layers.append((key.detach(), value.detach()))
-        if self.memory is None:
+        if self.memory is None or not self.memory.segments:
             return key, value
         earlier_key, earlier_value = self.memory.layers[call]
         return torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)
