@@ -246,6 +246,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "too, as TRL does; they take a pass over the logits of their own."
         },
     )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of one forward pass. A batch with more is cut into parts, which "
+            "bounds memory and changes no gradient; an example with more is a part alone."
+        },
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set every dropout of policy and reference to 0."}
     )
@@ -379,6 +386,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         check_request(self.layout, self.attn_backend)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
+        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
+            raise ValueError(
+                f"max_tokens_per_batch must be at least 1, got {self.max_tokens_per_batch}"
+            )
         batch_size = self.precompute_ref_batch_size
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"precompute_ref_batch_size must be at least 1, got {batch_size}")

@@ -51,6 +51,27 @@ def load_policy(model: Any, args: PreferenceConfig, quantization_config: Any = N
     return load_causal_lm(model, args.trust_remote_code, options)
 
 
+def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig) -> Any:
+    """Return a reference model, frozen.
+
+    Args:
+        model: An id, a path, or a model.
+        tokenizer: The policy's, which it must fit.
+        args: ``model_init_kwargs``, ``trust_remote_code`` and ``disable_dropout`` matter.
+
+    Raises:
+        ValueError: If the tokenizer makes ids that the model has no embedding for.
+    """
+    if isinstance(model, str):
+        options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
+        model = load_causal_lm(model, args.trust_remote_code, options)
+    check_vocabulary(tokenizer, model)
+    model.requires_grad_(False)
+    if args.disable_dropout:
+        switch_off_dropout(model)
+    return model
+
+
 def load_causal_lm(name: str, trust_remote_code: bool, options: dict[str, Any]) -> Any:
     """Return a causal language model from an id or path; float32 unless ``dtype`` says otherwise.
 

@@ -7,11 +7,11 @@ evaluation does not depend on its batch size.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, set_seed
 
 from prefopt.config import PreferenceConfig
 from prefopt.data import PreparedDataset, check_kind, prepare_dataset
-from prefopt.data.collate import PreferenceCollator
+from prefopt.data.collate import VIEWS, PreferenceCollator, parts_of
 from prefopt.data.inspection import (
     PREPARED_COLUMNS,
     check_datasets,
@@ -34,8 +34,9 @@ from prefopt.data.inspection import (
 )
 from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
+from prefopt.engine.denormals import denormals_flushed
 from prefopt.engine.router import RouterLoss, routed_tokens
-from prefopt.engine.score import Scores, sum_by_completion
+from prefopt.engine.score import Scores
 from prefopt.losses import LossOutput
 from prefopt.losses.inputs import objective_outputs, term_counts
 from prefopt.losses.metrics import (
@@ -51,17 +52,17 @@ from prefopt.policy import (
     check_vocabulary,
     is_peft,
     learned_positions,
-    load_causal_lm,
     load_policy,
+    load_reference,
     load_tokenizer,
     switch_off_dropout,
 )
 from prefopt.reference import (
     AdapterOff,
-    FrozenCopy,
     LiveReference,
     MemoryStore,
     ReferenceModel,
+    References,
     adapter_starts_as_identity,
     fill,
 )
@@ -166,12 +167,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 "several GPUs in one process (nn.DataParallel) are not supported: start one "
                 "process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
             )
+        if args.max_tokens_per_batch and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "max_tokens_per_batch cuts batches into as many passes as each process needs, but "
+                "sharded models (FSDP, DeepSpeed) need as many passes in all processes; lower "
+                "per_device_train_batch_size and raise gradient_accumulation_steps instead"
+            )
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
         self.scorer = self._scorer_of(self.model)
         self.router_loss = RouterLoss.of(self.model, args.router_aux_loss_coef)
-        self._store: MemoryStore | None = None
-        self._live: LiveReference | None = None
+        self._references: References | None = None
         self._sums = MetricSums()
         self._sequence_tokens = torch.zeros((), dtype=torch.int64)
         if self.objective.needs_reference:
@@ -180,8 +186,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.data_collator = PreferenceCollator(
                 layout=self.scorer.layout,
                 pad_token_id=tokenizer.pad_token_id or 0,
-                reference=self._store,
-                with_kl=self.objective.needs_kl,
+                reference=None if self._references is None else self._references.store,
+                mismatched=self._how_mismatched(),
+                max_tokens=args.max_tokens_per_batch,
             )
         if args.check_first_batch and train_dataset is not None:
             first = islice(examples_of(train_dataset, False), args.train_batch_size)
@@ -246,46 +253,24 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _set_up_reference(self, ref_model: Any) -> None:
         """Decide where reference log-probs come from, and compute those that can be kept."""
-        live = self._live_reference(ref_model)
         evals = self.eval_dataset
         evals = evals if isinstance(evals, dict) else {"eval": evals}
         # Pairs and no dictionary: an evaluation set may be called "train" too.
         datasets = [("train", self.train_dataset), *evals.items()]
-        kept, streams = [], []
-        for name, dataset in datasets:
-            if dataset is None:
-                continue
-            if is_stream(dataset) or self.args.reference == "live":
-                streams.append(name)
-            else:
-                kept.append((name, dataset))
-        if streams and self.args.reference == "cached":
-            raise ValueError(
-                f"reference='cached' cannot hold a stream ({', '.join(streams)}); "
-                "use 'auto' or 'live'"
-            )
-        if streams and live is None:
-            live = FrozenCopy(self.scorer)
-        reference = live or ReferenceModel(self.scorer, "the policy as it was given")
-        if kept:
-            self._store = MemoryStore()
-            for name, dataset in kept:
-                self._fill(dataset, reference, name)
-        # An adapter that is switched off costs nothing to keep; another model or a copy does.
-        self._live = live if streams or isinstance(live, AdapterOff) else None
-        how = "computed once" if kept else "computed at each step"
-        self._console.print(f"prefopt: reference: {reference.description}, {how}")
+        given = self._live_reference(ref_model)  # which may change the policy's layout
+        self._references = References(
+            self.scorer,
+            given,
+            [(name, dataset) for name, dataset in datasets if dataset is not None],
+            self.args.reference,
+            self._fill,
+        )
+        self._console.print(f"prefopt: reference: {self._references.description}")
 
     def _live_reference(self, ref_model: Any) -> LiveReference | None:
         """Return a reference other than the policy itself as it is now; None for that."""
         if ref_model is not None:
-            if isinstance(ref_model, str):
-                options = dict(self.args.model_init_kwargs or {})
-                ref_model = load_causal_lm(ref_model, self.args.trust_remote_code, options)
-            check_vocabulary(self._tokenizer, ref_model)
-            ref_model.requires_grad_(False)
-            if self.args.disable_dropout:
-                switch_off_dropout(ref_model)
+            ref_model = load_reference(ref_model, self._tokenizer, self.args)
             ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
             scorer = self._scorer_of(ref_model)
             if scorer.layout != self.scorer.layout:  # batches have one layout: what both can do
@@ -296,12 +281,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             return AdapterOff(self.scorer)
         return None
 
-    def _fill(self, dataset: Any, reference: LiveReference, name: str) -> None:
-        assert self._store is not None
+    def _fill(self, store: MemoryStore, dataset: Any, reference: LiveReference, name: str) -> None:
         fill(
-            self._store,
+            store,
             examples_of(dataset, self.objective.needs_kl),
-            partial(reference.per_token_logps, context=self.accelerator.autocast),
+            partial(reference.score, context=self.accelerator.autocast),
             self.scorer,
             examples_per_batch=self.args.precompute_ref_batch_size,
             rank=self.args.process_index,
@@ -311,23 +295,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             name=name,
         )
 
-    def _reference_logps(self, batch: Mapping[str, Any], completions: int) -> Tensor | None:
-        """Return the reference log-prob of each completion of a batch; (N,), nats."""
-        if not self.objective.needs_reference:
-            return None
-        if "ref_per_token_logps" in batch:
-            per_token = batch["ref_per_token_logps"]
-        elif self._live is not None:
-            per_token = self._live.per_token_logps(batch, self.accelerator.autocast)
-        else:
-            raise ValueError(
-                "this data was not known when the trainer was made, and the initial policy is "
-                "gone, so it has no reference log-probs; pass it as eval_dataset when making the "
-                "trainer, or use reference='live'"
-            )
-        return sum_by_completion(per_token, batch["completion_index"], completions)
-
     # One step -------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as ``transformers.Trainer`` does; on a CPU denormal gradients count as zero."""
+        with denormals_flushed() if self.args.device.type == "cpu" else nullcontext():
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -341,18 +314,19 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if not batches:
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
-        for batch in batches:
-            batch["counts"] = self._counts(batch)
+        parts = [part for batch in batches for part in parts_of(batch)]
+        for part in parts:
+            part["counts"] = self._counts(part)
         denominators = self._sum_over_processes(
-            torch.stack([batch["counts"] for batch in batches]).sum(0)
+            torch.stack([part["counts"] for part in parts]).sum(0)
         )
-        for batch in batches:
-            batch["denominators"] = denominators
-        if self.objective.needs_kl:
-            estimate = self._kl_estimate(batches)
+        for part in parts:
+            part["denominators"] = denominators
+        if self.objective.needs_kl and "continuation" not in parts[0]:
+            estimate = self._kl_estimate(map(self._mismatched_log_ratios, parts))
+            for part in parts:
+                part["kl_estimate"] = estimate
             self._sums.add("kl", estimate, 1.0)
-            for batch in batches:
-                batch["kl_estimate"] = estimate
         return batches, denominators.sum()
 
     def compute_loss(
@@ -367,7 +341,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         Summed over micro-batches and averaged over processes, as gradients are, the shares give the
         mean over all examples of the step.
         """
-        outputs, scores = self._outputs(inputs, wrapped=model)
+        scored = self._score(inputs, wrapped=model)
+        kl = inputs.get("kl_estimate")
+        if kl is None and self.objective.needs_kl:
+            kl = self._kl_estimate([scored.mismatched])
+            if self.model.training:
+                self._sums.add("kl", kl, 1.0)
+        outputs, scores = self._outputs(inputs, scored, kl), scored.scores
         counts = inputs["counts"] if "counts" in inputs else self._counts(inputs)
         denominators = inputs.get("denominators", counts)  # of its own when called by hand
         loss = sum(
@@ -388,18 +368,28 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             )
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one forward and backward pass, activations kept in CPU memory if asked for."""
-        offload: AbstractContextManager[Any] = nullcontext()
-        if self.args.activation_offloading:
-            offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-        with offload:
-            step: Tensor = super().training_step(*args, **kwargs)
-        return step
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Run forward and backward passes, part by part of a batch that is too large for one row.
 
-    def _outputs(
-        self, batch: dict[str, Any], wrapped: nn.Module | None
-    ) -> tuple[list[LossOutput], Scores]:
+        Activations are kept in CPU memory if asked for.
+        """
+        *earlier, last = parts_of(inputs)
+        loss = torch.zeros((), device=self.args.device)
+        for part in earlier:
+            with self.accelerator.no_sync(model), self._offloading():
+                loss += super().training_step(model, part, num_items_in_batch)
+        with self._offloading():
+            loss += super().training_step(model, last, num_items_in_batch)
+        return loss
+
+    def _offloading(self) -> AbstractContextManager[Any]:
+        if not self.args.activation_offloading:
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+
+    def _score(self, batch: dict[str, Any], wrapped: nn.Module | None) -> "_Scored":
         scores = self.scorer.score(
             batch,
             wrapped,
@@ -407,14 +397,23 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             router_loss=self.router_loss,
             with_statistics=self.args.log_token_metrics,
         )
-        ref_logps = self._reference_logps(batch, len(scores.logps))
-        kl = batch.get("kl_estimate")
-        if kl is None and self.objective.needs_kl:
-            kl = self._kl_estimate([batch])
-        outputs = objective_outputs(
-            self.objective, batch, scores.logps, scores.lengths, ref_logps, kl
+        if self._references is None:
+            return _Scored(scores)
+        reference = self._references.logps(batch, self.accelerator.autocast)
+        if scores.continuation is not None and reference.continuation is not None:
+            log_ratios = scores.continuation.logps - reference.continuation
+            return _Scored(scores, reference.logps, _sum_and_count(log_ratios))
+        if self.objective.needs_kl and "kl_estimate" not in batch:
+            return _Scored(scores, reference.logps, self._mismatched_log_ratios(batch))
+        return _Scored(scores, reference.logps)
+
+    def _outputs(
+        self, batch: Mapping[str, Any], scored: "_Scored", kl: Tensor | None
+    ) -> list[LossOutput]:
+        scores = scored.scores
+        return objective_outputs(
+            self.objective, batch, scores.logps, scores.lengths, scored.ref_logps, kl
         )
-        return outputs, scores
 
     def _counts(self, batch: Mapping[str, Any]) -> Tensor:
         """Return over what each loss of the objective takes its mean in this batch; (terms,).
@@ -426,23 +425,38 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             counts.append(routed_tokens(batch))
         return torch.stack(counts).double()
 
-    def _kl_estimate(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
-        """Return max(0, mean log-ratio of mismatched completions) over all processes; nats."""
+    def _how_mismatched(self) -> Literal["separate", "continued"] | None:
+        """Return how KTO's mismatched completions are scored: where they can, with the others.
+
+        The KL estimate is that of the whole optimiser step, so with several micro-batches it must
+        be known before the first of them is scored.
+        """
+        if not self.objective.needs_kl:
+            return None
+        several = self.args.gradient_accumulation_steps > 1 or (
+            self.args.max_tokens_per_batch is not None and self.args.world_size > 1
+        )
+        return "separate" if several or self.scorer.layout == "padded" else "continued"
+
+    def _kl_estimate(self, log_ratios: Iterable[Tensor | float]) -> Tensor:
+        """Return max(0, mean log-ratio of mismatched completions) over all processes; nats.
+
+        Args:
+            log_ratios: Their sum and count, in parts; (2,).
+        """
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in batches:
-            total += self._mismatched_log_ratios(batch)
+        for part in log_ratios:
+            total += part
         total = self._sum_over_processes(total)
         return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
 
     @torch.no_grad()
     def _mismatched_log_ratios(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return sum and count of policy minus reference over a batch's mismatched completions."""
-        mismatched = batch["kl"]
-        scores = self.scorer.score(mismatched, context=self.accelerator.autocast)
-        reference = self._reference_logps(mismatched, len(scores.logps))
-        assert reference is not None  # no loss eats a KL estimate without a reference
-        log_ratios = scores.logps - reference
-        return torch.stack([log_ratios.sum(), log_ratios.new_tensor(len(log_ratios))]).double()
+        """Return sum and count of policy minus reference over mismatched completions; (2,)."""
+        assert self._references is not None  # no loss eats a KL estimate without a reference
+        scores = self.scorer.score(batch["kl"], context=self.accelerator.autocast)
+        reference = self._references.logps(batch["kl"], self.accelerator.autocast)
+        return _sum_and_count(scores.logps - reference.logps)
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
@@ -509,31 +523,22 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     ) -> EvalLoopOutput:
         """Evaluate exactly: every example once, means over examples, whatever the batches.
 
-        KTO's KL estimate is that of the whole set, so it takes a pass of its own.
+        KTO's KL estimate is that of the whole set.
         """
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
+        parts = list(self._evaluated(dataloader))
         kl = None
         if self.objective.needs_kl:
-            kl = self._kl_estimate(map(self._prepare_inputs, dataloader))
+            kl = self._kl_estimate(scored.mismatched for _, scored in parts)
         sums = MetricSums()
         rewards: list[tuple[Tensor | None, ...]] = []
-        examples = 0
-        with torch.no_grad():
-            for batch in dataloader:
-                batch = self._prepare_inputs(batch)
-                if kl is not None:
-                    batch["kl_estimate"] = kl
-                outputs, scores = self._outputs(batch, wrapped=self._eval_wrapper())
-                counts = self._counts(batch)
-                for index, output in enumerate(outputs):
-                    sums.add(f"term/{index}", output.losses.sum(), counts[index])
-                self._add_metrics(sums, batch, outputs, scores, counts)
-                rewards.append(batch_rewards(outputs, batch))
-                examples += int(batch["examples"])
-                self.control = self.callback_handler.on_prediction_step(
-                    self.args, self.state, self.control
-                )
+        for batch, scored in parts:
+            outputs, counts = self._outputs(batch, scored, kl), batch["counts"]
+            for index, output in enumerate(outputs):
+                sums.add(f"term/{index}", output.losses.sum(), counts[index])
+            self._add_metrics(sums, batch, outputs, scored.scores, counts)
+            rewards.append(batch_rewards(outputs, batch))
         means = with_margins(sums.means(self._sum_over_processes))
         terms = [means.pop(f"term/{i}", math.nan) for i in range(len(self.objective.terms))]
         means["loss"] = sum(
@@ -545,8 +550,24 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if self.compute_metrics is not None:
             means |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
         metrics = {_prefixed(name, metric_key_prefix): value for name, value in means.items()}
+        examples = sum(int(batch["examples"]) for batch, _ in parts)
         total = self._sum_over_processes(torch.tensor(examples, device=self.args.device))
         return EvalLoopOutput(predictions, labels, metrics, int(total))
+
+    @torch.no_grad()
+    def _evaluated(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, Any], "_Scored"]]:
+        """Yield what the losses and metrics need of each batch, scored: little, for all are held.
+
+        KTO's KL estimate is that of the whole set, so no loss is known before the last batch.
+        """
+        for batch in dataloader:
+            for part in parts_of(self._prepare_inputs(batch)):
+                scored = self._score(part, wrapped=self._eval_wrapper())
+                views = {name: part[name] for name in VIEWS} | {"counts": self._counts(part)}
+                yield views, scored._replace(scores=scored.scores.summed())
+            self.control = self.callback_handler.on_prediction_step(
+                self.args, self.state, self.control
+            )
 
     def _eval_wrapper(self) -> nn.Module | None:
         """Sharded models must be called through their wrapper; replicas need no company."""
@@ -575,6 +596,24 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             write_model_card(output_dir or self.args.output_dir, self)
+
+
+class _Scored(NamedTuple):
+    """A batch, scored.
+
+    Attributes:
+        scores: By the policy.
+        ref_logps: By the reference; (N,), nats; None if no loss needs it.
+        mismatched: Sum and count of the log-ratios of mismatched completions; (2,).
+    """
+
+    scores: Scores
+    ref_logps: Tensor | None = None
+    mismatched: Tensor | float = 0.0
+
+
+def _sum_and_count(values: Tensor) -> Tensor:
+    return torch.stack([values.sum(), values.new_tensor(len(values))]).double()
 
 
 def _check_arguments(

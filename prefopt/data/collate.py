@@ -1,16 +1,28 @@
 """From prepared rows to a batch: laid-out tokens, views of them for losses, cached references."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefopt.engine.layout import Example, LayoutName, build_layout
+from prefopt.data.parts import laid_out_tokens, split_evenly
+from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.score import layout_tensors
 
 Row = Mapping[str, Any]
+
+# What of a batch losses and metrics look at.
+VIEWS = (
+    "chosen_index",
+    "rejected_index",
+    "labelled_index",
+    "preferred_index",
+    "desirable",
+    "examples",
+    "lengths",
+)
 
 
 class ReferenceLookup(Protocol):
@@ -29,7 +41,11 @@ class PreferenceCollator:
         layout: How the tokens are laid out.
         pad_token_id: Filler of the padded layout.
         reference: Where reference log-probs are looked up; None if none are served.
-        with_kl: Whether the mismatched completions of KTO are laid out too (key ``kl``).
+        mismatched: What becomes of the mismatched completions of KTO: ``"separate"`` gives them a
+            row of their own (key ``kl``), ``"continued"`` one that continues the row of the batch
+            (key ``continuation``) where a batch is one part; None leaves them out.
+        max_tokens: Tokens that a row may hold; a batch with more is cut into parts. A single
+            example is never cut.
 
     Raises:
         KeyError: When called, if a row lacks a column of prepared data.
@@ -40,24 +56,53 @@ class PreferenceCollator:
         layout: LayoutName = "shared_prefix",
         pad_token_id: int = 0,
         reference: ReferenceLookup | None = None,
-        with_kl: bool = False,
+        mismatched: Literal["separate", "continued"] | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.layout = layout
         self.pad_token_id = pad_token_id
         self.reference = reference
-        self.with_kl = with_kl
+        self.mismatched = mismatched
+        self.max_tokens = max_tokens
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return the batch of the rows, as tensors by name."""
-        batch = self._lay_out([_example(row) for row in rows])
+        """Return the batch of the rows, as tensors by name; ``parts_of`` gives its parts."""
+        examples = [_example(row) for row in rows]
+        parts = self._parts(examples)
+        if len(parts) == 1:
+            return self._part(rows, examples, alone=True)
+        return {"parts": [self._part(rows[part], examples[part]) for part in parts]}
+
+    def _parts(self, examples: Sequence[Example]) -> list[slice]:
+        if self.max_tokens is None:
+            return [slice(0, len(examples))]
+        sizes = [laid_out_tokens(example, self.layout) for example in examples]
+        return split_evenly(sizes, self.max_tokens)
+
+    def _part(
+        self, rows: Sequence[Row], examples: Sequence[Example], alone: bool = False
+    ) -> dict[str, Any]:
+        continued = alone and self.mismatched == "continued"
+        others = [_mismatched(row) for row in rows] if self.mismatched else []
+        batch = self._lay_out(examples, others if continued else ())
         batch |= _views(rows)
         batch["examples"] = torch.tensor(len(rows))
-        if self.with_kl:
-            batch["kl"] = self._lay_out([_mismatched(row) for row in rows])
+        if others and not continued:
+            batch["kl"] = self._lay_out(others)
         return batch
 
-    def _lay_out(self, examples: Sequence[Example]) -> dict[str, Any]:
-        layout = build_layout(examples, self.layout, pad_token_id=self.pad_token_id)
+    def _lay_out(
+        self, examples: Sequence[Example], continued: Sequence[Example] = ()
+    ) -> dict[str, Any]:
+        layout = build_layout(
+            examples, self.layout, pad_token_id=self.pad_token_id, continued=continued
+        )
+        batch = self._tensors(layout, examples)
+        if layout.continuation is not None:
+            batch["continuation"] = self._tensors(layout.continuation, continued)
+        return batch
+
+    def _tensors(self, layout: Layout, examples: Sequence[Example]) -> dict[str, Any]:
         batch = layout_tensors(layout)
         batch["sequence_tokens"] = torch.tensor(layout.sequence_tokens)
         if self.reference is not None:
@@ -65,6 +110,12 @@ class PreferenceCollator:
             if served is not None:
                 batch["ref_per_token_logps"] = torch.from_numpy(served)
         return batch
+
+
+def parts_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of a batch; it is its only one unless it was too large for one row."""
+    parts: list[dict[str, Any]] = batch.get("parts", [batch])
+    return parts
 
 
 def _example(row: Row) -> Example:

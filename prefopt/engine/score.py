@@ -75,6 +75,10 @@ class Scores:
     statistics: TokenStatistics | None = None
     continuation: "Scores | None" = None
 
+    def summed(self) -> "Scores":
+        """Return the same without what is as long as the texts."""
+        return replace(self, per_token_logps=self.per_token_logps[:0], continuation=None)
+
 
 def layout_tensors(layout: Layout) -> dict[str, Any]:
     """Return a layout as the batch dictionary that ``Scorer.score`` takes.

@@ -1,6 +1,7 @@
 """The reference: where the log-probs that a policy is compared with come from."""
 
 from prefopt.reference.cache import MemoryStore, fill
+from prefopt.reference.references import ReferenceLogps, References
 from prefopt.reference.strategies import (
     AdapterOff,
     FrozenCopy,
@@ -14,7 +15,9 @@ __all__ = [
     "FrozenCopy",
     "LiveReference",
     "MemoryStore",
+    "ReferenceLogps",
     "ReferenceModel",
+    "References",
     "adapter_starts_as_identity",
     "fill",
 ]

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
-from prefopt.engine.score import layout_tensors
+from prefopt.engine.score import Scores, layout_tensors
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -108,7 +107,7 @@ def examples_of(rows: Iterable[Mapping[str, Any]], with_kl: bool) -> Iterator[Ex
 def fill(
     store: MemoryStore,
     examples: Iterable[Example],
-    score: Callable[[dict[str, Any]], Tensor],
+    score: Callable[[dict[str, Any]], Scores],
     scorer: Scorer,
     *,
     tokens_per_batch: int = FILL_TOKENS,
@@ -179,11 +178,11 @@ def _batches(
 def _score_into(
     store: MemoryStore,
     examples: Sequence[Example],
-    score: Callable[[dict[str, Any]], Tensor],
+    score: Callable[[dict[str, Any]], Scores],
     scorer: Scorer,
 ) -> None:
     batch = layout_tensors(build_layout(examples, scorer.layout))
-    logps = score(scorer.to_device(batch)).float().cpu().numpy()
+    logps = score(scorer.to_device(batch)).per_token_logps.float().cpu().numpy()
     lengths = batch["lengths"].tolist()
     parts = iter(np.split(logps, np.cumsum(lengths)[:-1]))
     for example in examples:

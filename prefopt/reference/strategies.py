@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
-from prefopt.engine.score import layout_tensors
+from prefopt.engine.score import Scores, layout_tensors
 
 
 class LiveReference(Protocol):
@@ -26,10 +25,8 @@ class LiveReference(Protocol):
 
     description: str
 
-    def per_token_logps(
-        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
-    ) -> Tensor:
-        """Return reference log-probs of the scored tokens of a batch; (L,), nats, no gradient."""
+    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
+        """Return reference log-probs of the completions of a batch; nats, no gradient."""
 
 
 class ReferenceModel:
@@ -44,12 +41,10 @@ class ReferenceModel:
         self._scorer = scorer
         self.description = description
 
-    def per_token_logps(
-        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
-    ) -> Tensor:
+    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
         """See ``LiveReference``."""
         with self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context).per_token_logps
+            return self._scorer.score(batch, context=context)
 
 
 class AdapterOff:
@@ -64,12 +59,10 @@ class AdapterOff:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
-    def per_token_logps(
-        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
-    ) -> Tensor:
+    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
         """See ``LiveReference``."""
         with self._scorer.model.disable_adapter(), self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context).per_token_logps
+            return self._scorer.score(batch, context=context)
 
 
 class FrozenCopy:
@@ -92,12 +85,10 @@ class FrozenCopy:
             if parameter.requires_grad
         }
 
-    def per_token_logps(
-        self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext
-    ) -> Tensor:
+    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
         """See ``LiveReference``."""
         with self._swapped_in(), self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context).per_token_logps
+            return self._scorer.score(batch, context=context)
 
     @contextmanager
     def _swapped_in(self) -> Iterator[None]:

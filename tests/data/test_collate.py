@@ -43,7 +43,7 @@ def test_thumbs_are_no_pairs_and_the_desirable_are_preferred():
 
 
 def test_mismatched_completions_are_laid_out_under_their_prompts():
-    batch = PreferenceCollator(with_kl=True)(
+    batch = PreferenceCollator(mismatched="separate")(
         [
             row(1, [], [True], kl_completion_ids=[[7, 8]]),
             row(1, [], [False], kl_completion_ids=[[9]]),

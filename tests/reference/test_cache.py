@@ -25,7 +25,7 @@ EXAMPLES = [
 
 def filled(examples, scorer, **options):
     store, calls = MemoryStore(), []
-    score = ReferenceModel(scorer).per_token_logps
+    score = ReferenceModel(scorer).score
 
     def counted(batch):
         calls.append(batch["input_ids"].shape)
@@ -80,9 +80,7 @@ def test_the_longest_come_first(scorer):
 
 def test_only_what_is_missing_is_computed(scorer):
     store, _, _ = filled(EXAMPLES[:1], scorer)
-    again = fill(
-        store, EXAMPLES * 2, ReferenceModel(scorer).per_token_logps, scorer, show_progress=False
-    )
+    again = fill(store, EXAMPLES * 2, ReferenceModel(scorer).score, scorer, show_progress=False)
     assert again == 4
     assert len(store) == 6
 
@@ -124,7 +122,7 @@ def test_processes_share_the_work_and_end_with_the_same_store(scorer):
         fill(
             stores[rank],
             EXAMPLES,
-            ReferenceModel(scorer).per_token_logps,
+            ReferenceModel(scorer).score,
             scorer,
             rank=rank,
             world_size=2,

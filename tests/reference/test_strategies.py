@@ -43,7 +43,7 @@ def move(model):
 def test_a_given_model_is_scored_as_it_is(batch):
     model = tiny_model("llama", seed=7)
     wanted = Scorer(model).score(batch).per_token_logps
-    got = ReferenceModel(Scorer(model)).per_token_logps(batch)
+    got = ReferenceModel(Scorer(model)).score(batch).per_token_logps
     torch.testing.assert_close(got, wanted.detach())
     assert not got.requires_grad
 
@@ -52,7 +52,7 @@ def test_switching_the_adapter_off_gives_the_base_model(batch):
     model = lora(trained=True)
     base = Scorer(tiny_model("llama")).score(batch).per_token_logps
     scorer = Scorer(model)
-    got = AdapterOff(scorer).per_token_logps(batch)
+    got = AdapterOff(scorer).score(batch).per_token_logps
     torch.testing.assert_close(got, base.detach(), rtol=1e-5, atol=1e-5)
     assert (scorer.score(batch).per_token_logps - got).abs().max() > 1e-3
 
@@ -65,7 +65,7 @@ def test_a_frozen_copy_stays_where_the_policy_began(batch, adapter):
     start = scorer.score(batch).per_token_logps.detach()
     move(model)
     moved = scorer.score(batch).per_token_logps.detach()
-    torch.testing.assert_close(reference.per_token_logps(batch), start)
+    torch.testing.assert_close(reference.score(batch).per_token_logps, start)
     torch.testing.assert_close(scorer.score(batch).per_token_logps.detach(), moved)
 
 
@@ -74,7 +74,7 @@ def test_a_frozen_copy_leaves_gradients_to_the_policy(batch):
     scorer = Scorer(model)
     reference = FrozenCopy(scorer)
     scores = scorer.score(batch).logps
-    reference.per_token_logps(batch)
+    reference.score(batch)
     scores.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -87,6 +87,6 @@ def test_only_an_adapter_that_begins_as_nothing_may_be_switched_off():
 def test_dropout_is_off_while_the_reference_scores(batch):
     model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
     reference = ReferenceModel(Scorer(model))
-    first, second = (reference.per_token_logps(batch) for _ in range(2))
+    first, second = (reference.score(batch).per_token_logps for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert model.training
