@@ -407,10 +407,7 @@ class Scorer:
         before = self._causal_lm.config._attn_implementation
         with quiet_transformers():
             self._causal_lm.set_attn_implementation(attention.NAME)
-            try:
-                problem = self._probe_sharing(is_exact(self.model))
-            except Exception as error:  # any failure here means the same: this model cannot share
-                problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            problem = self._probe_sharing(is_exact(self.model))
             slides = getattr(config, "sliding_window", None) is not None and (
                 "sliding_attention" in layer_types or not layer_types
             )
@@ -422,7 +419,18 @@ class Scorer:
         return problem
 
     def _probe_sharing(self, exact: bool) -> str | None:
-        """Score two small trees in both layouts; return what differs, or None."""
+        """Score two small trees in both layouts; return what fails or differs, or None."""
+        try:
+            shared, padded = self._probe_scores()
+        except Exception as error:  # any failure here means the same: it cannot be used
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        if close(shared, padded, exact):
+            return None
+        largest = float((shared - padded).abs().max())
+        return f"log-probs of a probe differ by {largest:.2g} nats from the plain forward"
+
+    def _probe_scores(self) -> list[Tensor]:
+        """Return the log-probs of the tokens of two small trees, in each layout."""
         tokens = probe_inputs(self._causal_lm)["input_ids"][0].cpu().numpy()
         examples = [
             Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
@@ -433,11 +441,7 @@ class Scorer:
             for mode in _LAYOUTS:
                 batch = layout_tensors(build_layout(examples, mode))
                 scored.append(self.score(self.to_device(batch)).per_token_logps)
-        shared, padded = scored
-        if close(shared, padded, exact):
-            return None
-        largest = float((shared - padded).abs().max())
-        return f"log-probs of a probe differ by {largest:.2g} nats from the plain forward"
+        return scored
 
 
 def _through(

@@ -242,6 +242,15 @@ def test_auto_falls_back_to_segments_where_a_backend_proves_wrong(
     assert len(caplog.records) == 1
 
 
+def test_auto_falls_back_to_segments_where_a_backend_fails_in_the_model_only(monkeypatch, caplog):
+    chosen(monkeypatch, failing)
+    monkeypatch.setattr(attention, "kernel_problem", lambda *args: None)
+    with caplog.at_level(logging.WARNING, logger="prefopt"):
+        scorer = Scorer(tiny_model("llama"))
+    assert scorer.backend.name == "segments"
+    assert "no kernel image is available" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("attend", "reason"), [(shifted, "differs by"), (failing, "no kernel image is available")]
 )
