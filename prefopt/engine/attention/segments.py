@@ -11,6 +11,7 @@ saves a seventh of the memory of a step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan
 # 2 cores: a call costs 0.1 ms, which is what a masked square of this many tokens takes.
 BLOCK_TOKENS = 96
 _BLOCK_STEP = 16
+
+# Queries of one call, at most: the kernel computes all keys up to the last that any query sees.
+CALL_TOKENS = 128
 
 
 def attend_by_segments(
@@ -41,44 +45,59 @@ def attend_by_segments(
 
 
 # One autograd function of flash calls -----------------------------------------------------------
+#
+# Query heads that share a key-value head become the heads of the kernel, and the key-value heads
+# its batch, where one key serves a whole group by a stride of 0. So within this part queries and
+# outputs are (kv_heads, groups, T, d), keys and values (kv_heads, S, d).
 
 
 @dataclass(frozen=True)
 class SegmentCall:
-    """Attention of one segment to its path.
+    """Attention of some tokens of a segment to its path.
 
     Attributes:
         queries: Its tokens, among the queries.
-        keys: The tokens of the segments of its path, among the keys.
+        keys: What they see, among the keys; they themselves are the last.
+        runs: The same, what stands side by side in one piece.
         mask: Added to the scores; (queries, keys), or None for a causal square.
     """
 
     queries: slice
     keys: tuple[slice, ...]
+    runs: tuple[slice, ...]
     mask: Tensor | None
 
     def query(self, tensor: Tensor) -> Tensor:
-        """Return the queries of a (1, heads, T, d) as (1, heads, q, d)."""
+        """Return the queries of (kv_heads, groups, T, d) as (kv_heads, groups, q, d)."""
         return tensor[:, :, self.queries]
-
-    def key(self, tensor: Tensor) -> Tensor:
-        """Return the keys of a (1, heads, S, d) as (1, heads, k, d)."""
-        parts = [tensor[:, :, part] for part in self.keys]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """Return what comes in for the queries, as ``query`` does."""
         return self.query(tensor)
 
+    def key(self, tensor: Tensor) -> Tensor:
+        """Return the keys of (kv_heads, S, d) as (kv_heads, k, d)."""
+        parts = [tensor[:, run] for run in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def kernel_mask(self, kv_heads: int) -> Tensor | None:
+        """Return the mask as the kernel takes it."""
+        return self.mask
+
     def put(self, into: Tensor, values: Tensor) -> None:
         """Write values of the queries."""
         into[:, :, self.queries] = values
 
-    def add(self, into: Tensor, values: Tensor) -> None:
-        """Add values of the keys."""
-        lengths = [part.stop - part.start for part in self.keys]
-        for part, piece in zip(self.keys, torch.split(values, lengths, dim=2), strict=True):
-            into[:, :, part] += piece
+    def collect(self, into: Tensor, values: Tensor) -> None:
+        """Collect gradients of the keys: its own first come here, those before it have come."""
+        start = 0
+        for part in self.keys:
+            stop = start + part.stop - part.start
+            if part is self.keys[-1]:
+                into[:, part] = values[:, start:stop]
+            else:
+                into[:, part] += values[:, start:stop]
+            start = stop
 
 
 @dataclass(frozen=True)
@@ -100,29 +119,38 @@ class BlockCall:
     mask: Tensor
 
     def query(self, tensor: Tensor) -> Tensor:
-        """Return the queries of a (1, heads, T, d) as (G, heads, q, d)."""
-        return tensor[0, :, self.queries].transpose(0, 1)
-
-    def key(self, tensor: Tensor) -> Tensor:
-        """Return the keys of a (1, heads, S, d) as (G, heads, k, d)."""
-        return tensor[0, :, self.keys].transpose(0, 1)
+        """Return the queries of (kv_heads, groups, T, d) as (G * kv_heads, groups, q, d)."""
+        return tensor[:, :, self.queries].permute(2, 0, 1, 3, 4).flatten(0, 1)
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """Return what comes in for the queries, as ``query`` does; nothing for padding."""
-        real = self.real_queries.view(self.queries.shape)[:, None, :, None]
-        return self.query(tensor) * real
+        real = self.real_queries.view(self.queries.shape)
+        return self.query(tensor) * real.repeat_interleave(tensor.shape[0], 0)[:, None, :, None]
+
+    def key(self, tensor: Tensor) -> Tensor:
+        """Return the keys of (kv_heads, S, d) as (G * kv_heads, k, d)."""
+        return tensor[:, self.keys].transpose(0, 1).flatten(0, 1)
+
+    def kernel_mask(self, kv_heads: int) -> Tensor | None:
+        """Return the mask as the kernel takes it; (G * kv_heads, 1, q, k)."""
+        return self.mask if kv_heads == 1 else self.mask.repeat_interleave(kv_heads, dim=0)
 
     def put(self, into: Tensor, values: Tensor) -> None:
-        """Write values of the queries; (G, heads, q, d)."""
-        flat = values.transpose(0, 1).flatten(1, 2)[:, self.real_queries]
-        into[0].index_copy_(1, self.queries.flatten()[self.real_queries], flat)
+        """Write values of the queries; (G * kv_heads, groups, q, d)."""
+        kv_heads, groups, _, width = into.shape
+        by_head = values.view(-1, kv_heads, *values.shape[1:]).permute(1, 2, 0, 3, 4)
+        flat = by_head.reshape(kv_heads, groups, -1, width)[:, :, self.real_queries]
+        into.index_copy_(2, self.queries.flatten()[self.real_queries], flat)
 
-    def add(self, into: Tensor, values: Tensor) -> None:
-        """Add values of the keys; (G, heads, k, d)."""
-        flat = values.transpose(0, 1).flatten(1, 2)[:, self.real_keys]
-        into[0].index_add_(1, self.keys.flatten()[self.real_keys], flat)
+    def collect(self, into: Tensor, values: Tensor) -> None:
+        """Collect gradients of the keys; (G * kv_heads, k, d). No other call has these keys."""
+        kv_heads, _, width = into.shape
+        by_head = values.view(-1, kv_heads, *values.shape[1:]).transpose(0, 1)
+        flat = by_head.reshape(kv_heads, -1, width)[:, self.real_keys]
+        into.index_copy_(1, self.keys.flatten()[self.real_keys], flat)
 
 
+# A segment's call comes after those of its ancestors.
 Calls = Sequence[SegmentCall | BlockCall]
 
 
@@ -136,10 +164,12 @@ class _FlashOnCPU(torch.autograd.Function):
         batch, heads, tokens, width = query.shape
         # Laid out as the model wants it next: (1, T, heads, d).
         output = query.new_empty(batch, tokens, heads, width).transpose(1, 2)
+        kv_heads = key.shape[1]
+        queries, outputs = _by_group(query, kv_heads), _by_group(output, kv_heads)
         normalisers = []
         for call in calls:
-            part, normaliser = _flash(call, query, key, value, scale)
-            call.put(output, part)
+            part, normaliser = _flash(call, queries, key[0], value[0], scale)
+            call.put(outputs, part)
             normalisers.append(normaliser)
         ctx.calls, ctx.scale = calls, scale
         ctx.save_for_backward(query, key, value, output, *normalisers)
@@ -148,97 +178,93 @@ class _FlashOnCPU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, *normalisers = ctx.saved_tensors
+        kv_heads = key.shape[1]
+        # Each query belongs to one call, and the first call that has a key writes it, but for keys
+        # of a memory, which no call has as its own.
+        start = torch.empty_like if key.shape[2] == query.shape[2] else torch.zeros_like
         grad_query, grad_key, grad_value = (
-            torch.zeros_like(tensor) for tensor in (query, key, value)
+            start(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)
         )
+        grad_queries = _by_group(grad_query, kv_heads)
+        grouped = [_by_group(tensor, kv_heads) for tensor in (grads[0], query, output)]
         for call, normaliser in zip(ctx.calls, normalisers, strict=True):
             parts = _flash_backward(
-                call, grads[0], query, key, value, output, normaliser, ctx.scale
+                call, (grouped[0], grouped[1], grouped[2]), key[0], value[0], normaliser, ctx.scale
             )
-            call.put(grad_query, parts[0])
-            call.add(grad_key, parts[1])
-            call.add(grad_value, parts[2])
+            call.put(grad_queries, parts[0])
+            call.collect(grad_key[0], parts[1])
+            call.collect(grad_value[0], parts[2])
         return grad_query, grad_key, grad_value, None, None
+
+
+def _by_group(tensor: Tensor, kv_heads: int) -> Tensor:
+    """Return (1, heads, T, d) seen as (kv_heads, groups, T, d)."""
+    _, heads, tokens, width = tensor.shape
+    return tensor[0].view(kv_heads, heads // kv_heads, tokens, width)
 
 
 def _flash(
     call: SegmentCall | BlockCall, query: Tensor, key: Tensor, value: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the output (G, heads, q, d) of a call, and what the kernel keeps for its backward."""
-    kv_heads = key.shape[1]
-    queries = _by_group(call.query(query), kv_heads)
-    groups = queries.shape[1]
+    """Return the output of a call, and what the kernel keeps for its backward pass."""
+    groups = query.shape[1]
     output, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        queries,
+        call.query(query),
         _for_groups(call.key(key), groups),
         _for_groups(call.key(value), groups),
         0.0,
         call.mask is None,
-        attn_mask=_for_heads(call.mask, kv_heads),
+        attn_mask=call.kernel_mask(key.shape[0]),
         scale=scale,
     )
-    return _ungroup(output, kv_heads), normaliser
+    return output, normaliser
 
 
 def _flash_backward(
     call: SegmentCall | BlockCall,
-    grad: Tensor,
-    query: Tensor,
+    of_queries: tuple[Tensor, Tensor, Tensor],
     key: Tensor,
     value: Tensor,
-    output: Tensor,
     normaliser: Tensor,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a call by its queries (G, heads, q, d), keys and values."""
-    kv_heads = key.shape[1]
-    queries = _by_group(call.query(query), kv_heads)
-    groups = queries.shape[1]
-    parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        _by_group(call.gradient(grad), kv_heads),
-        queries,
-        _for_groups(call.key(key), groups),
-        _for_groups(call.key(value), groups),
-        _by_group(call.query(output), kv_heads),
-        normaliser,
-        0.0,
-        call.mask is None,
-        attn_mask=_for_heads(call.mask, kv_heads),
-        scale=scale,
+    """Return the gradients of a call by its queries, keys and values.
+
+    Args:
+        call: The call.
+        of_queries: What comes in, the queries, the output; (kv_heads, groups, T, d).
+        key: (kv_heads, S, d).
+        value: (kv_heads, S, d).
+        normaliser: What the kernel kept.
+        scale: Factor on the scores.
+    """
+    grad, query, output = of_queries
+    groups = query.shape[1]
+    by_query, by_key, by_value = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            call.gradient(grad),
+            call.query(query),
+            _for_groups(call.key(key), groups),
+            _for_groups(call.key(value), groups),
+            call.query(output),
+            normaliser,
+            0.0,
+            call.mask is None,
+            attn_mask=call.kernel_mask(key.shape[0]),
+            scale=scale,
+        )
     )
-    return (
-        _ungroup(parts[0], kv_heads),
-        _ungroup(parts[1].sum(1, keepdim=True), kv_heads),
-        _ungroup(parts[2].sum(1, keepdim=True), kv_heads),
-    )
-
-
-# Query heads that share a key-value head become the heads of the kernel, and the key-value heads
-# join the batch, where one key serves a whole group by a stride of 0.
-
-
-def _by_group(tensor: Tensor, kv_heads: int) -> Tensor:
-    """(G, heads, q, d) -> (G * kv_heads, groups, q, d)."""
-    texts, _, tokens, width = tensor.shape
-    return tensor.reshape(texts, kv_heads, -1, tokens, width).flatten(0, 1)
-
-
-def _ungroup(tensor: Tensor, kv_heads: int) -> Tensor:
-    """(G * kv_heads, groups, q, d) -> (G, heads, q, d)."""
-    _, groups, tokens, width = tensor.shape
-    return tensor.reshape(-1, kv_heads * groups, tokens, width)
+    return by_query, _over_groups(by_key), _over_groups(by_value)
 
 
 def _for_groups(tensor: Tensor, groups: int) -> Tensor:
-    """(G, kv_heads, k, d) -> (G * kv_heads, groups, k, d)."""
-    return tensor.flatten(0, 1)[:, None].expand(-1, groups, -1, -1)
+    """(B, k, d) -> (B, groups, k, d), without a copy."""
+    return tensor[:, None].expand(-1, groups, -1, -1)
 
 
-def _for_heads(mask: Tensor | None, kv_heads: int) -> Tensor | None:
-    """Return a mask for a batch of key-value heads: (G, 1, q, k) -> (G * kv_heads, 1, q, k)."""
-    if mask is None or mask.ndim == 2 or kv_heads == 1:
-        return mask
-    return mask.repeat_interleave(kv_heads, dim=0)
+def _over_groups(gradient: Tensor) -> Tensor:
+    """(B, groups, k, d) -> (B, k, d), summed."""
+    return gradient[:, 0] if gradient.shape[1] == 1 else gradient.sum(1)
 
 
 # Which calls a row needs ------------------------------------------------------------------------
@@ -262,21 +288,50 @@ def _make_calls(plan: AttentionPlan, window: int | None, dtype: torch.dtype) -> 
     for queried in trees.values():
         tree = _Tree(plan, queried)
         if len(tree.keys) > BLOCK_TOKENS:
-            calls += [_segment_call(plan, index, window, dtype) for index in queried]
+            for index in queried:
+                calls += _segment_calls(plan, index, window, dtype)
         else:
             size = -(-len(tree.keys) // _BLOCK_STEP)
             by_size.setdefault(size, []).append(tree)
     return [*calls, *(_block_call(trees, window, dtype) for trees in by_size.values())]
 
 
-def _segment_call(
+def _segment_calls(
     plan: AttentionPlan, index: int, window: int | None, dtype: torch.dtype
-) -> SegmentCall:
-    starts, offset = plan.starts, plan.query_offset
-    keys = tuple(slice(int(starts[step]), int(starts[step + 1])) for step in plan.path(index))
-    queries = slice(int(starts[index]) - offset, int(starts[index + 1]) - offset)
+) -> list[SegmentCall]:
+    """Return the calls of a segment: several where it is long, so that few keys are masked."""
+    start, length = int(plan.starts[index]), plan.lengths[index]
+    before = [
+        slice(int(plan.starts[step]), int(plan.starts[step + 1]))
+        for step in plan.segments[index].ancestors
+    ]
     seen = sees(plan, index, window, torch.device("cpu"))
-    return SegmentCall(queries, keys, None if seen is None else _additive(seen, dtype))
+    depth = int(plan.depths[index])
+    borders = np.linspace(0, length, -(-length // CALL_TOKENS) + 1).astype(int).tolist()
+    calls = []
+    for first, last in pairwise(borders):
+        earlier = [slice(start, start + first)] if first else []
+        keys = (*before, *earlier, slice(start + first, start + last))
+        mask = None
+        if seen is not None:
+            mask = _additive(seen[first:last, : depth + last], dtype)
+        elif first:
+            square = torch.ones(last, last, dtype=torch.bool).tril()
+            mask = _additive(square[first:last], dtype)
+        queries = slice(keys[-1].start - plan.query_offset, keys[-1].stop - plan.query_offset)
+        calls.append(SegmentCall(queries, keys, _runs(keys), mask))
+    return calls
+
+
+def _runs(slices: Sequence[slice]) -> tuple[slice, ...]:
+    """Join slices that stand side by side."""
+    runs = [slices[0]]
+    for part in slices[1:]:
+        if part.start == runs[-1].stop:
+            runs[-1] = slice(runs[-1].start, part.stop)
+        else:
+            runs.append(part)
+    return tuple(runs)
 
 
 class _Tree:
