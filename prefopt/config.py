@@ -145,6 +145,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         metadata={"help": "Mixed precision in bfloat16. Default: on where CUDA supports it."},
     )
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the last finite loss in place of one that is not. Off by default, for it "
+            "hides what happened, and makes a GPU wait at every step."
+        },
+    )
+
     loss_type: list[str] | str | None = field(
         default=None,
         metadata={
@@ -305,10 +313,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
         for name in ("loss_kwargs", "model_init_kwargs"):
             self._read_json(name)
+        copies_wait = self.accelerator_config is not None  # or as that says
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one torch warns of it.
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+        elif self.dataloader_pin_memory and not copies_wait:
+            # The next batch is laid out and copied while the accelerator computes.
+            self.accelerator_config.non_blocking = True
         self._refuse()
         self._check_values()
         if self.precompute_ref_log_probs:

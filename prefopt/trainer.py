@@ -6,44 +6,42 @@ the whole optimiser step, whatever the micro-batches and processes; so is KTO's 
 evaluation does not depend on its batch size.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, set_seed
+from transformers import EvalPrediction, TrainerCallback
+from transformers.trainer_utils import set_seed
 
 from prefopt.config import PreferenceConfig
 from prefopt.data import PreparedDataset, check_kind, prepare_dataset
-from prefopt.data.collate import VIEWS, PreferenceCollator, parts_of
+from prefopt.data.collate import PreferenceCollator, parts_of
 from prefopt.data.inspection import (
     PREPARED_COLUMNS,
     check_datasets,
     first_kinds,
     is_prepared,
     is_stream,
-    share_of,
 )
 from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
+from prefopt.engine.compilation import compile_layers
 from prefopt.engine.denormals import denormals_flushed
 from prefopt.engine.router import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores
+from prefopt.exact_evaluation import ExactEvaluation, Scored, gather_objects
 from prefopt.losses import LossOutput
 from prefopt.losses.inputs import objective_outputs, term_counts
 from prefopt.losses.metrics import (
     MetricSums,
     add_batch_metrics,
     add_token_metrics,
-    batch_rewards,
     with_margins,
 )
 from prefopt.model_card import write_model_card
@@ -69,7 +67,7 @@ from prefopt.reference import (
 from prefopt.reference.cache import examples_of
 
 
-class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untyped
+class PreferenceTrainer(ExactEvaluation):
     """Trains a causal language model on preferences.
 
     Args:
@@ -196,6 +194,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self._console.print(
                 f"prefopt: first batch: log-probs equal the plain forward's to {largest:.1e} nats"
             )
+        if args.torch_compile:
+            # Not by accelerate, which would compile the model as a whole.
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+            compile_layers(
+                self.model, backend=args.torch_compile_backend, mode=args.torch_compile_mode
+            )
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
         self._console.print(f"prefopt: loss [bold]{self.objective.name}[/], {self.scorer}")
@@ -290,7 +294,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             examples_per_batch=self.args.precompute_ref_batch_size,
             rank=self.args.process_index,
             world_size=self.args.world_size,
-            gather=_gather_objects,
+            gather=gather_objects,
             show_progress=self.is_world_process_zero() and not self.args.disable_tqdm,
             name=name,
         )
@@ -389,7 +393,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
-    def _score(self, batch: dict[str, Any], wrapped: nn.Module | None) -> "_Scored":
+    def _score(self, batch: dict[str, Any], wrapped: nn.Module | None) -> Scored:
         scores = self.scorer.score(
             batch,
             wrapped,
@@ -398,17 +402,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             with_statistics=self.args.log_token_metrics,
         )
         if self._references is None:
-            return _Scored(scores)
+            return Scored(scores)
         reference = self._references.logps(batch, self.accelerator.autocast)
         if scores.continuation is not None and reference.continuation is not None:
             log_ratios = scores.continuation.logps - reference.continuation
-            return _Scored(scores, reference.logps, _sum_and_count(log_ratios))
+            return Scored(scores, reference.logps, _sum_and_count(log_ratios))
         if self.objective.needs_kl and "kl_estimate" not in batch:
-            return _Scored(scores, reference.logps, self._mismatched_log_ratios(batch))
-        return _Scored(scores, reference.logps)
+            return Scored(scores, reference.logps, self._mismatched_log_ratios(batch))
+        return Scored(scores, reference.logps)
 
     def _outputs(
-        self, batch: Mapping[str, Any], scored: "_Scored", kl: Tensor | None
+        self, batch: Mapping[str, Any], scored: Scored, kl: Tensor | None
     ) -> list[LossOutput]:
         scores = scored.scores
         return objective_outputs(
@@ -489,127 +493,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             logs["num_tokens"] = float(seen)
         super().log(logs, start_time)
 
-    # Evaluation -----------------------------------------------------------------------------------
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return a loader over this process's rows of an evaluation set, raw or prepared."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        if dataset is None:
-            raise ValueError("evaluation needs an eval_dataset")
-        dataset = self._prepare(dataset, self.args, "eval")
-        if self.args.world_size > 1:
-            dataset = share_of(dataset, self.args.process_index, self.args.world_size)
-        return DataLoader(
-            dataset,
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-        )
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Return a loader over this process's rows of a test set."""
-        return self.get_eval_dataloader(test_dataset)
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Evaluate exactly: every example once, means over examples, whatever the batches.
-
-        KTO's KL estimate is that of the whole set.
-        """
-        self.model.eval()
-        self.callback_handler.eval_dataloader = dataloader
-        parts = list(self._evaluated(dataloader))
-        kl = None
-        if self.objective.needs_kl:
-            kl = self._kl_estimate(scored.mismatched for _, scored in parts)
-        sums = MetricSums()
-        rewards: list[tuple[Tensor | None, ...]] = []
-        for batch, scored in parts:
-            outputs, counts = self._outputs(batch, scored, kl), batch["counts"]
-            for index, output in enumerate(outputs):
-                sums.add(f"term/{index}", output.losses.sum(), counts[index])
-            self._add_metrics(sums, batch, outputs, scored.scores, counts)
-            rewards.append(batch_rewards(outputs, batch))
-        means = with_margins(sums.means(self._sum_over_processes))
-        terms = [means.pop(f"term/{i}", math.nan) for i in range(len(self.objective.terms))]
-        means["loss"] = sum(
-            term.weight * value for term, value in zip(self.objective.terms, terms, strict=True)
-        )
-        if kl is not None:
-            means["kl"] = float(kl)
-        predictions, labels = self._collected(rewards)
-        if self.compute_metrics is not None:
-            means |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
-        metrics = {_prefixed(name, metric_key_prefix): value for name, value in means.items()}
-        examples = sum(int(batch["examples"]) for batch, _ in parts)
-        total = self._sum_over_processes(torch.tensor(examples, device=self.args.device))
-        return EvalLoopOutput(predictions, labels, metrics, int(total))
-
-    @torch.no_grad()
-    def _evaluated(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, Any], "_Scored"]]:
-        """Yield what the losses and metrics need of each batch, scored: little, for all are held.
-
-        KTO's KL estimate is that of the whole set, so no loss is known before the last batch.
-        """
-        for batch in dataloader:
-            for part in parts_of(self._prepare_inputs(batch)):
-                scored = self._score(part, wrapped=self._eval_wrapper())
-                views = {name: part[name] for name in VIEWS} | {"counts": self._counts(part)}
-                yield views, scored._replace(scores=scored.scores.summed())
-            self.control = self.callback_handler.on_prediction_step(
-                self.args, self.state, self.control
-            )
-
-    def _eval_wrapper(self) -> nn.Module | None:
-        """Sharded models must be called through their wrapper; replicas need no company."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.model_wrapped if sharded else None
-
-    def _collected(self, rewards: list[tuple[Tensor | None, ...]]) -> tuple[Any, Any]:
-        """Return predictions and labels for ``compute_metrics``, from all processes."""
-        if self.compute_metrics is None:
-            return None, None
-        columns = []
-        for column in zip(*rewards, strict=True):
-            parts = [part.float().cpu().numpy() for part in column if part is not None]
-            local = np.concatenate(parts) if parts else None
-            gathered = _gather_objects(local) if self.args.world_size > 1 else [local]
-            known = [part for part in gathered if part is not None]
-            columns.append(np.concatenate(known) if known else None)
-        chosen, rejected, thumbs, labels = columns
-        if chosen is not None:
-            return (chosen, rejected), None
-        return thumbs, None if labels is None else labels.astype(bool)
-
     # Saving ---------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             write_model_card(output_dir or self.args.output_dir, self)
-
-
-class _Scored(NamedTuple):
-    """A batch, scored.
-
-    Attributes:
-        scores: By the policy.
-        ref_logps: By the reference; (N,), nats; None if no loss needs it.
-        mismatched: Sum and count of the log-ratios of mismatched completions; (2,).
-    """
-
-    scores: Scores
-    ref_logps: Tensor | None = None
-    mismatched: Tensor | float = 0.0
 
 
 def _sum_and_count(values: Tensor) -> Tensor:
@@ -627,14 +516,3 @@ def _check_arguments(
             "leave ref_model out: the reference is then the policy as it is given"
         )
     check_datasets(train_dataset, eval_dataset)
-
-
-def _gather_objects(value: Any) -> list[Any]:
-    """Return an object of every process, in their order."""
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
-
-
-def _prefixed(name: str, prefix: str) -> str:
-    return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"

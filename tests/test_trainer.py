@@ -385,3 +385,18 @@ def test_the_configuration_survives_a_round_trip(tmp_path):
     assert again.objective.name == "dpo + 0.2*sft"
     assert again.objective.terms[0].hyperparameters == {"beta": 0.3}
     assert get_loss("dpo").hyperparameters["beta"] == 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("loss", "kind"), [("dpo", "paired"), ("kto", "unpaired")])
+def test_a_step_never_waits_for_the_gpu(tmp_path, loss, kind):
+    trained = trainer(tmp_path, tiny_rows(8, kind), loss_type=loss, use_cpu=False, bf16=True)
+    rows = [trained.train_dataset[index] for index in range(4)]
+    batch = trained._prepare_inputs(trained.data_collator(rows))
+    trained.model.train()
+    trained.compute_loss(trained.model, batch).backward()  # what is chosen on first use is chosen
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trained.compute_loss(trained.model, batch).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

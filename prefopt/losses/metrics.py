@@ -25,14 +25,23 @@ class MetricSums:
             count: How many values; scalar.
         """
         total = total.detach().to(torch.float64)
-        pair = torch.stack(
-            [total, torch.as_tensor(count, device=total.device, dtype=torch.float64)]
-        )
+        # A number is filled in, not copied: a copy to a GPU would wait for what it computes.
+        count = count.double() if isinstance(count, Tensor) else torch.full_like(total, count)
+        pair = torch.stack([total, count])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
-    def add_values(self, name: str, values: Tensor) -> None:
-        """Add each value of a tensor; an empty one counts as nothing and keeps the name known."""
-        self.add(name, values.detach().sum(), float(values.numel()))
+    def add_values(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Add each value of a tensor; an empty one counts as nothing and keeps the name known.
+
+        Args:
+            name: The metric.
+            values: The values; (n,).
+            mask: Which of them count; (n,), None for all.
+        """
+        if mask is None:
+            self.add(name, values.detach().sum(), float(values.numel()))
+        else:
+            self.add(name, torch.where(mask, values.detach(), 0).sum(), mask.sum())
 
     def means(self, reduce: Any = None) -> dict[str, float]:
         """Return sum / count of every metric that has a count, and forget everything.
@@ -80,10 +89,9 @@ def add_batch_metrics(
             sums.add(f"loss/{term.loss.name}", output.losses.sum(), count)
     unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
     pairs = not unpaired
-    better, worse = _sides(batch, pairs)
-    for side, index in (("chosen", better), ("rejected", worse)):
-        sums.add_values(f"logps/{side}", logps.index_select(0, index))
-        sums.add_values(f"lengths/{side}", lengths.index_select(0, index))
+    for side, index, mask in _sides(batch, pairs):
+        sums.add_values(f"logps/{side}", logps.index_select(0, index), mask)
+        sums.add_values(f"lengths/{side}", lengths.index_select(0, index), mask)
     for output in outputs:
         if output.chosen_rewards is not None and output.rejected_rewards is not None:
             margins = output.chosen_rewards - output.rejected_rewards
@@ -94,8 +102,8 @@ def add_batch_metrics(
             return
         if output.rewards is not None:
             desirable = batch["desirable"]
-            sums.add_values("rewards/chosen", output.rewards[desirable])
-            sums.add_values("rewards/rejected", output.rewards[~desirable])
+            sums.add_values("rewards/chosen", output.rewards, desirable)
+            sums.add_values("rewards/rejected", output.rewards, ~desirable)
             return
 
 
@@ -125,17 +133,27 @@ def add_token_metrics(
     """
     sums.add("entropy", entropies.sum(), lengths.sum())
     unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
-    better, worse = _sides(batch, not unpaired)
-    sums.add("mean_token_accuracy", hits[better].sum(), lengths[better].sum())
-    sums.add("logits/chosen", mean_logits[better].sum(), lengths[better].sum())
-    sums.add("logits/rejected", mean_logits[worse].sum(), lengths[worse].sum())
+    for side, index, mask in _sides(batch, not unpaired):
+        tokens, right, logits = (
+            of_completions.index_select(0, index)
+            if mask is None
+            # Masked, not picked: what is picked by a mask has a size that a GPU must be asked for.
+            else of_completions.index_select(0, index) * mask
+            for of_completions in (lengths, hits, mean_logits)
+        )
+        if side == "chosen":
+            sums.add("mean_token_accuracy", right.sum(), tokens.sum())
+        sums.add(f"logits/{side}", logits.sum(), tokens.sum())
 
 
-def _sides(batch: Mapping[str, Any], pairs: bool) -> tuple[Tensor, Tensor]:
+def _sides(
+    batch: Mapping[str, Any], pairs: bool
+) -> tuple[tuple[str, Tensor, Tensor | None], tuple[str, Tensor, Tensor | None]]:
+    """Return both sides: its name, its completions, and which of these belong to it."""
     if pairs:
-        return batch["chosen_index"], batch["rejected_index"]
+        return ("chosen", batch["chosen_index"], None), ("rejected", batch["rejected_index"], None)
     index, desirable = batch["labelled_index"], batch["desirable"]
-    return index[desirable], index[~desirable]
+    return ("chosen", index, desirable), ("rejected", index, ~desirable)
 
 
 def batch_rewards(

@@ -204,3 +204,11 @@ def test_scaling_scores_alike_on_all_sides_and_is_written(tmp_path):
     assert "TRL" in two["sides"]
     assert "TRL" not in four["sides"]
     assert (tmp_path / "throughput_scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_are_all_seen(tmp_path):
+    run("profile_step.py", tmp_path, "--size", "tiny", "--steps", "2", "--batch", "2")
+    seconds = json.loads((tmp_path / "profile.json").read_text())["seconds_per_step"]["tiny"]
+    assert all(value > 0 for value in seconds.values())
+    assert len(seconds) == 7

@@ -17,6 +17,11 @@ def run(folder, rows, **options):
     """
     trained = trainer(folder, rows, **({"optim": "sgd"} | options))
     trained.train()
+    return results(trained)
+
+
+def results(trained):
+    """Return logged losses, gradient norms and final weights."""
     logged = steps(trained)
     weights = torch.cat([p.detach().flatten() for p in trained.model.parameters()])
     return [x["loss"] for x in logged], [x["grad_norm"] for x in logged], weights
@@ -57,6 +62,25 @@ def test_accumulation_changes_nothing_on_rankings_of_different_size(tmp_path):
     assert_same_training(parts, whole)
 
 
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_limit_of_tokens_changes_nothing(tmp_path, loss, layout):
+    """Batches of 8 in one row, and in as many as rows of about two examples take."""
+    rows = tiny_rows(24)
+    options = {"loss_type": loss, "per_device_train_batch_size": 8, "layout": layout}
+    whole = trainer(tmp_path, rows, optim="sgd", **options)
+    limited = trainer(tmp_path, rows, optim="sgd", max_tokens_per_batch=50, **options)
+    passes = []
+    score = limited.scorer.score
+    limited.scorer.score = lambda batch, *args, **kwargs: (
+        passes.append(batch) or score(batch, *args, **kwargs)
+    )
+    for trained in (whole, limited):
+        trained.train()
+    assert len(passes) >= 2 * limited.state.global_step
+    assert_same_training(results(limited), results(whole))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_layouts_train_alike(tmp_path, loss):
     rows = tiny_rows(12)
@@ -72,6 +96,19 @@ def test_cached_and_live_references_train_alike(tmp_path, kind):
     cached = run(tmp_path, rows, loss_type=loss, reference="cached")
     live = run(tmp_path, rows, loss_type=loss, ref_model=tiny_model("llama"), reference="live")
     assert_same_training(cached, live)
+
+
+def test_a_limit_of_tokens_changes_no_evaluation(tmp_path):
+    rows = tiny_rows(7, "unpaired")
+    evaluated = [
+        trainer(
+            tmp_path, None, eval_dataset=rows, loss_type="kto", max_tokens_per_batch=limit
+        ).evaluate()
+        for limit in (None, 40)
+    ]
+    for name, value in evaluated[0].items():
+        if not any(part in name for part in ("runtime", "per_second", "preparation")):
+            assert evaluated[1][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
 def test_gradient_checkpointing_trains_alike(tmp_path):

@@ -284,16 +284,22 @@ def _make_calls(plan: AttentionPlan, window: int | None, dtype: torch.dtype) -> 
     for index in range(plan.first, len(plan.segments)):
         trees.setdefault(plan.path(index)[0], []).append(index)
     calls: list[SegmentCall | BlockCall] = []
-    by_size: dict[int, list[_Tree]] = {}
+    by_size: dict[tuple[int, int], list[_Tree]] = {}
     for queried in trees.values():
         tree = _Tree(plan, queried)
         if len(tree.keys) > BLOCK_TOKENS:
             for index in queried:
                 calls += _segment_calls(plan, index, window, dtype)
         else:
-            size = -(-len(tree.keys) // _BLOCK_STEP)
+            size = _rounded_up(len(tree.queries)), _rounded_up(len(tree.keys))
             by_size.setdefault(size, []).append(tree)
-    return [*calls, *(_block_call(trees, window, dtype) for trees in by_size.values())]
+    blocks = [_block_call(trees, size, window, dtype) for size, trees in by_size.items()]
+    return [*calls, *blocks]
+
+
+def _rounded_up(tokens: int) -> int:
+    """Return the size of a block for a text: its own, so that a score depends on no other text."""
+    return -(-tokens // _BLOCK_STEP) * _BLOCK_STEP
 
 
 def _segment_calls(
@@ -366,13 +372,13 @@ class _Tree:
         return seen if window is None else seen & (back < window)
 
 
-def _block_call(trees: Sequence[_Tree], window: int | None, dtype: torch.dtype) -> BlockCall:
-    most_queries = max(len(tree.queries) for tree in trees)
-    most_keys = max(len(tree.keys) for tree in trees)
-    queries = np.zeros((len(trees), most_queries), dtype=np.int64)
-    keys = np.zeros((len(trees), most_keys), dtype=np.int64)
+def _block_call(
+    trees: Sequence[_Tree], size: tuple[int, int], window: int | None, dtype: torch.dtype
+) -> BlockCall:
+    queries = np.zeros((len(trees), size[0]), dtype=np.int64)
+    keys = np.zeros((len(trees), size[1]), dtype=np.int64)
     real_queries, real_keys = np.zeros(queries.shape, bool), np.zeros(keys.shape, bool)
-    seen = np.zeros((len(trees), 1, most_queries, most_keys), bool)
+    seen = np.zeros((len(trees), 1, *size), bool)
     # A query of the padding sees a key, or its softmax would be 0 / 0.
     seen[..., 0] = True
     for row, tree in enumerate(trees):

@@ -1,0 +1,43 @@
+"""Compile a model's layers, around their attention.
+
+What attention does is worked out in Python from each batch's segments, which ``torch.compile``
+would try to follow. Compiled by layers and around it, norms, rotary embeddings, projections and
+MLPs become a few fused passes; all layers share one compilation.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prefopt.engine.attention.interface import NAME, prefopt_attention
+
+
+def compile_layers(model: nn.Module, **options: Any) -> int:
+    """Compile the layers of a transformers model in place, for rows of any length.
+
+    Args:
+        model: The model; its attention keeps running uncompiled.
+        **options: Of ``torch.compile``: ``backend``, ``mode``.
+
+    Returns:
+        How many layers were compiled.
+
+    Raises:
+        ValueError: If none was found.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise ValueError(
+            f"torch_compile=True: {type(model).__name__} has no layers of the kind that "
+            "transformers marks, so there is nothing to compile; leave it out"
+        )
+    uncompiled = torch.compiler.disable(prefopt_attention)  # type: ignore[no-untyped-call] # torch
+    AttentionInterface.register(NAME, uncompiled)
+    for layer in layers:
+        layer.compile(dynamic=True, **options)
+    return len(layers)
