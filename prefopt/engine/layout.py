@@ -90,6 +90,8 @@ class Layout:
             a token that several completions share is predicted once and counted for each of them.
         completion_index: The completion that each of the L tokens belongs to; (L,), ascending.
         lengths: Scored tokens of each completion; (N,).
+        hidden_positions: Flat positions whose last hidden states are looked at, by this row or its
+            continuation; ascending.
         sequence_tokens: Tokens of all prompts + completions counted separately, as a padded batch
             without its padding would hold them.
         continuation: More completions of the same prompts, laid out in a row of their own which
@@ -106,6 +108,7 @@ class Layout:
     token_index: Ints
     completion_index: Ints
     lengths: Ints
+    hidden_positions: Ints
     sequence_tokens: int
     continuation: "Layout | None" = None
 
@@ -169,8 +172,10 @@ class _Predictions:
         distinct, token_index = np.unique(
             np.concatenate(self._positions) * radix + targets, return_inverse=True
         )
+        positions = distinct // radix
         return {
-            "predict_positions": distinct // radix,
+            "predict_positions": positions,
+            "hidden_positions": np.unique(positions),
             "target_ids": distinct % radix,
             "token_index": token_index.reshape(-1),
             "completion_index": np.repeat(np.arange(len(lengths)), lengths),
@@ -226,7 +231,19 @@ def _shared_prefix(
     if not continued:
         return layout
     next_row = _place((node for node in nodes if node not in own), layout.input_ids.size, len(row))
-    return replace(layout, continuation=_lay_out(next_row, later, _sequence_tokens(continued)))
+    return _continued(layout, _lay_out(next_row, later, _sequence_tokens(continued)))
+
+
+def _continued(layout: Layout, continuation: Layout) -> Layout:
+    """Join a row and its continuation, which predicts from positions of both."""
+    tokens, positions = layout.input_ids.size, continuation.hidden_positions
+    own = np.union1d(layout.hidden_positions, positions[positions < tokens])
+    later = positions[positions >= tokens] - tokens
+    return replace(
+        layout,
+        hidden_positions=own,
+        continuation=replace(continuation, hidden_positions=later),
+    )
 
 
 def _grow(tree: Node, example: Example, least_shared: int) -> list[_Text]:

@@ -18,6 +18,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from prefopt.engine import attention
+from prefopt.engine.last_layer import last_mlp, only_at
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.logprobs import LMHead, at_least_float32, plain_logps
 from prefopt.engine.probe import (
@@ -47,6 +48,7 @@ _LAYOUT_FIELDS = (
     "position_ids",
     "attention_mask",
     "predict_positions",
+    "hidden_positions",
     "target_ids",
     "token_index",
     "completion_index",
@@ -254,9 +256,10 @@ class Scorer:
                 logits = at_least_float32(output.logits.flatten(0, 1).index_select(0, positions))
                 logps = plain_logps(logits, targets, collector)
             else:
-                output = self._backbone_output(
-                    inputs, batch["segments"].segments, keep=memory, **extras
-                )
+                with only_at(last_mlp(self._backbone), batch["hidden_positions"]):
+                    output = self._backbone_output(
+                        inputs, batch["segments"].segments, keep=memory, **extras
+                    )
                 hidden = output.last_hidden_state.flatten(0, 1)
                 logps = self._head.logps(hidden.index_select(0, positions), targets, collector)
             aux_loss = None
@@ -279,9 +282,10 @@ class Scorer:
         """
         assert self._head is not None  # without our head nothing is shared
         if batch["input_ids"].numel():
-            output = self._backbone_output(
-                self._inputs(batch), batch["segments"].segments, memory=memory
-            )
+            with only_at(last_mlp(self._backbone), batch["hidden_positions"]):
+                output = self._backbone_output(
+                    self._inputs(batch), batch["segments"].segments, memory=memory
+                )
             hidden = torch.cat([hidden, output.last_hidden_state.flatten(0, 1)])
         return self._head.logps(
             hidden.index_select(0, batch["predict_positions"]), batch["target_ids"]
