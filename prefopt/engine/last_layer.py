@@ -28,8 +28,9 @@ def last_mlp(backbone: nn.Module) -> nn.Module | None:
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         return None
     mlp = getattr(layers[-1], "mlp", None)
-    dense = isinstance(mlp, nn.Module) and type(mlp).__name__.endswith("MLP")
-    if not dense or hasattr(mlp, "router") or hasattr(mlp, "experts"):
+    if not isinstance(mlp, nn.Module) or not type(mlp).__name__.endswith("MLP"):
+        return None
+    if hasattr(mlp, "router") or hasattr(mlp, "experts"):
         return None
     if len(signature(mlp.forward).parameters) != 1:  # Bloom's adds the residual itself
         return None
