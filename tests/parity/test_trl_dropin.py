@@ -125,7 +125,10 @@ def test_a_script_for_trl_runs_and_does_the_same(workplace, script):
     for our_entry, their_entry in zip(mine["history"], theirs["history"], strict=True):
         for name in names:
             if name in their_entry:
-                assert our_entry[name] == pytest.approx(their_entry[name], rel=1e-4, abs=1e-5)
+                # Margins are small differences of log-probs of some 30 nats, after steps of AdamW,
+                # which makes much of rounding errors at first.
+                closest = 1e-4 if name == "rewards/margins" else 1e-5
+                assert our_entry[name] == pytest.approx(their_entry[name], rel=1e-4, abs=closest)
 
 
 def test_the_scripts_differ_in_two_names_only():
