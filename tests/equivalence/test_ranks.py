@@ -44,14 +44,15 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, loss, kind):
     # Before the first step policy and reference are one, and margins the signs of rounding errors.
     for run in (one, two):
         run["steps"][0].pop("rewards/accuracies", None)
+    # Log-probs of some 30 nats are rounded to 2e-6; the KL estimate is a difference of such.
     for mine, wanted in zip(two["steps"], one["steps"], strict=True):
         assert set(mine) == set(wanted)
         for name, value in wanted.items():
-            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+            assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=1e-5)
     for name, value in one["eval"].items():
         if not any(part in name for part in ("runtime", "per_second", "preparation")):
-            assert two["eval"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+            assert two["eval"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.slow
