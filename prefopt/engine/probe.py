@@ -70,6 +70,18 @@ def is_exact(model: nn.Module) -> bool:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch a model's dropout off for a while, and back on exactly where it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers from logging what the probe finds out: who cannot change attention."""
     log = logging.getLogger("transformers.modeling_utils")

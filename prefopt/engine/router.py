@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefopt.engine.probe import causal_lm_of, evaluating
+
 logger = logging.getLogger("prefopt")
 
 
@@ -52,7 +54,7 @@ class RouterLoss:
         """
         if weight is not None and weight < 0:
             raise ValueError(f"router_aux_loss_coef must not be negative, got {weight}")
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = causal_lm_of(model)
         config = inner.config.get_text_config()
         problem = "it is no mixture of experts that returns its router logits"
         if hasattr(config, "output_router_logits"):
@@ -87,18 +89,14 @@ class RouterLoss:
         tokens = tokens % int(model.config.get_text_config().vocab_size)
         mask = (torch.arange(6, device=model.device) < 4).expand(2, 6)
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "use_cache": False}
-        training = [module for module in model.modules() if module.training]
-        model.eval()
         try:
-            own = model(**inputs, output_router_logits=True).aux_loss
-            output = model.base_model(**inputs, output_router_logits=True)
+            with evaluating(model):
+                own = model(**inputs, output_router_logits=True).aux_loss
+                output = model.base_model(**inputs, output_router_logits=True)
             ours = self(output.router_logits, mask)
             return bool(torch.isclose(ours.float(), own.float(), rtol=1e-3))
         except (AttributeError, TypeError, NotImplementedError, IndexError, RuntimeError):
             return False
-        finally:
-            for module in training:
-                module.training = True
 
     def __call__(self, router_logits: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
         """Return the loss of a forward pass, without its weight.

@@ -7,8 +7,8 @@ that never reaches our backend), the scorer falls back to what is right and says
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from prefopt.engine.logprobs import LMHead, at_least_float32, plain_logps
 from prefopt.engine.probe import (
     causal_lm_of,
     close,
+    evaluating,
     is_exact,
     probe_inputs,
     quiet_transformers,
@@ -222,16 +223,9 @@ class Scorer:
         moved: dict[str, Any] = send_to_device(batch, device)
         return moved
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Switch the model's dropout off for a while, and back on exactly where it was."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+        return evaluating(self.model)
 
     def _predictions(
         self,

@@ -154,6 +154,11 @@ class AttentionPlan:
         """Keys that stand before the first query."""
         return int(self.starts[self.first])
 
+    def key_places(self, segments: Sequence[int]) -> Ints:
+        """Return where the tokens of some segments stand among the keys, segment by segment."""
+        starts = self.starts
+        return np.concatenate([np.arange(starts[step], starts[step + 1]) for step in segments])
+
     def path(self, index: int) -> tuple[int, ...]:
         """Return the segments that a segment attends to, itself last."""
         return (*self.segments[index].ancestors, index)

@@ -311,19 +311,13 @@ def _segment_calls(
         slice(int(plan.starts[step]), int(plan.starts[step + 1]))
         for step in plan.segments[index].ancestors
     ]
-    seen = sees(plan, index, window, torch.device("cpu"))
-    depth = int(plan.depths[index])
     borders = np.linspace(0, length, -(-length // CALL_TOKENS) + 1).astype(int).tolist()
     calls = []
     for first, last in pairwise(borders):
         earlier = [slice(start, start + first)] if first else []
         keys = (*before, *earlier, slice(start + first, start + last))
-        mask = None
-        if seen is not None:
-            mask = _additive(seen[first:last, : depth + last], dtype)
-        elif first:
-            square = torch.ones(last, last, dtype=torch.bool).tril()
-            mask = _additive(square[first:last], dtype)
+        seen = sees(plan, index, window, torch.device("cpu"), slice(first, last))
+        mask = None if seen is None else _additive(seen, dtype)
         queries = slice(keys[-1].start - plan.query_offset, keys[-1].stop - plan.query_offset)
         calls.append(SegmentCall(queries, keys, _runs(keys), mask))
     return calls
@@ -351,13 +345,9 @@ class _Tree:
     def __init__(self, plan: AttentionPlan, queried: Sequence[int]) -> None:
         seen = sorted({step for index in queried for step in plan.path(index)})
         self._related = np.array([[b in plan.path(a) for b in seen] for a in seen])
-        starts, lengths = plan.starts, np.array(plan.lengths)
-
-        def tokens(segments: Sequence[int]) -> Any:
-            return np.concatenate([np.arange(starts[step], starts[step + 1]) for step in segments])
-
-        self.keys = tokens(seen)
-        self.queries = tokens(queried) - plan.query_offset
+        lengths = np.array(plan.lengths)
+        self.keys = plan.key_places(seen)
+        self.queries = plan.key_places(queried) - plan.query_offset
         self._places = np.concatenate(
             [plan.depths[step] + np.arange(lengths[step]) for step in seen]
         )
@@ -396,21 +386,27 @@ def _block_call(
 
 
 def sees(
-    plan: AttentionPlan, index: int, window: int | None, device: torch.device
+    plan: AttentionPlan,
+    index: int,
+    window: int | None,
+    device: torch.device,
+    tokens: slice | None = None,
 ) -> Tensor | None:
-    """Return which keys of its path each token of a segment sees; None where plainly causal.
+    """Return which keys of its path tokens of a segment see; None where that is plainly causal.
 
     Args:
         plan: The segments.
         index: The segment.
         window: A token sees itself and the ``window - 1`` tokens before it; None for all.
         device: Where the mask is wanted.
+        tokens: Which of its tokens; None for all.
 
     Returns:
-        (length, ancestors' lengths + length), True where the key is seen.
+        (tokens, keys up to the last of them), True where the key is seen.
     """
-    before = int(plan.depths[index])
-    total = before + plan.lengths[index]
+    first, last = (0, plan.lengths[index]) if tokens is None else (tokens.start, tokens.stop)
+    before = int(plan.depths[index]) + first
+    total = int(plan.depths[index]) + last
     if before == 0 and (window is None or window >= total):
         return None
     keys = torch.arange(total, device=device)

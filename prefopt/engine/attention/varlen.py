@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, Ints, LayerFacts
+from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts
 from prefopt.engine.attention.segments import attend_by_segments
 
 HALF = (torch.bfloat16, torch.float16)
@@ -67,6 +67,10 @@ class Sequences:
     key_ends: Tensor
     most_queries: int
     most_keys: int
+
+    def borders(self) -> tuple[Tensor, Tensor, int, int]:
+        """Return where sequences end and how long they get, in the order every kernel has it."""
+        return self.query_ends, self.key_ends, self.most_queries, self.most_keys
 
 
 def attend_varlen(
@@ -138,7 +142,7 @@ def make_sequences(plan: AttentionPlan, window: int | None, device: torch.device
     ]
     starts, offset = plan.starts, plan.query_offset
     ends = [*firsts[1:], len(plan.segments)]
-    places = [_path_places(plan, end - 1) for end in ends]
+    places = [plan.key_places(plan.path(end - 1)) for end in ends]
     if window is not None:
         unseen = [max(0, int(plan.depths[first]) - window + 1) for first in firsts]
         places = [path[cut:] for path, cut in zip(places, unseen, strict=True)]
@@ -154,12 +158,6 @@ def make_sequences(plan: AttentionPlan, window: int | None, device: torch.device
         most_queries=int(np.diff(query_ends).max()),
         most_keys=int(np.diff(key_ends).max()),
     )
-
-
-def _path_places(plan: AttentionPlan, index: int) -> Ints:
-    """Return where the tokens of a segment's path stand among the keys."""
-    starts = plan.starts
-    return np.concatenate([np.arange(starts[step], starts[step + 1]) for step in plan.path(index)])
 
 
 def _to_device(arrays: list[Any], device: torch.device) -> tuple[Tensor, ...]:
@@ -215,10 +213,7 @@ def _torch_run(function: Any) -> Any:
             query,
             key,
             value,
-            sequences.query_ends,
-            sequences.key_ends,
-            sequences.most_queries,
-            sequences.most_keys,
+            *sequences.borders(),
             scale=options.scaling,
             window_size=_window(options),
             **({"enable_gqa": True} if grouped else {}),
@@ -236,10 +231,7 @@ def _flash_run(function: Any) -> Any:
             query,
             key,
             value,
-            sequences.query_ends,
-            sequences.key_ends,
-            sequences.most_queries,
-            sequences.most_keys,
+            *sequences.borders(),
             dropout_p=options.dropout,
             softmax_scale=options.scaling,
             causal=True,
