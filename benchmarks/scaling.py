@@ -46,6 +46,12 @@ COMPLETION = 64
 
 # What grows: the field, its values, those of --quick, and what stays as it is.
 GROWING: dict[str, dict[str, Any]] = {
+    # Of 1k to 32k tokens: an example has 192 + 2 * 64, less 2 that predict nothing.
+    "examples": {
+        "values": [3, 6, 13, 26, 51, 103],
+        "quick": [1, 3],
+        "fixed": {"completions": 2, "prompt": 192, "vocabulary": VOCABULARY},
+    },
     "prompt": {
         "values": [64, 128, 256, 512, 1024, 2048, 4096],
         "quick": [64, 256],
@@ -60,12 +66,6 @@ GROWING: dict[str, dict[str, Any]] = {
         "values": [2048, 8192, 32768, 131072],
         "quick": [512, 2048],
         "fixed": {"examples": 4, "completions": 2, "prompt": 192},
-    },
-    # Of 1k to 32k tokens: an example has 192 + 2 * 64, less 2 that predict nothing.
-    "examples": {
-        "values": [3, 6, 13, 26, 51, 103],
-        "quick": [1, 3],
-        "fixed": {"completions": 2, "prompt": 192, "vocabulary": VOCABULARY},
     },
 }
 
@@ -198,8 +198,7 @@ def main() -> None:
     )
     record["versions"]["trl"] = version("trl")
     record |= {"model": MODEL | {"completion": COMPLETION}, "repeats": options.repeats}
-    found = run_all(options)
-    write(options.out, record, found)
+    run_all(options, lambda found: write(options.out, record, found))
 
 
 def parse() -> argparse.Namespace:
@@ -215,12 +214,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_all(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Return, for each thing that grows, what was measured at each of its points."""
+Found = dict[str, list[dict[str, Any]]]
+
+
+def run_all(options: argparse.Namespace, save: Callable[[Found], None]) -> None:
+    """Measure all sides at each point of each thing that grows; save after each thing."""
     from throughput import started
 
     job = {"device": options.device, "threads": options.threads, "seed": options.seed}
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: Found = {}
     with ExitStack() as stack, Progress(console=console) as progress:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = {}
@@ -234,7 +236,7 @@ def run_all(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             points = found[growing] = []
             for value in progress.track(values, description=growing):
                 points.append(_measure_point(workers, plan["fixed"] | {growing: value}, options))
-    return found
+            save(found)
 
 
 def _measure_point(
@@ -298,8 +300,8 @@ def growth(points: list[dict[str, Any]]) -> float:
     return float(np.polyfit(tokens, seconds, 1)[0])
 
 
-def write(folder: Path, record: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> None:
-    """Write JSON, Markdown and a chart."""
+def write(folder: Path, record: dict[str, Any], found: Found) -> None:
+    """Write JSON, Markdown and a chart of what was measured so far."""
     folder.mkdir(parents=True, exist_ok=True)
     exponent = growth(found["examples"])
     result = {"record": record, "growth_with_tokens": exponent, "found": found}
@@ -307,13 +309,12 @@ def write(folder: Path, record: dict[str, Any], found: dict[str, list[dict[str, 
     file.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     text = _markdown(record, found, exponent)
     file.with_suffix(".md").write_text(text)
-    console.print(text, markup=False)
+    if len(found) == len(GROWING):
+        console.print(text, markup=False)
     draw(found, file.with_suffix(".png"))
 
 
-def _markdown(
-    record: dict[str, Any], found: dict[str, list[dict[str, Any]]], exponent: float
-) -> str:
+def _markdown(record: dict[str, Any], found: Found, exponent: float) -> str:
     lines = ["| growing | value | " + " | ".join(f"{side}: s, MB" for side in SIDES) + " |"]
     lines.append("|---" * (2 + len(SIDES)) + "|")
     for growing, points in found.items():
@@ -337,14 +338,16 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(found: Found, path: Path) -> None:
     """Draw time, above, and memory, below, against each thing that grows."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(found), figsize=(15, 7), constrained_layout=True)
+    figure, axes = plt.subplots(
+        2, len(found), figsize=(3.75 * len(found), 7), constrained_layout=True, squeeze=False
+    )
     for (growing, points), column in zip(found.items(), axes.T, strict=True):
         for side, style in STYLES.items():
             have = [point for point in points if side in point["sides"]]
