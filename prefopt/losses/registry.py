@@ -29,16 +29,37 @@ VOCABULARY: dict[str, str] = {
     "ref_rejected_logps": "reference counterpart of rejected_logps; (B,), nats",
     "chosen_lengths": "length of the chosen completion; (B,), tokens",
     "rejected_lengths": "length of the rejected completion; (B,), tokens",
+    "chosen_head_logps": "policy log-prob of the first min(chosen, rejected length) tokens of the "
+    "chosen completion; (B,), nats",
+    "rejected_head_logps": "the same of the rejected completion; (B,), nats",
+    "ref_chosen_head_logps": "reference counterpart of chosen_head_logps; (B,), nats",
+    "ref_rejected_head_logps": "reference counterpart of rejected_head_logps; (B,), nats",
+    "chosen_divergences": "KL(reference || policy) at each token of the chosen completion, over "
+    "the vocabulary, summed over tokens, with gradient; (B,), nats",
+    "rejected_divergences": "the same of the rejected completion; (B,), nats",
+    "margins": "by how much the chosen completion is better on the data's own scale: column "
+    "margin, else the difference of the scores; (B,)",
+    "preference_probabilities": "probability that the chosen completion is preferred, 1 where the "
+    "data do not say; (B,)",
+    "mean_margin": "running mean over training of chosen minus rejected log-ratio, without "
+    "gradient; (), nats",
     "logps": "policy log-prob of the completion, summed over tokens; (B,), nats",
     "ref_logps": "reference counterpart of logps; (B,), nats",
     "lengths": "length of the completion; (B,), tokens",
     "desirable": "whether the completion is desirable; (B,), bool",
     "kl": "mean log-ratio of mismatched completions, at least 0, without gradient; (), nats",
+    "mean_log_ratio": "mean log-ratio of all completions trained on so far, the step's own "
+    "included, without gradient; (), nats",
     "ranked_logps": "policy log-probs of ranked completions, best first; (B, K), nats",
     "ref_ranked_logps": "reference counterpart of ranked_logps; (B, K), nats",
     "ranked_lengths": "lengths of the ranked completions; (B, K), tokens",
+    "ranked_scores": "scores of the ranked completions on the data's own scale, K - 1 to 0 where "
+    "the data have none; (B, K)",
 }
 """What a loss may ask for: name of a positional parameter -> meaning, shape and unit."""
+
+# Inputs that are one number for the whole batch.
+SCALARS = frozenset({"kl", "mean_log_ratio", "mean_margin"})
 
 ENTRY_POINT_GROUP = "prefopt.losses"
 
@@ -66,12 +87,14 @@ F = TypeVar("F", bound=LossFunction)
 
 @dataclass(frozen=True)
 class Loss:
-    """One registered loss; everything but the first four fields is read from ``function``.
+    """One registered loss; everything but the first five fields is read from ``function``.
 
     Attributes:
         name: The name it is picked by.
         function: The loss on plain tensors.
         aliases: Other names of the same function.
+        pooled: Whether the loss of an example depends on the others of its batch, beyond scalars:
+            it is then computed over all micro-batches and processes of an optimiser step at once.
         counts: What each loss weighs in the denominator of the mean, as a function of some of the
             loss's inputs and (keyword-only) hyper-parameters; None for one each.
         inputs: Names of the tensors it takes, from ``VOCABULARY``.
@@ -104,6 +127,7 @@ class Loss:
     function: LossFunction
     aliases: tuple[str, ...] = ()
     counts: CountsFunction | None = None
+    pooled: bool = False
     inputs: tuple[str, ...] = field(init=False, compare=False)
     hyperparameters: dict[str, Any] = field(init=False, compare=False)
     data_kind: str = field(init=False, compare=False)
@@ -121,7 +145,7 @@ class Loss:
             "inputs": inputs,
             "hyperparameters": hyperparameters,
             "data_kind": _read_data_kind(self.name, inputs),
-            "needs_reference": any(name.startswith("ref_") or name == "kl" for name in inputs),
+            "needs_reference": any(map(_is_of_reference, inputs)),
             **_read_docstring(self.function),
         }
         for name, value in derived.items():
@@ -158,7 +182,9 @@ class Loss:
             needed = "; ".join(f"{name} ({VOCABULARY[name]})" for name in missing)
             raise TypeError(f"loss {self.name!r} needs {needed}")
         tensors = {name: _at_least_float32(name, values[name]) for name in self.inputs}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name != "kl"}
+        shapes = {
+            name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in SCALARS
+        }
         if len(set(shapes.values())) > 1:
             raise ValueError(f"loss {self.name!r}: the inputs differ in shape: {shapes}")
         options = {name: values[name] for name in self.hyperparameters if name in values}
@@ -210,7 +236,11 @@ _entry_points_loaded = False
 
 
 def register_loss(
-    name: str, *, aliases: Sequence[str] = (), counts: CountsFunction | None = None
+    name: str,
+    *,
+    aliases: Sequence[str] = (),
+    counts: CountsFunction | None = None,
+    pooled: bool = False,
 ) -> Callable[[F], F]:
     """Return a decorator that registers a loss function and leaves it as it is.
 
@@ -220,6 +250,7 @@ def register_loss(
         name: The name it is picked by.
         aliases: Other names of the same function.
         counts: See ``Loss.counts``.
+        pooled: See ``Loss.pooled``.
 
     Raises:
         ValueError: If a name is taken, or the signature does not follow the contract.
@@ -235,7 +266,7 @@ def register_loss(
     """
 
     def decorate(function: F) -> F:
-        loss = Loss(name, function, tuple(aliases), counts)
+        loss = Loss(name, function, tuple(aliases), counts, pooled)
         for key in (name, *loss.aliases):
             holder = _LOSSES.get(_NAMES.get(key, ""))
             if holder is not None and not (
@@ -338,6 +369,10 @@ def _read_signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict
     return tuple(inputs), options
 
 
+def _is_of_reference(name: str) -> bool:
+    return name.startswith("ref_") or name in SCALARS or name.endswith("divergences")
+
+
 def _read_data_kind(name: str, inputs: tuple[str, ...]) -> str:
     kinds = {
         "paired": any("rejected_" in item for item in inputs),
@@ -395,6 +430,8 @@ def _example_tensor(name: str) -> Tensor:
     shape = (1, 2) if "ranked" in name else (1,)
     if name == "desirable":
         return torch.ones(shape, dtype=torch.bool)
-    if name == "kl":
+    if name in SCALARS:
         return torch.zeros(())
+    if name in ("margins", "preference_probabilities") or name.endswith(("scores", "divergences")):
+        return torch.ones(shape)
     return torch.full(shape, -1.0) if name.endswith("logps") else torch.ones(shape).long()

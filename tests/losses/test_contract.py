@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prefopt.losses import LossOutput, get_loss, list_losses
+from prefopt.losses.registry import SCALARS
 
 LOSSES = [loss.name for loss in list_losses()]
 SIZE = 5
@@ -24,8 +25,12 @@ def make_input(name, dtype=torch.float32, size=SIZE):
     shape = (size, 3) if "ranked" in name else (size,)
     if name == "desirable":
         return torch.rand(shape, generator=generator) < 0.5
-    if name == "kl":
+    if name in SCALARS:
         return torch.tensor(0.3, dtype=dtype)
+    if name in ("margins", "preference_probabilities") or name.endswith("scores"):
+        return torch.rand(shape, generator=generator).to(dtype)
+    if name.endswith("divergences"):
+        return torch.rand(shape, generator=generator).to(dtype).requires_grad_()
     if name.endswith("lengths"):
         return torch.randint(1, 9, shape, generator=generator)
     values = -30 * torch.rand(shape, generator=generator) - 0.1
