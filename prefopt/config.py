@@ -208,6 +208,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "choices": ["auto", "cached", "live"],
         },
     )
+    reference_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the store of reference log-probs, which all runs share. Default: "
+            "the environment variable PREFOPT_CACHE, else prefopt in the user's cache folder."
+        },
+    )
     precompute_ref_log_probs: bool = field(
         default=False, metadata={"help": "TRL's name for reference='cached'."}
     )

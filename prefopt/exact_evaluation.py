@@ -41,6 +41,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
     objective: Objective
     control: Any
     _prepare: Callable[..., Any]
+    _serve_references: Callable[[Any, str], None]
     _score: Callable[..., Scored]
     _outputs: Callable[..., list[LossOutput]]
     _counts: Callable[[Mapping[str, Any]], Tensor]
@@ -56,6 +57,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
         dataset = self._prepare(dataset, self.args, "eval")
+        self._serve_references(dataset, "eval")
         if self.args.world_size > 1:
             dataset = share_of(dataset, self.args.process_index, self.args.world_size)
         return DataLoader(

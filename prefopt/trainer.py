@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from prefopt.data.inspection import (
     is_prepared,
     is_stream,
 )
+from prefopt.data.prepared import examples_of
 from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
@@ -53,18 +55,23 @@ from prefopt.policy import (
     load_policy,
     load_reference,
     load_tokenizer,
+    reference_options,
     switch_off_dropout,
 )
 from prefopt.reference import (
-    AdapterOff,
-    LiveReference,
-    MemoryStore,
-    ReferenceModel,
+    BaseModel,
+    Database,
+    FillOptions,
+    InitialPolicy,
+    OtherModel,
+    Processes,
     References,
+    Source,
     adapter_starts_as_identity,
-    fill,
+    default_folder,
+    open_database,
 )
-from prefopt.reference.cache import examples_of
+from prefopt.reference.references import origin_facts
 
 
 class PreferenceTrainer(ExactEvaluation):
@@ -257,52 +264,79 @@ class PreferenceTrainer(ExactEvaluation):
 
     def _set_up_reference(self, ref_model: Any) -> None:
         """Decide where reference log-probs come from, and compute those that can be kept."""
+        args = self.args
+        folder = Path(args.reference_cache_dir) if args.reference_cache_dir else default_folder()
+        database = None if args.reference == "live" else open_database(folder)
+        self._references = References(
+            self._reference_source(ref_model, database),
+            args.reference,
+            database,
+            with_kl=self.objective.needs_kl,
+            options=FillOptions(
+                rows_per_batch=args.precompute_ref_batch_size,
+                processes=Processes(
+                    args.process_index,
+                    args.world_size,
+                    gather_objects if args.world_size > 1 else None,
+                ),
+                show_progress=self.is_world_process_zero() and not args.disable_tqdm,
+                context=self.accelerator.autocast,
+            ),
+            origin=origin_facts(self.scorer, self._autocast_name()),
+        )
         evals = self.eval_dataset
         evals = evals if isinstance(evals, dict) else {"eval": evals}
         # Pairs and no dictionary: an evaluation set may be called "train" too.
-        datasets = [("train", self.train_dataset), *evals.items()]
-        given = self._live_reference(ref_model)  # which may change the policy's layout
-        self._references = References(
-            self.scorer,
-            given,
-            [(name, dataset) for name, dataset in datasets if dataset is not None],
-            self.args.reference,
-            self._fill,
-        )
-        self._console.print(f"prefopt: reference: {self._references.description}")
+        for name, dataset in [("train", self.train_dataset), *evals.items()]:
+            if dataset is not None:
+                self._serve_references(dataset, name)
+        self._console.print(f"prefopt: reference: {self._references}", markup=False)
 
-    def _live_reference(self, ref_model: Any) -> LiveReference | None:
-        """Return a reference other than the policy itself as it is now; None for that."""
+    def _serve_references(self, dataset: Any, name: str) -> None:
+        if self._references is not None:
+            self._references.prepare(dataset, name)
+
+    def _reference_source(self, ref_model: Any, database: Database | None) -> Source:
+        autocast = self._autocast_name()
         if ref_model is not None:
-            ref_model = load_reference(ref_model, self._tokenizer, self.args)
-            ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
-            scorer = self._scorer_of(ref_model)
-            if scorer.layout != self.scorer.layout:  # batches have one layout: what both can do
-                self.scorer = Scorer(self.model, "padded")
-                scorer = Scorer(ref_model, "padded")
-            return ReferenceModel(scorer, "the given ref_model")
+            return OtherModel(
+                ref_model,
+                self._load_reference,
+                reference_options(self.args),
+                autocast,
+                self._scorer_of,
+                self._in_layout_of_both,
+                database,
+            )
         if is_peft(self.model) and adapter_starts_as_identity(self.scorer):
-            return AdapterOff(self.scorer)
-        return None
+            return BaseModel(self.scorer, autocast)
+        name = getattr(self.model.config, "_name_or_path", "")
+        reload = partial(self._load_reference, name) if name and not is_peft(self.model) else None
+        return InitialPolicy(self.scorer, autocast, reload, self._scorer_of)
 
-    def _fill(self, store: MemoryStore, dataset: Any, reference: LiveReference, name: str) -> None:
-        fill(
-            store,
-            examples_of(dataset, self.objective.needs_kl),
-            partial(reference.score, context=self.accelerator.autocast),
-            self.scorer,
-            examples_per_batch=self.args.precompute_ref_batch_size,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-            gather=gather_objects,
-            show_progress=self.is_world_process_zero() and not self.args.disable_tqdm,
-            name=name,
+    def _load_reference(self, model: Any) -> Any:
+        model = load_reference(model, self._tokenizer, self.args)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def _in_layout_of_both(self, scorer: Scorer) -> Scorer:
+        """Return a scorer of the same model in the layout of the policy's batches."""
+        if scorer.layout == self.scorer.layout:
+            return scorer
+        self.scorer = Scorer(self.model, "padded")
+        return Scorer(scorer.model, "padded")
+
+    def _autocast_name(self) -> str:
+        """Return the dtype to which forward passes are cast, or ``"none"``."""
+        return {"no": "none"}.get(
+            self.accelerator.mixed_precision, self.accelerator.mixed_precision
         )
 
     # One step -------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as ``transformers.Trainer`` does; on a CPU denormal gradients count as zero."""
+        if self._references is not None:
+            self._references.policy_moves()
         with denormals_flushed() if self.args.device.type == "cpu" else nullcontext():
             return super().train(*args, **kwargs)
 
@@ -403,7 +437,7 @@ class PreferenceTrainer(ExactEvaluation):
         )
         if self._references is None:
             return Scored(scores)
-        reference = self._references.logps(batch, self.accelerator.autocast)
+        reference = self._references.logps(batch)
         if scores.continuation is not None and reference.continuation is not None:
             log_ratios = scores.continuation.logps - reference.continuation
             return Scored(scores, reference.logps, _sum_and_count(log_ratios))
@@ -459,7 +493,7 @@ class PreferenceTrainer(ExactEvaluation):
         """Return sum and count of policy minus reference over mismatched completions; (2,)."""
         assert self._references is not None  # no loss eats a KL estimate without a reference
         scores = self.scorer.score(batch["kl"], context=self.accelerator.autocast)
-        reference = self._references.logps(batch["kl"], self.accelerator.autocast)
+        reference = self._references.logps(batch["kl"])
         return _sum_and_count(scores.logps - reference.logps)
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
 """Fixtures every test may use: where the shared data lies, and a machine set to be repeatable."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# The user's own store of reference log-probs is never touched, by fixtures of modules neither.
+_CACHE = tempfile.TemporaryDirectory(prefix="prefopt-tests-")
+os.environ["PREFOPT_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,3 +37,9 @@ def shared_dir() -> Path:
     if folder is None:
         pytest.skip("needs the shared data: set PREFOPT_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_reference_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    """Each test starts with an empty store of reference log-probs."""
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True)))

@@ -266,12 +266,32 @@ def test_compute_metrics_gets_the_rewards_of_every_pair(tmp_path):
     assert seen["shapes"] == [(7,), (7,)]
 
 
-def test_rows_unknown_at_the_start_need_a_reference_that_still_exists(tmp_path):
+def test_rows_that_come_later_are_scored_by_the_reference_as_long_as_it_can_be_had(tmp_path):
+    later = tiny_rows(3, seed=9)
     trained = trainer(tmp_path, tiny_rows(8))
-    with pytest.raises(ValueError, match="pass it as eval_dataset when making the trainer"):
-        trained.evaluate(tiny_rows(3, seed=9))
+    assert trained.evaluate(later)["eval_loss"] == pytest.approx(0.6931472, rel=1e-5)
+    trained.train()
+    assert trained.evaluate(later)["eval_loss"] != pytest.approx(0.6931472, rel=1e-3)
+    with pytest.raises(ValueError, match="as it was given, which has been trained since;"):
+        trained.evaluate(tiny_rows(3, seed=10))
     live = trainer(tmp_path, tiny_rows(8), reference="live")
-    assert live.evaluate(tiny_rows(3, seed=9))["eval_loss"] == pytest.approx(0.6931472, rel=1e-5)
+    assert live.evaluate(later)["eval_loss"] == pytest.approx(0.6931472, rel=1e-5)
+
+
+def test_rows_that_come_after_training_are_scored_by_the_reference_loaded_again(tmp_path):
+    folder = tmp_path / "base"
+    tiny_model("llama").save_pretrained(folder)
+    rows, later = tiny_rows(8), tiny_rows(3, seed=9)
+    known = trainer(tmp_path / "known", rows, eval_dataset=later, reference_cache_dir=tmp_path)
+    known.train()
+    again = trainer(tmp_path / "again", rows, model=str(folder))
+    again.train()
+    assert again.evaluate(later)["eval_loss"] == pytest.approx(
+        known.evaluate()["eval_loss"], rel=1e-5
+    )
+    tiny_model("llama", seed=1).save_pretrained(folder)
+    with pytest.raises(ValueError, match="is no longer where it was loaded from"):
+        again.evaluate(tiny_rows(3, seed=10))
 
 
 # Streams ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefopt.data.keys import completion_key
 from prefopt.data.parts import laid_out_tokens, split_evenly
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.score import layout_tensors
@@ -109,6 +110,33 @@ class PreferenceCollator:
             served = _reference_logps(self.reference, examples)
             if served is not None:
                 batch["ref_per_token_logps"] = torch.from_numpy(served)
+            else:
+                batch["unknown"] = self._unknown(examples)
+        return batch
+
+    def _unknown(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return what a live reference needs to score completions so that a store can keep them.
+
+        Masks are no part of what is kept, so all tokens are scored; ``selected`` (L,) are those
+        that this batch counts.
+        """
+        whole = [Example(example.prompt_ids, example.completion_ids) for example in examples]
+        batch = layout_tensors(build_layout(whole, self.layout, pad_token_id=self.pad_token_id))
+        texts = [
+            (example, plain, index)
+            for example, plain in zip(examples, whole, strict=True)
+            for index in range(len(plain.completion_ids))
+        ]
+        keys = [
+            completion_key(plain.prompt_ids, plain.completion_ids[index])
+            for _, plain, index in texts
+        ]
+        selected = [example.counted(index)[plain.counted(index)] for example, plain, index in texts]
+        sizes = [len(plain.completion_ids[index]) for _, plain, index in texts]
+        joined = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
+        batch["keys"] = torch.from_numpy(joined.copy())
+        batch["selected"] = torch.from_numpy(np.concatenate(selected))
+        batch["whole_lengths"] = torch.tensor(sizes)
         return batch
 
 

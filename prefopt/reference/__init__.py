@@ -1,7 +1,17 @@
 """The reference: where the log-probs that a policy is compared with come from."""
 
-from prefopt.reference.cache import MemoryStore, fill
+from prefopt.reference.database import Database
+from prefopt.reference.fill import Filler, FillOptions, Processes, Wanted
+from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.references import ReferenceLogps, References
+from prefopt.reference.sources import BaseModel, InitialPolicy, OtherModel, Source
+from prefopt.reference.store import (
+    FileStore,
+    LogpStore,
+    MemoryStore,
+    default_folder,
+    open_database,
+)
 from prefopt.reference.strategies import (
     AdapterOff,
     FrozenCopy,
@@ -12,12 +22,26 @@ from prefopt.reference.strategies import (
 
 __all__ = [
     "AdapterOff",
+    "BaseModel",
+    "Database",
+    "FileStore",
+    "FillOptions",
+    "Filler",
+    "Fingerprint",
     "FrozenCopy",
+    "InitialPolicy",
     "LiveReference",
+    "LogpStore",
     "MemoryStore",
+    "OtherModel",
+    "Processes",
     "ReferenceLogps",
     "ReferenceModel",
     "References",
+    "Source",
+    "Wanted",
     "adapter_starts_as_identity",
-    "fill",
+    "default_folder",
+    "fingerprint_of",
+    "open_database",
 ]

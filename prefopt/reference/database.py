@@ -1,0 +1,324 @@
+"""The file of reference log-probs: an SQLite database that any number of processes share.
+
+Schema, version 1 (``application_id`` "prfo", ``user_version`` 1):
+
+- ``reference``: one row for each fingerprint; ``facts`` is JSON, for people and for loading again.
+- ``origin``: how values were computed, as JSON: device, dtype, layout, attention, versions.
+- ``completion``: ``(reference, key)`` to the first piece, the number of tokens, a CRC-32, origin.
+- ``piece``: up to 256 log-probs, float32, little-endian; a completion's pieces have consecutive
+  ids.
+- ``file``: digests of files, valid while size, time and inode are what they were.
+- ``loaded``: which fingerprint the model had that was loaded from some files with some options.
+
+Keys are random, so the index fills its pages to some 70%; log-probs are appended, and pieces keep
+full pages whatever the length of a completion. It comes to 4.1 to 4.6 bytes a token and 70 bytes a
+completion.
+
+A value is bound to its key by a CRC-32 over fingerprint, key and values: a damaged page makes it
+unknown, and never wrong. Commits are atomic (write-ahead log), so a kill loses the commit in
+flight. WAL needs a file system with shared memory: local disks, not NFS.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+APPLICATION_ID = 0x7072666F  # "prfo"
+VERSION = 1
+PAGE_BYTES = 8192
+PIECE_TOKENS = 256  # 1 KiB: seven fill a page but for an eighth
+BUSY_S = 120
+CACHE_KIB = 16_384
+
+_SCHEMA = """
+CREATE TABLE reference (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL UNIQUE,
+    facts TEXT NOT NULL,
+    created REAL NOT NULL,
+    used REAL NOT NULL
+);
+CREATE TABLE origin (id INTEGER PRIMARY KEY, facts TEXT NOT NULL UNIQUE);
+CREATE TABLE completion (
+    reference INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    first INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    origin INTEGER NOT NULL,
+    PRIMARY KEY (reference, key)
+) WITHOUT ROWID;
+CREATE TABLE piece (id INTEGER PRIMARY KEY, logps BLOB NOT NULL);
+CREATE TABLE file (path TEXT PRIMARY KEY, stat TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE loaded (source TEXT PRIMARY KEY, fingerprint TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+_FIND = """
+SELECT c.tokens, c.checksum, c.first, p.logps FROM completion c
+LEFT JOIN piece p ON p.id = c.first WHERE c.reference = ? AND c.key = ?
+"""
+
+
+class DatabaseError(RuntimeError):
+    """The file cannot be used as a database of reference log-probs."""
+
+
+class NewerVersionError(DatabaseError):
+    """The file was written by a later version of prefopt."""
+
+
+class ForeignFileError(DatabaseError):
+    """The file is an SQLite database of another program."""
+
+
+class Database:
+    """Reference log-probs in a file.
+
+    Each process, and each thread, has a connection of its own, also after a fork; the object can be
+    pickled.
+
+    Args:
+        path: The file; made if it does not exist.
+        readonly: Whether the file must be left as it is; it must then exist.
+
+    Raises:
+        NewerVersionError: If a later version of prefopt wrote the file.
+        ForeignFileError: If another program did.
+        sqlite3.Error: If the file or its folder cannot be read or written, or is damaged.
+    """
+
+    def __init__(self, path: Path, readonly: bool = False) -> None:
+        self.path = path
+        self.readonly = readonly
+        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+        self._check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "readonly": self.readonly}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _connections={})
+
+    # Connections ----------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection of this process and thread.
+
+        One that was inherited by a fork is neither used nor closed: SQLite forbids both.
+        """
+        here = (os.getpid(), threading.get_ident())
+        if here not in self._connections:
+            self._connections[here] = self._connect()
+        return self._connections[here]
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.readonly:
+            # Without shared memory beside the file, which could not be made: nobody else writes.
+            uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+            connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
+        else:
+            connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        return connection
+
+    def close(self) -> None:
+        """Close this process's connections; the next call opens one again."""
+        for process, thread in list(self._connections):
+            if (process, thread) == (os.getpid(), threading.get_ident()):
+                self._connections.pop((process, thread)).close()
+
+    def _check(self) -> None:
+        """Make the tables where the file is new; refuse a file that is not ours or is newer."""
+        connection = self.connection
+        if not self.readonly:
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file only
+        application, version = self._identity()
+        if (application, version) == (0, 0) and not self._tables() and not self.readonly:
+            self._make()
+            application, version = self._identity()
+        if application != APPLICATION_ID:
+            raise ForeignFileError(f"{self.path} is a database of another program")
+        if version > VERSION:
+            raise NewerVersionError(
+                f"{self.path} was written by a later version of prefopt (schema {version}; this "
+                f"one knows {VERSION})"
+            )
+        if not self.readonly:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _make(self) -> None:
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        with self.writing() as connection:
+            if self._tables():  # another process was first
+                return
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _identity(self) -> tuple[int, int]:
+        return self._pragma("application_id"), self._pragma("user_version")
+
+    def _pragma(self, name: str) -> int:
+        (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
+        return int(value)
+
+    def _tables(self) -> int:
+        (count,) = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return int(count)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """All that is written inside is committed together, or not at all."""
+        connection = self.connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    # References -----------------------------------------------------------------------------------
+
+    def reference(self, fingerprint: str, facts: Mapping[str, Any] | None = None) -> int | None:
+        """Return the number of a reference in this file; None if it has none and cannot get one.
+
+        Args:
+            fingerprint: What determines its scores, beside the text.
+            facts: What it is; given, the reference is added if it is not known, and counts as used
+                now.
+        """
+        if facts is not None and not self.readonly:
+            now = time.time()
+            with self.writing() as connection:
+                connection.execute(
+                    "INSERT INTO reference (fingerprint, facts, created, used) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (fingerprint) DO UPDATE SET used = excluded.used",
+                    (fingerprint, json.dumps(dict(facts), sort_keys=True), now, now),
+                )
+        found = self.connection.execute(
+            "SELECT id FROM reference WHERE fingerprint = ?", (fingerprint,)
+        ).fetchone()
+        return None if found is None else int(found[0])
+
+    def origin(self, facts: Mapping[str, Any]) -> int:
+        """Return the number of a way in which values are computed, adding it if need be."""
+        text = json.dumps(dict(facts), sort_keys=True)
+        with self.writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO origin (facts) VALUES (?)", (text,))
+            found = connection.execute("SELECT id FROM origin WHERE facts = ?", (text,)).fetchone()
+        return int(found[0])
+
+    # Files ----------------------------------------------------------------------------------------
+
+    def file_digest(self, path: str, stat: str) -> str | None:
+        """Return the digest of a file if it was digested when its ``stat`` was the same."""
+        found = self.connection.execute(
+            "SELECT digest FROM file WHERE path = ? AND stat = ?", (path, stat)
+        ).fetchone()
+        return None if found is None else str(found[0])
+
+    def remember_file(self, path: str, stat: str, digest: str) -> None:
+        """Keep the digest of a file, for as long as its ``stat`` stays."""
+        with self.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (path, stat, digest))
+
+    def loaded(self, source: str) -> tuple[str, dict[str, Any]] | None:
+        """Return fingerprint and facts of the model loaded from a source; None if not known."""
+        found = self.connection.execute(
+            "SELECT r.fingerprint, r.facts FROM loaded l JOIN reference r "
+            "ON r.fingerprint = l.fingerprint WHERE l.source = ?",
+            (source,),
+        ).fetchone()
+        return None if found is None else (str(found[0]), json.loads(found[1]))
+
+    def remember_loaded(self, source: str, fingerprint: str) -> None:
+        """Keep which fingerprint the model loaded from a source had."""
+        with self.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO loaded VALUES (?, ?)", (source, fingerprint))
+
+    # Values ---------------------------------------------------------------------------------------
+
+    def get(self, reference: int, fingerprint: str, key: bytes) -> Floats | None:
+        """Return the log-probs of a completion; (n,), nats; None if not known, or damaged."""
+        connection = self.connection
+        found = connection.execute(_FIND, (reference, key)).fetchone()
+        if found is None:
+            return None
+        tokens, checksum, first, logps = found
+        if tokens > PIECE_TOKENS:
+            rows = connection.execute(
+                "SELECT logps FROM piece WHERE id BETWEEN ? AND ? ORDER BY id",
+                (first, first + _pieces(tokens) - 1),
+            )
+            logps = b"".join(row[0] for row in rows)
+        if logps is None or len(logps) != 4 * tokens or _crc(fingerprint, key, logps) != checksum:
+            return None
+        return np.frombuffer(logps, dtype="<f4")
+
+    def put(
+        self, reference: int, fingerprint: str, origin: int, values: Iterable[tuple[bytes, Floats]]
+    ) -> int:
+        """Add log-probs of completions in one commit; return how many were not known before.
+
+        What is known already stays as it is, unless it is damaged.
+        """
+        added = 0
+        with self.writing() as connection:
+            (last,) = connection.execute("SELECT max(id) FROM piece").fetchone()
+            first = (last or 0) + 1
+            for key, logps in values:
+                if self.get(reference, fingerprint, key) is not None:
+                    continue
+                blob = np.ascontiguousarray(logps, dtype="<f4").tobytes()
+                connection.executemany(
+                    "INSERT INTO piece (id, logps) VALUES (?, ?)",
+                    [
+                        (first + i, blob[4 * PIECE_TOKENS * i : 4 * PIECE_TOKENS * (i + 1)])
+                        for i in range(_pieces(len(logps)))
+                    ],
+                )
+                connection.execute(
+                    "INSERT OR REPLACE INTO completion VALUES (?, ?, ?, ?, ?, ?)",
+                    (reference, key, first, len(logps), _crc(fingerprint, key, blob), origin),
+                )
+                first += _pieces(len(logps))
+                added += 1
+        return added
+
+    def checkpoint(self) -> None:
+        """Move what was committed from the log into the file, if no reader is in the way."""
+        if not self.readonly:
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that make up a database: itself, its log, its shared memory."""
+    return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
+
+
+def _pieces(tokens: int) -> int:
+    """Return how many pieces a completion has: one at least."""
+    return max(1, -(-tokens // PIECE_TOKENS))
+
+
+def _crc(fingerprint: str, key: bytes, logps: bytes) -> int:
+    """Return the checksum as a signed number: SQLite stores it in four bytes."""
+    unsigned = crc32(logps, crc32(key, crc32(fingerprint.encode())))
+    return unsigned - (1 << 32) if unsigned >= 1 << 31 else unsigned

@@ -1,0 +1,80 @@
+"""What a model is loaded from, as a digest: so that it need not be loaded to be recognised.
+
+A folder's digest is that of its files; each is digested once, and again only if its size, time or
+inode changed. A model on the Hub is pinned by its commit.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from hashlib import blake2b, sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefopt.reference.database import Database
+
+# What of a folder a model is made of.
+_ENDINGS = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".py")
+
+# A file that changes twice within a tick of the clock keeps its time: younger digests don't last.
+_TICK_NS = 2_000_000_000
+
+
+def source_digest(name: str, options: Mapping[str, Any], database: Database | None) -> str | None:
+    """Return what a model by name will be when loaded, as a digest; None if that is not known.
+
+    Args:
+        name: A folder, or an id on the Hub.
+        options: Everything else that decides what is loaded: dtype, quantisation, revision...
+        database: Keeps digests of files; None to digest them all.
+    """
+    content = _content(name, options, database)
+    if content is None:
+        return None
+    versions = {package: version(package) for package in ("transformers", "torch")}
+    text = json.dumps([content, dict(options), versions], sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:32]
+
+
+def _content(name: str, options: Mapping[str, Any], database: Database | None) -> Any:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder /= options.get("subfolder") or ""
+        files = sorted(
+            file for file in folder.iterdir() if file.is_file() and file.suffix in _ENDINGS
+        )
+        return [(file.name, digest_of_file(file, database)) for file in files]
+    from transformers import AutoConfig
+
+    known = {key: options[key] for key in ("revision", "subfolder", "token") if options.get(key)}
+    try:
+        commit = getattr(AutoConfig.from_pretrained(name, **known), "_commit_hash", None)
+    except (OSError, ValueError):
+        return None
+    return None if commit is None else [name, commit]
+
+
+def digest_of_file(file: Path, database: Database | None = None) -> str:
+    """Return a digest of the content of a file, computed again only if it has changed.
+
+    Args:
+        file: Read at about a gigabyte a second.
+        database: Keeps digests; None for none.
+    """
+    file = file.resolve()
+    stat = file.stat()
+    mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_dev}"
+    known = None if database is None else database.file_digest(str(file), mark)
+    if known is not None:
+        return known
+    started = time.time_ns()
+    content = blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            content.update(block)
+    digest = content.hexdigest()
+    settled = started - stat.st_mtime_ns > _TICK_NS
+    if database is not None and not database.readonly and settled:
+        database.remember_file(str(file), mark, digest)
+    return digest

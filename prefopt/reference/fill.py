@@ -1,0 +1,293 @@
+"""Compute what a store of reference log-probs lacks, longest texts first, all processes together.
+
+What is wanted is held as keys and numbers, 40 bytes a completion, and never as token ids: a dataset
+need not fit into memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
+
+from prefopt.data.keys import KEY_BYTES, completion_keys
+from prefopt.data.prepared import read_examples
+from prefopt.engine import Scorer, build_layout
+from prefopt.engine.layout import Example
+from prefopt.engine.score import Scores, layout_tensors
+from prefopt.reference.store import LogpStore
+from prefopt.reference.strategies import LiveReference
+
+Floats = NDArray[np.float32]
+
+# The completions of one row, as places in what is wanted.
+Group = NDArray[np.int64]
+
+# Tokens of one forward pass while filling. Large enough for full speed; nothing is kept for a
+# backward.
+FILL_TOKENS = 8192
+
+# Keys that are looked up, and values that are sent to other processes, at a time.
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that fill together.
+
+    Attributes:
+        rank: Number of this process.
+        count: How many there are.
+        gather: Returns an object of every process, in their order; needed if there are several.
+    """
+
+    rank: int = 0
+    count: int = 1
+    gather: Callable[[Any], Sequence[Any]] | None = None
+
+    def all(self, value: Any) -> Sequence[Any]:
+        """Return an object of every process, in their order."""
+        return [value] if self.gather is None else self.gather(value)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The different completions of a dataset, each once; n of them.
+
+    Attributes:
+        keys: (n, 16) bytes.
+        rows: Row in which each was first seen; (n,).
+        places: Its place among the completions of that row; (n,).
+        tokens: Tokens of prompt and completion; (n,).
+        with_kl: Whether KTO's mismatched completions are among them.
+    """
+
+    keys: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    places: NDArray[np.int32]
+    tokens: NDArray[np.int64]
+    with_kl: bool
+
+    @classmethod
+    def of(cls, dataset: Dataset, with_kl: bool) -> "Wanted":
+        """Return the completions of prepared rows.
+
+        Args:
+            dataset: Prepared rows.
+            with_kl: Whether KTO's mismatched completions are wanted too.
+        """
+        keys: list[bytes] = []
+        rows, places, tokens = [], [], []
+        for row, example in enumerate(read_examples(dataset, with_kl)):
+            completions = example.completion_ids
+            keys += completion_keys(example.prompt_ids, completions)
+            rows += [row] * len(completions)
+            places += range(len(completions))
+            tokens += [len(example.prompt_ids) + len(ids) for ids in completions]
+        joined = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+        _, first = np.unique(joined.view(f"V{KEY_BYTES}").ravel(), return_index=True)
+        first.sort()
+        return cls(
+            joined[first],
+            np.array(rows, dtype=np.int64)[first],
+            np.array(places, dtype=np.int32)[first],
+            np.array(tokens, dtype=np.int64)[first],
+            with_kl,
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def keys_at(self, indices: NDArray[np.int64]) -> list[bytes]:
+        """Return some of the keys."""
+        return [key.tobytes() for key in self.keys[indices]]
+
+    def missing(self, store: LogpStore) -> NDArray[np.bool_]:
+        """Return which of them a store does not have; (n,). Each is read: damage is missing."""
+        missing = np.zeros(len(self), dtype=bool)
+        for start in range(0, len(self), _CHUNK):
+            indices = np.arange(start, min(start + _CHUNK, len(self)))
+            found = store.look_up(self.keys_at(indices))
+            missing[indices] = [logps is None for logps in found]
+        return missing
+
+
+@dataclass(frozen=True)
+class FillOptions:
+    """How stores are filled.
+
+    Attributes:
+        tokens_per_batch: Tokens of one forward pass, at most, but at least one row.
+        rows_per_batch: Rows of one forward pass, at most; None for no such limit.
+        processes: Who shares the work.
+        show_progress: Whether to show a progress bar, with an estimate of the time left.
+        context: Makes the context of a forward pass.
+    """
+
+    tokens_per_batch: int = FILL_TOKENS
+    rows_per_batch: int | None = None
+    processes: Processes = Processes()
+    show_progress: bool = True
+    context: Callable[[], Any] = nullcontext
+
+
+class Filler:
+    """Computes the reference log-probs that a store lacks.
+
+    Args:
+        store: Filled in place.
+        load: Returns the reference and the scorer in whose layout it takes batches; called only if
+            something must be computed.
+        options: How.
+    """
+
+    def __init__(
+        self,
+        store: LogpStore,
+        load: Callable[[], tuple[LiveReference, Scorer]],
+        options: FillOptions | None = None,
+    ) -> None:
+        self.store = store
+        self._load = load
+        self._options = options or FillOptions()
+        self._processes = self._options.processes
+
+    def fill(self, dataset: Dataset, wanted: Wanted, name: str = "") -> int:
+        """Compute what is missing, committing batch by batch; return how many completions.
+
+        Every process, on whatever node, ends with a store that has all that is wanted.
+
+        Args:
+            dataset: Prepared rows.
+            wanted: What of them is wanted.
+            name: Of the dataset, for the progress bar.
+        """
+        missing = np.array(self._processes.all(wanted.missing(self.store)))
+        everywhere = np.flatnonzero(missing.all(0))
+        if len(everywhere):
+            self._compute(dataset, wanted, _by_row(wanted, everywhere), name)
+        self._exchange(wanted, np.flatnonzero(missing.any(0)))
+        if missing.any():
+            self.store.finish()
+        return len(everywhere)
+
+    def _compute(self, dataset: Dataset, wanted: Wanted, groups: list[Group], name: str) -> None:
+        """Score this process's share of the rows, longest first, and keep it batch by batch."""
+        reference, scorer = self._load()
+        mine = groups[self._processes.rank :: self._processes.count]
+        bar = tqdm(
+            total=sum(int(wanted.tokens[group].sum()) for group in mine),
+            desc=f"Reference log-probs{f' ({name})' if name else ''}",
+            unit="tok",
+            unit_scale=True,
+            disable=not self._options.show_progress,
+        )
+        score = partial(reference.score, context=self._options.context)
+        with bar:
+            for batch in self._batches(mine, wanted):
+                self._compute_batch(dataset, wanted, batch, score, scorer)
+                bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
+
+    def _batches(self, groups: Sequence[Group], wanted: Wanted) -> Iterator[list[Group]]:
+        most_tokens, most_rows = self._options.tokens_per_batch, self._options.rows_per_batch
+        batch: list[Group] = []
+        held = 0
+        for group in groups:
+            tokens = int(wanted.tokens[group].sum())
+            if batch and (held + tokens > most_tokens or len(batch) == most_rows):
+                yield batch
+                batch, held = [], 0
+            batch.append(group)
+            held += tokens
+        if batch:
+            yield batch
+
+    def _compute_batch(
+        self,
+        dataset: Dataset,
+        wanted: Wanted,
+        groups: Sequence[Group],
+        score: Callable[[dict[str, Any]], Scores],
+        scorer: Scorer,
+    ) -> None:
+        """Score the completions of some rows and keep them: one commit."""
+        indices = np.concatenate(groups)
+        known = self.store.look_up(wanted.keys_at(indices))
+        unknown = {int(i) for i, logps in zip(indices, known, strict=True) if logps is None}
+        groups = [group[[int(i) in unknown for i in group]] for group in groups]
+        groups = [group for group in groups if len(group)]
+        if not groups:  # another run was faster
+            return
+        rows = [int(wanted.rows[group[0]]) for group in groups]
+        examples = [
+            Example(example.prompt_ids, [example.completion_ids[wanted.places[i]] for i in group])
+            for example, group in zip(
+                read_examples(dataset, wanted.with_kl, rows), groups, strict=True
+            )
+        ]
+        values = score_completions(examples, score, scorer)
+        self.store.add(list(zip(wanted.keys_at(np.concatenate(groups)), values, strict=True)))
+
+    def _exchange(self, wanted: Wanted, indices: NDArray[np.int64]) -> None:
+        """Send each process what its store lacks: only those that share a file lack nothing."""
+        if self._processes.count == 1 or not len(indices):
+            return
+        have = np.ones(len(indices), dtype=bool)
+        for start in range(0, len(indices), _CHUNK):
+            found = self.store.look_up(wanted.keys_at(indices[start : start + _CHUNK]))
+            have[start : start + _CHUNK] = [logps is not None for logps in found]
+        has = np.array(self._processes.all(have))
+        lacking = np.flatnonzero(~has.all(0))
+        sender = has.argmax(0)  # the first that has it
+        for start in range(0, len(lacking), _CHUNK):
+            part = lacking[start : start + _CHUNK]
+            keys = wanted.keys_at(indices[part[sender[part] == self._processes.rank]])
+            sent = list(zip(keys, self.store.look_up(keys), strict=True))
+            for values in self._processes.all(sent):
+                self.store.add(values)
+
+
+def _by_row(wanted: Wanted, indices: NDArray[np.int64]) -> list[Group]:
+    """Return the completions by row, longest row first.
+
+    A batch that does not fit into memory then fails at once, and not after an hour.
+    """
+    border = np.flatnonzero(np.diff(wanted.rows[indices])) + 1
+    groups = np.split(indices, border)
+    tokens = np.add.reduceat(wanted.tokens[indices], np.concatenate([[0], border]))
+    return [groups[i] for i in np.argsort(-tokens, kind="stable")]
+
+
+def score_completions(
+    examples: Sequence[Example], score: Callable[[dict[str, Any]], Scores], scorer: Scorer
+) -> list[Floats]:
+    """Return the log-prob of each token of each completion, in order; (n,) each, nats.
+
+    A token that nothing predicts, the first where there is no prompt, has 0.
+    """
+    batch = layout_tensors(build_layout(examples, scorer.layout))
+    per_token = score(scorer.to_device(batch)).per_token_logps
+    return whole_completions(examples, per_token)
+
+
+def whole_completions(examples: Sequence[Example], per_token: Tensor) -> list[Floats]:
+    """Return scored tokens (L,) as completions, (n,) each; what nothing predicts has 0."""
+    counted = [
+        example.counted(index)
+        for example in examples
+        for index in range(len(example.completion_ids))
+    ]
+    ends = np.cumsum([mask.sum() for mask in counted])
+    parts = np.split(per_token.float().cpu().numpy(), ends)[:-1]
+    values = []
+    for mask, part in zip(counted, parts, strict=True):
+        whole = np.zeros(len(mask), dtype=np.float32)  # the place of a first token is kept
+        whole[mask] = part
+        values.append(whole)
+    return values

@@ -1,0 +1,232 @@
+"""What a reference is, as a digest: two that differ in anything that changes scores differ in it.
+
+It is taken of content: every weight, what is quantised how, the active adapters, the precision of
+the computation, and the configuration but for fields that are known to change no score. Paths,
+seeds, optimisers and losses have no part in it. Of a policy whose adapter is switched off it is
+that of the base model, so neither rank nor seed of an adapter changes it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b, sha256
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Raised when the engine computes other numbers for the same model and text.
+ENGINE_VERSION = 1
+
+# Bytes digested at a time: large tensors are cut, so that all cores have work.
+_BLOCK_BYTES = 64 << 20
+
+# Configuration that changes no score of a given text; what is not listed is taken to change some.
+_IGNORED_CONFIG = {
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "decoder_start_token_id",
+    "dtype",
+    "eos_token_id",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "name_or_path",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "prefix",
+    "problem_type",
+    "pruned_heads",
+    "return_dict",
+    "router_aux_loss_coef",
+    "sep_token_id",
+    "task_specific_params",
+    "tie_word_embeddings",  # tied weights are digested under both their names
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "quantization_config",  # digested by itself
+}
+_DROPOUT = ("dropout", "_pdrop", "drop_rate", "droprate")
+
+# Fields of a peft configuration that say where an adapter came from, not what it computes.
+_IGNORED_ADAPTER = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "init_lora_weights",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+
+
+class Fingerprint(NamedTuple):
+    """What a reference is.
+
+    Attributes:
+        digest: Equal for references that give equal scores; 32 hexadecimal digits.
+        facts: What went into it, for people.
+    """
+
+    digest: str
+    facts: dict[str, Any]
+
+
+def fingerprint_of(
+    model: Any, *, weights: str | None = None, adapter_off: bool = False, autocast: str = "none"
+) -> Fingerprint:
+    """Return the fingerprint of a model as it is now.
+
+    Args:
+        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded.
+        weights: Digest of its weights if it is known (``weights_digest``).
+        adapter_off: Whether the base model is meant, without the active adapters.
+        autocast: The dtype to which computation is cast, or ``"none"``.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts: dict[str, Any] = {
+        "engine": ENGINE_VERSION,
+        "weights": weights or weights_digest(model, adapter_off),
+        "config": _digest_json(config_facts(base.config)),
+        "quantization": quantization_facts(base),
+        "adapters": [] if adapter_off else adapter_facts(model),
+        "autocast": autocast,
+    }
+    facts = parts | {
+        "model": type(base).__name__,
+        "model_type": getattr(base.config, "model_type", ""),
+        "name_or_path": getattr(base.config, "_name_or_path", ""),
+        "dtype": str(getattr(base, "dtype", "")).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in base.parameters()),
+    }
+    return Fingerprint(_digest_json(parts), json.loads(_as_json(facts)))
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def weights_digest(model: Any, adapter_off: bool = False) -> str:
+    """Return a digest of all weights of a model: names, dtypes, shapes and values.
+
+    About a second for a gigabyte and core. Tied weights are digested once.
+
+    Args:
+        model: A model, which must not be sharded.
+        adapter_off: Whether to leave out what belongs to adapters.
+    """
+    tensors = sorted(_named_tensors(model, adapter_off))
+    digest = sha256()
+    known: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for name, tensor in tensors:
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if place not in known or not tensor.numel():
+                known[place] = _tensor_digest(tensor, pool)
+            line = (name, str(tensor.dtype), list(tensor.shape), known[place])
+            digest.update(json.dumps(line).encode())
+    return digest.hexdigest()[:32]
+
+
+def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a model under the names that they have without peft.
+
+    Adapters that are not active are left out; those that are go by their place among the active.
+    """
+    known = list(getattr(model, "peft_config", ()))
+    active = [] if adapter_off else _active_adapters(model)
+    for name, tensor in model.state_dict().items():
+        adapter = next((part for part in name.split(".") if part in known), None)
+        if adapter is not None and adapter not in active:
+            continue
+        if adapter is not None:
+            name = name.replace(f".{adapter}", f".adapter{active.index(adapter)}", 1)
+        name = name.removeprefix("base_model.model.")
+        name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        if isinstance(tensor, Tensor):
+            yield name, tensor.detach()
+
+
+def _active_adapters(model: Any) -> list[str]:
+    if not hasattr(model, "peft_config"):
+        return []
+    active = model.active_adapters
+    return [active] if isinstance(active, str) else list(active)
+
+
+def _tensor_digest(tensor: Tensor, pool: ThreadPoolExecutor) -> str:
+    """Return a digest of the values of a tensor, whatever device they lie on."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.view(-1)
+    blocks = [flat[start : start + _BLOCK_BYTES] for start in range(0, flat.numel(), _BLOCK_BYTES)]
+    digests = pool.map(lambda block: blake2b(block.cpu().numpy()).digest(), blocks)
+    return blake2b(b"".join(digests), digest_size=16).hexdigest()
+
+
+# The rest -----------------------------------------------------------------------------------------
+
+
+def config_facts(config: Any) -> dict[str, Any]:
+    """Return the fields of a model's configuration that may change scores, nested ones too."""
+    return _kept(config.to_dict())
+
+
+def _kept(fields: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in fields.items():
+        if name in _IGNORED_CONFIG or name.endswith(_DROPOUT):
+            continue
+        kept[name] = _kept(value) if isinstance(value, Mapping) else value
+    return kept
+
+
+def quantization_facts(model: Any) -> Any:
+    """Return how a model is quantised; None if it is not."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
+    return config if isinstance(config, dict) else config.to_dict()
+
+
+def adapter_facts(model: Any) -> list[dict[str, Any]]:
+    """Return the configurations of the active adapters of a peft model."""
+    return [
+        {
+            field: value
+            for field, value in model.peft_config[name].to_dict().items()
+            if field not in _IGNORED_ADAPTER
+        }
+        for name in _active_adapters(model)
+    ]
+
+
+def _digest_json(value: Any) -> str:
+    return blake2b(_as_json(value).encode(), digest_size=16).hexdigest()
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold for what it cannot: sets in order, dtypes and enums by name."""
+    if isinstance(value, set | frozenset):
+        return sorted(str(item) for item in value)
+    return str(value)

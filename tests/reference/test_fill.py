@@ -1,0 +1,264 @@
+"""Filling a store: what is missing, once, longest first, by all processes, and right per token."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from prefopt.data.collate import PreferenceCollator
+from prefopt.data.keys import completion_key
+from prefopt.engine import Scorer, build_layout
+from prefopt.engine.layout import Example
+from prefopt.engine.score import layout_tensors
+from prefopt.reference import (
+    Filler,
+    FillOptions,
+    MemoryStore,
+    Processes,
+    ReferenceModel,
+    Wanted,
+)
+from tests.models import tiny_model
+
+
+def ids(*tokens):
+    return np.array(tokens, dtype=np.int64)
+
+
+EXAMPLES = [
+    Example(ids(3, 4, 5), [ids(6, 7, 8), ids(6, 9)]),
+    Example(ids(10, 11), [ids(12), ids(13, 14, 15, 16)]),
+    Example(ids(), [ids(20, 21), ids(22, 23, 24)]),
+]
+
+
+def dataset_of(examples, mismatched=None):
+    columns = {
+        "prompt_ids": [example.prompt_ids.tolist() for example in examples],
+        "completion_ids": [
+            [completion.tolist() for completion in example.completion_ids] for example in examples
+        ],
+    }
+    if mismatched is not None:
+        columns["kl_completion_ids"] = mismatched
+    return Dataset.from_dict(columns)
+
+
+class Counted:
+    """A reference that counts what it is asked."""
+
+    def __init__(self, scorer):
+        self.scorer, self.shapes, self.loads = scorer, [], 0
+        self._model = ReferenceModel(scorer)
+
+    def score(self, batch, context):
+        self.shapes.append(tuple(batch["input_ids"].shape))
+        return self._model.score(batch, context)
+
+    def load(self):
+        self.loads += 1
+        return self, self.scorer
+
+
+def filled(examples, scorer, store=None, **options):
+    store = MemoryStore() if store is None else store
+    reference, dataset = Counted(scorer), dataset_of(examples)
+    filler = Filler(store, reference.load, FillOptions(show_progress=False, **options))
+    computed = filler.fill(dataset, Wanted.of(dataset, with_kl=False))
+    return store, computed, reference
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return Scorer(tiny_model("llama"))
+
+
+def test_values_are_those_of_the_model_per_token(scorer):
+    store, computed, _ = filled(EXAMPLES, scorer)
+    assert computed == len(store) == 6
+    model = scorer.model
+    for example in EXAMPLES:
+        for completion in example.completion_ids:
+            text = torch.tensor(np.concatenate([example.prompt_ids, completion]))[None]
+            logps = model(input_ids=text).logits[0, :-1].log_softmax(-1)
+            wanted = logps.gather(-1, text[0, 1:, None])[:, 0].detach().numpy()
+            got = store.get(example.prompt_ids, completion)
+            assert got.dtype == np.float32
+            assert len(got) == len(completion)
+            start = max(len(example.prompt_ids) - 1, 0)
+            scored = got[1:] if len(example.prompt_ids) == 0 else got
+            np.testing.assert_allclose(scored, wanted[start:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"tokens_per_batch": 1}, {"rows_per_batch": 1}, {}])
+def test_how_the_store_is_filled_does_not_matter(scorer, options):
+    store, _, reference = filled(EXAMPLES, scorer, **options)
+    whole, _, _ = filled(EXAMPLES, scorer)
+    assert len(reference.shapes) == (1 if not options else 3)
+    for example in EXAMPLES:
+        for completion in example.completion_ids:
+            np.testing.assert_allclose(
+                store.get(example.prompt_ids, completion),
+                whole.get(example.prompt_ids, completion),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+
+
+def test_the_longest_come_first(scorer):
+    _, _, reference = filled(EXAMPLES, scorer, rows_per_batch=1)
+    widths = [shape[1] for shape in reference.shapes]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_only_what_is_missing_is_computed(scorer):
+    store, _, _ = filled(EXAMPLES[:1], scorer)
+    _, again, _ = filled(EXAMPLES * 2, scorer, store)
+    assert again == 4
+    assert len(store) == 6
+
+
+def test_the_reference_is_not_loaded_where_nothing_is_missing(scorer):
+    store, _, first = filled(EXAMPLES, scorer)
+    _, computed, second = filled(EXAMPLES[::-1], scorer, store)
+    assert (computed, first.loads, second.loads) == (0, 1, 0)
+
+
+def test_a_completion_that_was_known_is_not_scored_again_beside_one_that_was_not(scorer):
+    prompt, known, new = ids(3, 4), ids(5, 6, 7, 8), ids(9, 10)
+    store, _, _ = filled([Example(prompt, [known])], scorer)
+    before = store.get(prompt, known)
+    _, computed, reference = filled([Example(prompt, [known, new])], scorer, store)
+    assert computed == 1
+    assert reference.shapes == [(1, 3)]  # the last token predicts nothing
+    assert store.get(prompt, known) is before
+
+
+def test_mismatched_completions_are_wanted_where_the_loss_needs_them(scorer):
+    dataset = dataset_of(EXAMPLES[:2], mismatched=[[[12]], [[6, 7, 8], [6, 9]]])
+    assert len(Wanted.of(dataset, with_kl=False)) == 4
+    wanted = Wanted.of(dataset, with_kl=True)
+    assert len(wanted) == 7
+    store = MemoryStore()
+    Filler(store, Counted(scorer).load, FillOptions(show_progress=False)).fill(dataset, wanted)
+    alone, _, _ = filled([Example(ids(10, 11), [ids(6, 9)])], scorer)
+    np.testing.assert_allclose(
+        store.get(ids(10, 11), ids(6, 9)), alone.get(ids(10, 11), ids(6, 9)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_border_between_prompt_and_completion_is_part_of_the_key():
+    assert completion_key(ids(1, 2), ids(3)) != completion_key(ids(1), ids(2, 3))
+    assert completion_key(ids(1, 2), ids(3)) == completion_key(ids(1, 2), ids(3))
+
+
+def test_masks_are_applied_when_serving_and_are_no_part_of_the_key(scorer):
+    example = Example(ids(3, 4), [ids(5, 6, 7), ids(8, 9)])
+    store, _, _ = filled([example], scorer)
+    row = {
+        "prompt_ids": [3, 4],
+        "completion_ids": [[5, 6, 7], [8, 9]],
+        "completion_masks": [[True, False, True], [False, True]],
+        "ranks": [0, 1],
+        "desirable": [True, False],
+    }
+    batch = PreferenceCollator(reference=store)([row])
+    whole = [store.get(ids(3, 4), completion) for completion in example.completion_ids]
+    wanted = np.concatenate([whole[0][[0, 2]], whole[1][[1]]])
+    np.testing.assert_array_equal(batch["ref_per_token_logps"].numpy(), wanted)
+    assert len(batch["ref_per_token_logps"]) == len(batch["token_index"])
+
+
+def test_unknown_completions_are_not_served_but_come_ready_to_be_scored(scorer):
+    row = {"prompt_ids": [3], "completion_ids": [[4]], "ranks": [], "desirable": [True]}
+    batch = PreferenceCollator(reference=MemoryStore())([row])
+    assert "ref_per_token_logps" not in batch
+    assert batch["unknown"]["keys"].numpy().tobytes() == completion_key(ids(3), ids(4))
+
+
+def as_processes(work, count):
+    """Run ``work(processes)`` in a thread each, with a gather that waits for all of them."""
+    barrier, place = threading.Barrier(count), [None] * count
+    results, errors = [None] * count, []
+
+    def run(rank):
+        def gather(value):
+            place[rank] = value
+            barrier.wait()
+            gathered = list(place)
+            barrier.wait()
+            return gathered
+
+        try:
+            results[rank] = work(Processes(rank, count, gather))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=[rank]) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def test_processes_share_the_work_and_end_with_complete_stores_of_their_own(scorer):
+    lock = threading.Lock()
+
+    class OneAtATime(Counted):
+        def score(self, batch, context):
+            with lock:
+                return super().score(batch, context)
+
+    known, _, _ = filled(EXAMPLES[:1], scorer)
+    stores = [known, MemoryStore(), MemoryStore()]  # three nodes; one knows a row already
+    references = [OneAtATime(scorer) for _ in stores]
+    dataset = dataset_of(EXAMPLES)
+
+    def work(processes):
+        options = FillOptions(processes=processes, show_progress=False, rows_per_batch=1)
+        load = references[processes.rank].load
+        filler = Filler(stores[processes.rank], load, options)
+        return filler.fill(dataset, Wanted.of(dataset, with_kl=False))
+
+    assert as_processes(work, 3) == [4, 4, 4]
+    assert sum(len(reference.shapes) for reference in references) == 2
+    whole, _, _ = filled(EXAMPLES, scorer)
+    for store in stores:
+        assert len(store) == 6
+        for example in EXAMPLES:
+            for completion in example.completion_ids:
+                np.testing.assert_allclose(
+                    store.get(example.prompt_ids, completion),
+                    whole.get(example.prompt_ids, completion),
+                    rtol=1e-5,
+                    atol=1e-5,
+                )
+
+
+def test_scores_do_not_depend_on_the_layout():
+    model = tiny_model("llama")
+    shared, _, _ = filled(EXAMPLES, Scorer(model))
+    padded, _, _ = filled(EXAMPLES, Scorer(model, "padded"))
+    for example in EXAMPLES:
+        for completion in example.completion_ids:
+            np.testing.assert_allclose(
+                shared.get(example.prompt_ids, completion),
+                padded.get(example.prompt_ids, completion),
+                rtol=1e-4,
+                atol=1e-5,
+            )
+
+
+def test_filling_leaves_training_mode_and_gradients_alone():
+    model = tiny_model("llama").train()
+    scorer = Scorer(model)
+    filled(EXAMPLES, scorer)
+    assert all(module.training for module in model.modules())
+    batch = layout_tensors(build_layout(EXAMPLES))
+    assert scorer.score(batch).logps.requires_grad
