@@ -1,8 +1,15 @@
-"""What several losses share: averages over tokens and checks of hyper-parameters."""
+"""What several losses share: means over tokens, a safe exponential, checks of hyper-parameters."""
 
+import logging
 import math
 
+import torch
 from torch import Tensor
+
+logger = logging.getLogger("prefopt")
+
+# Hyper-parameters already warned about, as (source, name).
+_warned: set[tuple[str, str]] = set()
 
 
 def average_logps(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -16,6 +23,24 @@ def average_logps(logps: Tensor, lengths: Tensor) -> Tensor:
         Mean log-probs; (B,), nats per token.
     """
     return logps / lengths.clamp(min=1)
+
+
+def exponential(exponents: Tensor) -> Tensor:
+    """Return exp(x), continued along its tangent where it leaves the range of the number format.
+
+    The tangent takes over at an exponent of 44.3 in float32 and 665.4 in float64. Up to there the
+    values are exact; beyond, nothing overflows, in float32 not even the squares of gradients, which
+    a gradient norm needs.
+
+    Args:
+        exponents: Any shape; float32 or better.
+
+    Returns:
+        The same shape; convex, increasing and once continuously differentiable.
+    """
+    limit = math.log(torch.finfo(exponents.dtype).max) - 44.4
+    exact = exponents.clamp(max=limit)
+    return torch.exp(exact) * (1 + exponents - exact)
 
 
 def check_positive(**values: float) -> None:
@@ -50,3 +75,30 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """Raise ValueError unless the probability of a flipped label is at least 0 and below 0.5.
+
+    Args:
+        label_smoothing: The probability.
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
+
+
+def warn_outside(name: str, value: float, low: float, high: float, source: str) -> None:
+    """Log a warning, once per process, if a hyper-parameter is outside its published range.
+
+    Args:
+        name: Name of the hyper-parameter.
+        value: Its value.
+        low: Smallest published value.
+        high: Largest published value.
+        source: Where they were published.
+    """
+    if low <= value <= high or (source, name) in _warned:
+        return
+    _warned.add((source, name))
+    published = f"{low}" if low == high else f"{low} to {high}"
+    logger.warning("%s=%s is untried: %s used %s", name, value, source, published)

@@ -15,7 +15,7 @@ cDPO.
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_positive
+from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -46,8 +46,7 @@ def dpo_loss(
         ValueError: If ``beta`` or ``label_smoothing`` is out of its range.
     """
     check_positive(beta=beta)
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
+    check_label_smoothing(label_smoothing)
     chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
     rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from prefopt.losses.common import average_logps, check_choice, check_not_negative, check_positive
+from prefopt.losses import common
+from prefopt.losses.common import (
+    average_logps,
+    check_choice,
+    check_label_smoothing,
+    check_not_negative,
+    check_positive,
+    exponential,
+    warn_outside,
+)
 
 
 def test_average_divides_by_tokens_and_no_tokens_average_to_zero():
@@ -28,3 +37,32 @@ def test_a_choice_is_one_of_the_words():
     check_choice("normalize", "sum", ("mean", "sum"))
     with pytest.raises(ValueError, match="normalize must be 'mean' or 'sum', got 'max'"):
         check_choice("normalize", "max", ("mean", "sum"))
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 0.5, math.nan])
+def test_label_smoothing_is_below_one_half(label_smoothing):
+    check_label_smoothing(0.0)
+    with pytest.raises(ValueError, match=r"label_smoothing must be at least 0 and below 0\.5"):
+        check_label_smoothing(label_smoothing)
+
+
+def test_exponential_is_exact_up_to_its_limit_and_a_tangent_beyond():
+    exponents = torch.tensor([-1e3, 0.0, 1.5, 44.0, 100.0], requires_grad=True)
+    values = exponential(exponents)
+    values.sum().backward()
+    limit = math.log(torch.finfo(torch.float32).max) - 44.4
+    steepest = math.exp(limit)
+    wanted = [0.0, 1.0, math.exp(1.5), math.exp(44), steepest * (101 - limit)]
+    slopes = [*wanted[:4], steepest]
+    torch.testing.assert_close(values.detach(), torch.tensor(wanted), rtol=1e-5, atol=0)
+    torch.testing.assert_close(exponents.grad, torch.tensor(slopes), rtol=1e-5, atol=0)
+    assert (exponents.grad**2).isfinite().all()
+
+
+def test_a_value_outside_the_published_range_warns_once(caplog, monkeypatch):
+    monkeypatch.setattr(common, "_warned", set())
+    for value in (0.1, 0.05, 0.3, 0.4):
+        warn_outside("tau", value, 0.05, 0.2, "arXiv:0000.00000")
+    assert caplog.messages == ["tau=0.3 is untried: arXiv:0000.00000 used 0.05 to 0.2"]
+    warn_outside("beta", 2.0, 1.0, 1.0, "arXiv:0000.00000")
+    assert caplog.messages[1:] == ["beta=2.0 is untried: arXiv:0000.00000 used 1.0"]
