@@ -1,0 +1,311 @@
+r"""Siblings of DiscoPOP: the other losses an LLM proposed in the same search, beta at 0.05.
+
+In the search, beta was left out of whatever the LLM did to the margin besides the loss itself. The
+paper puts it back: it divides the reward margin m = beta (rho_c - rho_r) by tau = 0.05 there, which
+changes nothing at beta = 0.05 and keeps the shape of the loss at any other. Here, and in the
+formulas below,
+
+.. math::
+    m = \beta (\rho_c - \rho_r),
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
+
+Three of them look at the batch, which is every example of an optimiser step. In a batch of one, its
+variance is taken to be 0. Gradients flow through the statistics, as in the authors' code.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from prefopt.losses.common import check_positive, exponential, warn_outside
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("dbaql", pooled=True)
+def dbaql_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+    tau: float = 0.05,
+) -> LossOutput:
+    r"""DBAQL: logistic and exponential loss, blended by the variance of the batch.
+
+    Source: Lu et al. 2024, arXiv:2406.08414, Eq. 9. Departures from it: the second term
+    goes on along its tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
+
+    .. math::
+        \ell = c \log(1 + e^{-m / 0.9}) + (1 - c) \, e^{-0.9 m},
+        \quad c = \sigma\bigl(\mathrm{Var}[m / \tau]\bigr)
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+        tau: Scale of the reward margin inside the variance; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` or ``tau`` is not greater than 0.
+    """
+    chosen_rewards, rejected_rewards = _rewards(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
+    )
+    check_positive(tau=tau)
+    margins = chosen_rewards - rejected_rewards
+    variance = _spread(margins / tau) ** 2
+    # 1 - c is lost in rounding from a variance of 17 on, and then multiplies an exponential.
+    exponential_part = exponential(-0.9 * margins + logsigmoid(-variance))
+    losses = -torch.sigmoid(variance) * logsigmoid(margins / 0.9) + exponential_part
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+@register_loss("aql", pooled=True)
+def aql_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+    tau: float = 0.05,
+    blend_temperature: float = 1.0,
+) -> LossOutput:
+    r"""AQL: logistic and hinge loss, blended by the distance from a quantile of the batch.
+
+    Source: Lu et al. 2024, arXiv:2406.08414, Eq. 11 to 14. Departures from it: the sigmoid is taken
+    of the mean, as in the code the paper lists, where Eq. 13 has the mean of sigmoids.
+
+    .. math::
+        \ell = q \log(1 + e^{-m}) + (1 - q) \max(0, 1 - m),
+        \quad q = \sigma\Bigl(\frac{\tau a - m}{T}\Bigr),
+        \quad a = 0.5 + 0.01 \bigl(\sigma(\mathrm{E}[m / \tau]) - 0.5\bigr)
+
+    The authors' trainer differs from their paper in T, which it sets to tau: the same loss at
+    ``blend_temperature=0.05``.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+        tau: Scale of the reward margin beside the quantile; greater than 0.
+        blend_temperature: The T above, in units of the reward margin; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If a hyper-parameter is not greater than 0.
+    """
+    chosen_rewards, rejected_rewards = _rewards(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
+    )
+    check_positive(tau=tau, blend_temperature=blend_temperature)
+    margins = chosen_rewards - rejected_rewards
+    quantile = 0.5 + 0.01 * (torch.sigmoid((margins / tau).mean()) - 0.5)
+    losses = _logistic_or_hinge(margins, (tau * quantile - margins) / blend_temperature)
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+@register_loss("padll")
+def padll_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+) -> LossOutput:
+    r"""PADLL: the logistic loss, halved for pairs the policy has the wrong way round.
+
+    Source: Lu et al. 2024, arXiv:2406.08414, Eq. 15 to 18. Departures from it: none.
+
+    .. math::
+        \ell = 0.9 \, \bigl(1 - \tfrac{1}{2} [m < 0]\bigr) \log(1 + e^{-m})
+
+    It jumps at a margin of 0, from 0.45 log 2 to 0.9 log 2.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` is not greater than 0.
+    """
+    chosen_rewards, rejected_rewards = _rewards(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
+    )
+    margins = chosen_rewards - rejected_rewards
+    losses = torch.where(margins < 0, -0.45, -0.9) * logsigmoid(margins)
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+@register_loss("aqfl", pooled=True)
+def aqfl_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+    tau: float = 0.05,
+) -> LossOutput:
+    r"""AQFL: logistic and hinge loss, blended by how far a pair lies from the batch.
+
+    Source: Lu et al. 2024, arXiv:2406.08414, Eq. 20 to 25. Departures from it: the standard
+    deviation S, as in the code the paper lists and in the authors' trainer, where Eq. 24 has the
+    variance; and their bracket in the update of a, where Eq. 23 has it inside the sigmoid.
+
+    .. math::
+        \ell = b \log(1 + e^{-m}) + (1 - b) \max(0, 1 - m),
+        \quad b = \sigma(0.1 \, |m / \tau - a|), \\
+        a = a_0 + 0.05 \bigl(\sigma(\mathrm{E}[m / \tau]) - a_0\bigr),
+        \quad a_0 = \mathrm{S}[m / \tau] \, \mathrm{E}[\sigma(-m / \tau)]
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+        tau: Scale of the reward margin inside the statistics; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` or ``tau`` is not greater than 0.
+    """
+    chosen_rewards, rejected_rewards = _rewards(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
+    )
+    check_positive(tau=tau)
+    margins = chosen_rewards - rejected_rewards
+    scaled = margins / tau
+    quantile = _spread(scaled) * torch.sigmoid(-scaled).mean()
+    quantile = quantile + 0.05 * (torch.sigmoid(scaled.mean()) - quantile)
+    losses = _logistic_or_hinge(margins, 0.1 * (scaled - quantile).abs())
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+@register_loss("cell")
+def cell_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+) -> LossOutput:
+    r"""CELL: the mean of the logistic and the exponential loss.
+
+    Source: Lu et al. 2024, arXiv:2406.08414, Eq. 26. Departures from it: the exponential goes on
+    along its tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
+
+    .. math::
+        \ell = \tfrac{1}{2} \log(1 + e^{-m}) + \tfrac{1}{2} e^{-m}
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` is not greater than 0.
+    """
+    chosen_rewards, rejected_rewards = _rewards(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
+    )
+    margins = chosen_rewards - rejected_rewards
+    losses = (exponential(-margins) - logsigmoid(margins)) / 2
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+@register_loss("pfl")
+def pfl_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.05,
+    tau: float = 0.05,
+) -> LossOutput:
+    r"""PFL: half the logistic loss where the policy alone prefers the chosen, else twice the hinge.
+
+    Source: Lu et al. 2024, arXiv:2406.08414, Eq. 29. Departures from it: none.
+
+    .. math::
+        \ell = \begin{cases}
+            \tfrac{1}{2} \log(1 + e^{-m / \tau}) & \log \pi(y_c \mid x) > \log \pi(y_r \mid x) \\
+            2 \max(0, 1 - m / \tau) & \text{otherwise}
+        \end{cases}
+
+    The authors' trainer leaves tau out: the same loss at ``tau=1.0``.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        beta: Reward per nat of log-ratio; greater than 0.
+        tau: Scale of the reward margin; greater than 0.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` or ``tau`` is not greater than 0.
+    """
+    chosen_rewards, rejected_rewards = _rewards(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
+    )
+    check_positive(tau=tau)
+    margins = (chosen_rewards - rejected_rewards) / tau
+    losses = torch.where(
+        chosen_logps > rejected_logps, -logsigmoid(margins) / 2, 2 * relu(1 - margins)
+    )
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+def _rewards(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the rewards of the chosen and the rejected completions, after a check of beta."""
+    check_positive(beta=beta)
+    warn_outside("beta", beta, 0.025, 5.0, "DiscoPOP (arXiv:2406.08414)")
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    return chosen_rewards, beta * (rejected_logps - ref_rejected_logps)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Return the standard deviation of a batch, with B - 1 in the denominator; 0 for one value."""
+    return values.std() if values.numel() > 1 else torch.zeros_like(values).sum()
+
+
+def _logistic_or_hinge(margins: Tensor, blend: Tensor) -> Tensor:
+    """Return the logistic loss times sigmoid(blend), plus the hinge loss times the rest."""
+    return torch.sigmoid(-blend) * relu(1 - margins) - torch.sigmoid(blend) * logsigmoid(margins)

@@ -1,0 +1,53 @@
+r"""LN-DPO: DPO on log-ratios per token, so that length alone earns no reward.
+
+Source: Lambert et al. 2024, arXiv:2411.15124 (Tulu 3, length-normalised DPO). Departures from it:
+none.
+
+.. math::
+    \ell = -\log \sigma\Bigl(\beta \Bigl[\frac{\rho_c}{|y_c|} - \frac{\rho_r}{|y_r|}\Bigr]\Bigr),
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
+
+TRL calls it ``sigmoid_norm`` and leaves beta at 0.1, 50 times smaller than the paper's.
+"""
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.losses.common import average_logps, check_positive, warn_outside
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("ln_dpo", aliases=["sigmoid_norm", "dpo_norm"])
+def ln_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    beta: float = 5.0,
+) -> LossOutput:
+    """Return the length-normalised DPO loss of each pair, unreduced.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        chosen_lengths: Length of the chosen completion; (B,), tokens.
+        rejected_lengths: Length of the rejected completion; (B,), tokens.
+        beta: Reward per nat per token of log-ratio; greater than 0.
+
+    Returns:
+        Losses, and as detached rewards ``beta`` times the log-ratio per token; each (B,).
+
+    Raises:
+        ValueError: If ``beta`` is not greater than 0.
+    """
+    check_positive(beta=beta)
+    warn_outside("beta", beta, 2.0, 15.0, "Tulu 3 (arXiv:2411.15124)")
+    chosen_rewards = beta * average_logps(chosen_logps - ref_chosen_logps, chosen_lengths)
+    rejected_rewards = beta * average_logps(rejected_logps - ref_rejected_logps, rejected_lengths)
+    losses = -logsigmoid(chosen_rewards - rejected_rewards)
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

@@ -1,0 +1,62 @@
+r"""ODPO: DPO whose reward margin must exceed an offset, larger the better the chosen completion is.
+
+Source: Amini et al. 2024, arXiv:2402.10571 (DPO with an offset). Departures from it: where the
+margin of the data is 0 or negative, and its logarithm no number, the loss is 0, its limit.
+
+.. math::
+    \ell = -\log \sigma\bigl(\beta (\rho_c - \rho_r) - \Delta\bigr),
+    \quad \Delta = \alpha \log g \text{ (log) or } \alpha g \text{ (identity)},
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
+
+g is the margin of the data, on its own scale: a column of margins, or the difference of scores.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.losses.common import check_choice, check_not_negative, check_positive
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("odpo")
+def odpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    margins: Tensor,
+    *,
+    beta: float = 0.1,
+    alpha: float = 1.0,
+    scale: str = "log",
+) -> LossOutput:
+    """Return the DPO loss with an offset of each pair, unreduced.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        margins: By how much the chosen completion is better, on the data's own scale; (B,).
+        beta: Reward per nat of log-ratio; greater than 0.
+        alpha: Reward per unit of scaled margin; at least 0, where the loss is DPO.
+        scale: ``"log"`` takes the logarithm of the margins, ``"identity"`` takes them as they are.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` or ``alpha`` is out of its range or ``scale`` is neither word.
+    """
+    check_positive(beta=beta)
+    check_not_negative(alpha=alpha)
+    check_choice("scale", scale, ("log", "identity"))
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
+    if scale == "log":
+        offsets = torch.xlogy(margins.new_tensor(alpha), margins.clamp(min=0))
+    else:
+        offsets = alpha * margins
+    losses = -logsigmoid(chosen_rewards - rejected_rewards - offsets)
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

@@ -1,0 +1,64 @@
+r"""SPPO: regression of each log-ratio on how often its completion wins, a step of self-play.
+
+Source: Wu et al. 2024, arXiv:2405.00675 (SPPO). Departures from it: the two completions of a pair
+stand for the paper's several samples per prompt, and their win rates against the policy are p and
+1 - p, where the authors' code reads one of each; where the data hold no preference probability it
+is 1, the "hard" loss.
+
+.. math::
+    \ell = \frac{1}{n} \Bigl[ \bigl(\rho_c - \tfrac{p - 1/2}{\beta}\bigr)^2
+        + \bigl(\rho_r + \tfrac{p - 1/2}{\beta}\bigr)^2 \Bigr],
+    \quad n = 2 \text{ (mean) or } 1 \text{ (sum)},
+    \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
+
+beta is 1 / eta of the paper, which takes eta = 1000; at TRL's default of 0.1 the targets are 5 nats
+instead of 500. The authors average over the two completions; TRL 1.16 and Liger add them, which is
+twice this loss: ``reduction="sum"``.
+"""
+
+from torch import Tensor
+
+from prefopt.losses.common import check_choice, check_positive, warn_outside
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("sppo", aliases=["sppo_hard"])
+def sppo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    preference_probabilities: Tensor,
+    *,
+    beta: float = 0.001,
+    reduction: str = "mean",
+) -> LossOutput:
+    """Return the SPPO loss of each pair, unreduced over pairs.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
+        ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
+        preference_probabilities: Probability p that the chosen completion is preferred; (B,).
+        beta: The paper's 1 / eta; greater than 0.
+        reduction: ``"mean"`` over the two completions of a pair, or their ``"sum"``.
+
+    Returns:
+        Losses and detached rewards (beta times log-ratio), each (B,).
+
+    Raises:
+        ValueError: If ``beta`` is not greater than 0 or ``reduction`` is neither word.
+    """
+    check_positive(beta=beta)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    warn_outside("beta", beta, 0.001, 0.001, "SPPO (arXiv:2405.00675)")
+    chosen_log_ratios = chosen_logps - ref_chosen_logps
+    rejected_log_ratios = rejected_logps - ref_rejected_logps
+    targets = (preference_probabilities - 0.5) / beta
+    losses = (chosen_log_ratios - targets) ** 2 + (rejected_log_ratios + targets) ** 2
+    if reduction == "mean":
+        losses = losses / 2
+    return LossOutput(
+        losses, beta * chosen_log_ratios.detach(), beta * rejected_log_ratios.detach()
+    )
