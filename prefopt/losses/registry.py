@@ -71,7 +71,8 @@ class LossOutput(NamedTuple):
         losses: Loss of each example, with gradient; (B,).
         chosen_rewards: Implicit reward of the chosen completion, detached; (B,).
         rejected_rewards: Implicit reward of the rejected completion, detached; (B,).
-        rewards: Implicit reward of each completion of an unpaired loss, detached; (B,).
+        rewards: Implicit reward of each completion of an unpaired loss, (B,), or of a ranked one,
+            (B, K); detached.
     """
 
     losses: Tensor

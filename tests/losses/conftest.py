@@ -39,6 +39,32 @@ def lengths() -> dict[str, Tensor]:
 
 
 @pytest.fixture
+def thumbs(pairs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Four completions with log-ratios 1, -0.5, -0.75, 1.25; the first and last are desirable."""
+    logps = torch.cat([pairs["chosen_logps"], pairs["rejected_logps"]]).detach().requires_grad_()
+    return {
+        "logps": logps,
+        "ref_logps": torch.cat([pairs["ref_chosen_logps"], pairs["ref_rejected_logps"]]),
+        "desirable": torch.tensor([True, False, False, True]),
+    }
+
+
+@pytest.fixture
+def rankings() -> dict[str, Tensor]:
+    """Inputs of a ranked loss: log-ratios 1, -0.5, 0.25 and -0.75, 1.25, 0.5; the last two tie."""
+    return {
+        "ranked_logps": torch.tensor(
+            [[-4.0, -9.0, -6.25], [-8.0, -7.5, -7.0]], dtype=torch.float64, requires_grad=True
+        ),
+        "ref_ranked_logps": torch.tensor(
+            [[-5.0, -8.5, -6.5], [-7.25, -8.75, -7.5]], dtype=torch.float64
+        ),
+        "ranked_lengths": torch.tensor([[2, 3, 5], [4, 5, 7]]),
+        "ranked_scores": torch.tensor([[2.0, 1.0, 0.0], [3.5, 1.5, 1.5]], dtype=torch.float64),
+    }
+
+
+@pytest.fixture
 def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test register losses that are gone after it."""
     monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))

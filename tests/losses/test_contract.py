@@ -58,13 +58,14 @@ def test_a_single_example_keeps_its_dimension(loss):
 
 def test_rewards_are_detached_one_per_example_and_of_the_data_kind(loss):
     output = loss(**make_inputs(loss))
+    shape = (SIZE, 3) if loss.data_kind == "ranked" else (SIZE,)
     for rewards in rewards_of(output):
-        assert rewards.shape == (SIZE,)
+        assert rewards.shape == shape
         assert not rewards.requires_grad
     assert (output.chosen_rewards is None) == (output.rejected_rewards is None)
     if loss.data_kind == "paired":
         assert output.rewards is None
-    if loss.data_kind == "unpaired":
+    if loss.data_kind in ("unpaired", "ranked"):
         assert output.chosen_rewards is None
 
 
@@ -100,15 +101,16 @@ def test_float64_stays_float64(loss):
 
 
 def test_finite_with_finite_gradient_at_a_thousand_nats_in_float32(loss):
-    logps = [name for name in loss.inputs if name.endswith("logps") and "ranked" not in name]
-    corners = torch.tensor(list(itertools.product([0.0, -1e3], repeat=len(logps))))
+    logps = [name for name in loss.inputs if name.endswith("logps")]
+    width = 3 if loss.data_kind == "ranked" else 1
+    corners = torch.tensor(list(itertools.product([0.0, -1e3], repeat=width * len(logps))))
     size = len(corners)
     inputs = make_inputs(loss, size=size)
-    for name, column in zip(logps, corners.unbind(1), strict=True):
-        inputs[name] = column.clone().requires_grad_()
-    for name in inputs:
+    for name, columns in zip(logps, corners.split(width, 1), strict=True):
+        inputs[name] = columns.reshape(inputs[name].shape).clone().requires_grad_()
+    for name, value in inputs.items():
         if name.endswith("lengths"):
-            inputs[name] = torch.ones(size, dtype=torch.long)  # sums are means: the extreme
+            inputs[name] = torch.ones_like(value)  # sums are means: the extreme
     for kl in (0.0, 1e3):
         inputs |= {"kl": torch.tensor(kl)} if "kl" in inputs else {}
         output = loss(**inputs)

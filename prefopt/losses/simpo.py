@@ -1,0 +1,112 @@
+"""SimPO and its hinge variant: log-probs per token with a target margin, without reference."""
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from prefopt.losses.common import (
+    average_logps,
+    check_label_smoothing,
+    check_not_negative,
+    check_positive,
+    warn_outside,
+)
+from prefopt.losses.registry import LossOutput, register_loss
+
+
+@register_loss("simpo")
+def simpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> LossOutput:
+    r"""SimPO: logistic loss on log-probs per token, with a margin to reach; no reference.
+
+    Source: Meng et al. 2024, arXiv:2405.14734, Eq. 6; label smoothing as in the authors' code.
+    Departures from it: none.
+
+    .. math::
+        \ell = -(1 - \epsilon) \log \sigma(m) - \epsilon \log \sigma(-m),
+        \quad m = \frac{\beta}{|y_c|} \log \pi(y_c \mid x)
+            - \frac{\beta}{|y_r|} \log \pi(y_r \mid x) - \gamma
+
+    The defaults are those of the authors' run on Llama 3 (base); all of their runs have beta from 2
+    to 10 and gamma from 0.1 to 0.8 times beta. Their code and the current HALOs take
+    ``gamma_beta_ratio``: gamma is beta times that. TRL's ``simpo_gamma`` is gamma, but its defaults
+    (beta 0.1, gamma 0.5, ``cpo_alpha`` 1) are not the paper's, and it adds the likelihood of the
+    chosen completion: here that is ``simpo + sft``.
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        chosen_lengths: Length of the chosen completion; (B,), tokens.
+        rejected_lengths: Length of the rejected completion; (B,), tokens.
+        beta: Reward per nat per token; greater than 0.
+        gamma: Reward by which the chosen completion should be ahead; at least 0.
+        label_smoothing: Probability that a label is flipped; at least 0, below 0.5.
+
+    Returns:
+        Losses and detached rewards (beta times mean log-prob), each (B,).
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+    """
+    _check(beta, gamma)
+    check_label_smoothing(label_smoothing)
+    chosen_rewards = beta * average_logps(chosen_logps, chosen_lengths)
+    rejected_rewards = beta * average_logps(rejected_logps, rejected_lengths)
+    margins = chosen_rewards - rejected_rewards - gamma
+    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+@register_loss("simpo_hinge")
+def simpo_hinge_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+) -> LossOutput:
+    r"""SimPO with a hinge: zero once the chosen completion is ahead by the margin and 1 more.
+
+    Source: the ``hinge`` variant of the authors' code of SimPO (Meng et al. 2024,
+    arXiv:2405.14734). Departures from it: none.
+
+    .. math::
+        \ell = \max(0,\, 1 - m),
+        \quad m = \frac{\beta}{|y_c|} \log \pi(y_c \mid x)
+            - \frac{\beta}{|y_r|} \log \pi(y_r \mid x) - \gamma
+
+    Args:
+        chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
+        rejected_logps: The same of the rejected completion; (B,), nats.
+        chosen_lengths: Length of the chosen completion; (B,), tokens.
+        rejected_lengths: Length of the rejected completion; (B,), tokens.
+        beta: Reward per nat per token; greater than 0.
+        gamma: Reward by which the chosen completion should be ahead; at least 0.
+
+    Returns:
+        Losses and detached rewards (beta times mean log-prob), each (B,).
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+    """
+    _check(beta, gamma)
+    chosen_rewards = beta * average_logps(chosen_logps, chosen_lengths)
+    rejected_rewards = beta * average_logps(rejected_logps, rejected_lengths)
+    losses = relu(1 - (chosen_rewards - rejected_rewards - gamma))
+    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+def _check(beta: float, gamma: float) -> None:
+    check_positive(beta=beta)
+    check_not_negative(gamma=gamma)
+    warn_outside("beta", beta, 2.0, 10.0, "SimPO (arXiv:2405.14734)")
+    warn_outside("gamma / beta", gamma / beta, 0.1, 0.8, "SimPO (arXiv:2405.14734)")
