@@ -7,7 +7,7 @@ evaluation does not depend on its batch size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,7 @@ from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
 from prefopt.engine.denormals import denormals_flushed
+from prefopt.engine.heap import heap_kept
 from prefopt.engine.router import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores
 from prefopt.exact_evaluation import ExactEvaluation, Scored, gather_objects
@@ -327,17 +328,22 @@ class PreferenceTrainer(ExactEvaluation):
 
     def _autocast_name(self) -> str:
         """Return the dtype to which forward passes are cast, or ``"none"``."""
-        return {"no": "none"}.get(
-            self.accelerator.mixed_precision, self.accelerator.mixed_precision
-        )
+        precision = str(self.accelerator.mixed_precision)
+        return "none" if precision == "no" else precision
 
     # One step -------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as ``transformers.Trainer`` does; on a CPU denormal gradients count as zero."""
+        """Train, as ``transformers.Trainer`` does.
+
+        On a CPU denormal gradients count as zero, and memory is kept between steps.
+        """
         if self._references is not None:
             self._references.policy_moves()
-        with denormals_flushed() if self.args.device.type == "cpu" else nullcontext():
+        with ExitStack() as stack:
+            if self.args.device.type == "cpu":
+                stack.enter_context(denormals_flushed())
+                stack.enter_context(heap_kept())
             return super().train(*args, **kwargs)
 
     def get_batch_samples(
