@@ -282,7 +282,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 TITLES = {
     "prompt": "tokens of the prompt (2 pairs)",
     "completions": "completions per prompt of 1024 tokens (2 prompts)",
-    "vocabulary": "vocabulary (4 pairs)",
+    "vocabulary": "vocabulary, thousand tokens (4 pairs)",
     "examples": "thousand tokens a batch (shared prefix)",
 }
 STYLES = {
@@ -355,6 +355,8 @@ def draw(found: Found, path: Path) -> None:
                 continue
             sides = [point["sides"][side] for point in have]
             at = [point["point"][growing] for point in have]
+            if growing == "vocabulary":
+                at = [value / 1000 for value in at]
             if growing == "examples":
                 at = [point["sides"]["shared prefix"]["positions"] / 1000 for point in have]
             seconds = np.array([[s["seconds"][k] for k in ("p20", "median", "p80")] for s in sides])
