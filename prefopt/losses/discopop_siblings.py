@@ -150,7 +150,8 @@ def padll_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
     )
     margins = chosen_rewards - rejected_rewards
-    losses = torch.where(margins < 0, -0.45, -0.9) * logsigmoid(margins)
+    logistic = -logsigmoid(margins)
+    losses = torch.where(margins < 0, 0.45 * logistic, 0.9 * logistic)
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 

@@ -51,6 +51,8 @@ def r_dpo_loss(
     check_not_negative(alpha=alpha)
     chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
     rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
-    length_margins = alpha * (chosen_lengths - rejected_lengths)
-    losses = -logsigmoid(chosen_rewards - rejected_rewards + length_margins)
+    margins = chosen_rewards - rejected_rewards
+    # Integers times a float would be float32, whatever the margins are.
+    length_margins = alpha * (chosen_lengths - rejected_lengths).to(margins.dtype)
+    losses = -logsigmoid(margins + length_margins)
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

@@ -30,6 +30,16 @@ def pairs() -> dict[str, Tensor]:
 
 
 @pytest.fixture
+def equal_pairs(pairs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The log-probs of ``pairs`` under a reference that is the policy."""
+    return {
+        **pairs,
+        "ref_chosen_logps": pairs["chosen_logps"].detach(),
+        "ref_rejected_logps": pairs["rejected_logps"].detach(),
+    }
+
+
+@pytest.fixture
 def lengths() -> dict[str, Tensor]:
     """Lengths of the completions of ``pairs``."""
     return {
