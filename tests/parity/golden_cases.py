@@ -1,88 +1,19 @@
-"""Read the golden losses, tell which are targets of ours, and compute ours for each of them."""
+"""Read the golden losses and compute ours for each of them, in the case's own terms."""
 
 import json
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from golden_targets import LABELS, label_of
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses import get_loss
+from prefopt.losses import Loss, get_loss
 from prefopt.losses.common import average_logps
 from prefopt.losses.orpo import log_odds_ratio
-
-# The label of a golden case -> our loss, and how its hyper-parameters are called in ours.
-LABELS: dict[str, tuple[str, dict[str, str]]] = {
-    "dpo": ("dpo", {"beta": "beta", "label_smoothing": "label_smoothing"}),
-    "sigmoid": ("dpo", {"beta": "beta", "label_smoothing": "label_smoothing"}),
-    "fdpo_loss": ("dpo", {"beta": "beta"}),
-    "dpo_reference_free": ("dpo", {"beta": "beta"}),
-    "cdpo": (
-        "dpo",
-        {"beta": "beta", "label_smoothing": "label_smoothing", "epsilon": "label_smoothing"},
-    ),
-    "ipo": ("ipo", {"beta": "beta", "tau": "beta"}),
-    "ipo_sum": ("ipo", {"beta": "beta", "tau": "beta"}),
-    "hinge": ("hinge", {"beta": "beta", "gamma": "beta"}),
-    "discopop": ("discopop", {"beta": "beta", "discopop_tau": "tau"}),
-    "lrml (DiscoPOP)": ("discopop", {"beta": "beta"}),
-    "lrml_old": ("discopop", {}),
-    "kto": (
-        "kto",
-        {
-            "beta": "beta",
-            "desirable_weight": "desirable_weight",
-            "undesirable_weight": "undesirable_weight",
-        },
-    ),
-    "kto_no_kl": ("kto", {"beta": "beta"}),
-    "kto_pair": ("kto", {}),
-    "slic": ("slic", {"beta": "delta", "lambda_coef": "lambda_"}),
-    "slic_halos_head": ("slic", {}),
-    "orpo": ("orpo", {"beta": "lambda_"}),
-    "orpo_or": ("orpo", {"beta": "lambda_"}),
-    "sft": ("sft", {}),
-}
-
-# Labels of losses that prefopt does not have yet: no case of theirs is looked at here.
-# fmt: off
-OTHER_LABELS = frozenset([
-    "alphapo", "aot", "aot_unpaired", "apo_down", "apo_zero", "apo_zero_unpaired", "aqfl", "aql",
-    "arpo", "bco", "bco_pair", "bco_pair(delta=0)", "cell", "cpo_hinge", "cpo_ipo", "cpo_sigmoid",
-    "cpo_simpo", "dbaql", "dpo-rw", "exo-rw", "exo_pair", "f_alpha_dpo", "fforward_dpo_loss",
-    "fjs_dpo_loss", "ld_dpo_policy_only", "nca_pair", "padll", "pfl", "robust",
-    "sigmoid+bco_pair+sft", "sigmoid_norm", "simpo", "simpo_hinge", "sppo", "sppo_hard", "wpo",
-])
-# fmt: on
-
-# Cases of our losses that are not to be copied: a pattern of their names -> why.
-NOT_TARGETS: dict[str, str] = {
-    r"/float32$": "float32 on log-ratios of up to 500: shows what stays finite, not digits",
-    r"f_divergence_type=(forward_kl|js_divergence)/\w+$": "another f-divergence than reverse KL",
-    r"f_alpha_divergence_coef=(0\.25|0\.5|2\.0)/\w+$": "another f-divergence than reverse KL",
-    r"^trl1\.16/dpo/sigmoid/beta=[\d.]+,label_smoothing=0\.1/\w+$": (
-        "TRL 1.16 ignores label_smoothing in its sigmoid loss; ours is cDPO"
-    ),
-    r"use_weighting=True/": "WPO weights, a method of its own",
-    r"ld_alpha=0\.[03]/": "LD-DPO, a method of its own (ld_alpha=1 is plain and matched)",
-    r"^llamafactory@ff6d4d12ee\+trl0\.24\.0/(ipo|hinge)/": (
-        "the code runs the sigmoid loss whatever pref_loss says"
-    ),
-    r"^halos@4831988636/IPO/.*/pair_equal$": "0/0: HALOs divides by the count of nonzero ratios",
-    r"^halos@4831988636/SLiC/": "the regulariser is divided by the padded width",
-    r"/(kto_pair|KTO\(in-batch KL\)|VanillaKTOLoss)/": (
-        "KTO on pairs: the reference point is the other half of the batch, and carries gradient"
-    ),
-    r"^discopop@3307865a49/lrml_old/": "an older form of the loss: its blend leaves out beta, tau",
-    r"/(orpo|odds_ratio)/.*/avg_extreme$": (
-        "NaN or inaccurate near log-prob 0; test_orpo.py checks these inputs against mpmath"
-    ),
-    r"^trl1\.16/orpo/e2e/": "TRL's likelihood term covers the prompt too; its odds term is matched",
-    r"^orpo@208d2d6480/": "the authors' code averages over one token too many",
-}
 
 
 @dataclass(frozen=True)
@@ -97,11 +28,6 @@ def read_golden(folder: Path) -> Golden:
     """Read both files of the folder ``golden``."""
     cases = json.loads((folder / "golden_losses.json").read_text())["cases"]
     return Golden(cases, json.loads((folder / "inputs.json").read_text())["sets"])
-
-
-def reasons_not_target(name: str) -> list[str]:
-    """Return the patterns of NOT_TARGETS that a case's name fits."""
-    return [pattern for pattern in NOT_TARGETS if re.search(pattern, name)]
 
 
 def as_tensor(values: Any) -> Tensor:
@@ -120,35 +46,82 @@ class Ours:
     grads: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A term of what a case minimises: a loss of ours with its settings, and its weight."""
+
+    loss: Loss
+    options: Mapping[str, Any]
+    weight: float = 1.0
+
+
 def compute(case: dict[str, Any], golden: Golden, dtype: torch.dtype = torch.float64) -> Ours:
     """Compute losses, their mean, and its gradient for what the case has gradients of."""
-    name, renames = LABELS[case["loss"]]
-    options = {
-        renames[key]: value for key, value in case["hyperparameters"].items() if key in renames
-    }
-    if name == "ipo":
-        sums = case["loss"] == "ipo_sum" or case["name"].startswith("discopop@")
-        options["normalize"] = "sum" if sums or "/ipo/sum/" in case["name"] else "mean"
-    if case["name"].startswith("exo@"):
-        options = {"beta": case["hyperparameters"]["beta_model"]}
     leaves, inputs = make_inputs(case, golden.sets[case["input_set"]], dtype)
-    loss = get_loss(name)
-    inputs = {key: value for key, value in inputs.items() if key in loss.inputs}
-    if case["loss"] == "orpo_or":
-        losses = odds_ratio_losses(inputs, **options)
-    else:
-        losses = loss(**inputs, **options).losses
-    mean_loss = losses.sum() / loss.unit_counts(inputs, options).sum()
+    parts = parts_of(case)
+    values, means = [], []
+    for part in parts:
+        given = inputs_of(part.loss, inputs)
+        if case["loss"] == "orpo_or":
+            losses = odds_ratio_losses(inputs, **part.options)
+        else:
+            losses = part.loss(**given, **part.options).losses
+        values.append(losses)
+        means.append(part.weight * losses.sum() / part.loss.unit_counts(given, part.options).sum())
+    mean_loss = torch.stack(means).sum()
     needed = {key: leaves[key] for key in case["grads"] or {}}
     grads = torch.autograd.grad(mean_loss, list(needed.values()), allow_unused=True)
     return Ours(
-        losses.detach(),
+        in_their_order(case, values[0].detach(), inputs),
         mean_loss.detach(),
         {
             key: torch.zeros_like(needed[key]) if grad is None else grad
             for key, grad in zip(needed, grads, strict=True)
         },
     )
+
+
+def parts_of(case: dict[str, Any]) -> list[Part]:
+    """Return what a case minimises: the preference loss first, then a likelihood if it adds one."""
+    target = LABELS[label_of(case)]
+    given = case["hyperparameters"]
+    options = {target.renames[key]: value for key, value in given.items() if key in target.renames}
+    options |= target.fixed
+    if "gamma_beta_ratio" in given:
+        options["gamma"] = given["gamma_beta_ratio"] * given["beta"]
+    if case["loss"] == "sigmoid+bco_pair+sft":
+        parts = [("dpo", options), ("bco_pair", {**options, "shift": False}), ("sft", {})]
+        return [
+            Part(get_loss(name), settings, weight)
+            for (name, settings), weight in zip(parts, given["loss_weights"], strict=True)
+        ]
+    parts = [Part(get_loss(target.loss), options)]
+    likelihood = given.get("cpo_alpha", 0) or given.get("sft_weight", 0)
+    return [*parts, Part(get_loss("sft"), {}, likelihood)] if likelihood else parts
+
+
+def inputs_of(loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs that a loss asks for; pairs as rankings with scores 1 and 0 if it does."""
+    if loss.data_kind != "ranked":
+        return {name: inputs[name] for name in loss.inputs}
+    logps, ref_logps = (
+        torch.stack([inputs[f"{prefix}chosen_logps"], inputs[f"{prefix}rejected_logps"]], 1)
+        for prefix in ("", "ref_")
+    )
+    scores = torch.tensor([1.0, 0.0], dtype=logps.dtype).expand_as(logps)
+    return {"ranked_logps": logps, "ref_ranked_logps": ref_logps, "ranked_scores": scores}
+
+
+def in_their_order(case: dict[str, Any], losses: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return losses in the order of the case: AOT's are recorded by rank, ours by example."""
+    if not case["loss"].startswith("aot"):
+        return losses
+    ranked_by = inputs["chosen_logps"].detach() - (
+        inputs["ref_chosen_logps"]
+        if case["loss"] == "aot_unpaired"
+        else inputs["rejected_logps"].detach()
+    )
+    return losses[ranked_by.argsort(stable=True)]
 
 
 def odds_ratio_losses(inputs: dict[str, Tensor], lambda_: float) -> Tensor:
@@ -184,6 +157,7 @@ def make_inputs(
             "ref_logps": values["ref_logps"],
             "desirable": values["labels"],
             "kl": torch.zeros_like(kl) if case["loss"] == "kto_no_kl" else kl,
+            "mean_log_ratio": running_mean(case, dtype),
         }
     return leaves, pair_inputs(case, leaves, values)
 
@@ -200,7 +174,17 @@ def pair_inputs(
         inputs[f"{side}_logps"] = policy
         inputs[f"ref_{side}_logps"] = torch.zeros_like(reference) if no_reference else reference
         inputs[f"{side}_lengths"] = values[f"{side}_lengths"]
+    logps = inputs["chosen_logps"]
+    wins = case["hyperparameters"].get("chosen_probs", 1.0)
+    inputs["preference_probabilities"] = torch.full_like(logps, wins)
+    inputs["mean_log_ratio"] = running_mean(case, logps.dtype)
     return inputs
+
+
+def running_mean(case: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return the mean log-ratio that a case of BCO recorded: its delta is beta times that."""
+    delta = (case["extra"] or {}).get("delta", 0.0)
+    return torch.tensor(delta / case["hyperparameters"].get("beta", 1.0), dtype=dtype)
 
 
 def token_inputs(
@@ -217,16 +201,20 @@ def token_inputs(
         scores = logits.log_softmax(-1)[:, :-1].gather(-1, targets[..., None])[..., 0]
     else:
         scores = tokens
-    sums = torch.where(mask, scores, 0).sum(1)
-    ref_sums = torch.where(mask, as_tensor(data["ref_token_logps"]).to(dtype), 0).sum(1)
+    ref_scores = as_tensor(data["ref_token_logps"]).to(dtype)
+    lengths = mask.sum(1)
+    shorter = torch.minimum(lengths[:pairs], lengths[pairs:]).repeat(2)
+    head = mask & (mask.cumsum(1) <= shorter[:, None])
     inputs = {
-        "chosen_logps": sums[:pairs],
-        "rejected_logps": sums[pairs:],
-        "ref_chosen_logps": ref_sums[:pairs],
-        "ref_rejected_logps": ref_sums[pairs:],
-        "chosen_lengths": mask.sum(1)[:pairs],
-        "rejected_lengths": mask.sum(1)[pairs:],
+        "chosen_lengths": lengths[:pairs],
+        "rejected_lengths": lengths[pairs:],
+        "preference_probabilities": torch.ones(pairs, dtype=dtype),
     }
+    for prefix, values in (("", scores), ("ref_", ref_scores)):
+        for part, counted in (("", mask), ("head_", head)):
+            sums = torch.where(counted, values, 0).sum(1)
+            inputs[f"{prefix}chosen_{part}logps"] = sums[:pairs]
+            inputs[f"{prefix}rejected_{part}logps"] = sums[pairs:]
     leaves = {"policy_logits": logits, "policy_logits_chosen": chosen, "policy_token_logps": tokens}
     return leaves, inputs
 
