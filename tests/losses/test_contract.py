@@ -1,157 +1,164 @@
-"""What every registered loss must hold, whoever wrote it."""
-
-import inspect
-import itertools
-import pickle
+"""Every registered loss holds the contract, and each check of it can fail."""
 
 import pytest
 import torch
 
-from prefopt.losses import LossOutput, get_loss, list_losses
-from prefopt.losses.registry import SCALARS
-
-LOSSES = [loss.name for loss in list_losses()]
-SIZE = 5
-
-
-@pytest.fixture(params=LOSSES)
-def loss(request):
-    return get_loss(request.param)
-
-
-def make_input(name, dtype=torch.float32, size=SIZE):
-    """Return made-up values of an input; log-probs are leaves where they are the policy's."""
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    shape = (size, 3) if "ranked" in name else (size,)
-    if name == "desirable":
-        return torch.rand(shape, generator=generator) < 0.5
-    if name in SCALARS:
-        return torch.tensor(0.3, dtype=dtype)
-    if name in ("margins", "preference_probabilities") or name.endswith("scores"):
-        return torch.rand(shape, generator=generator).to(dtype)
-    if name.endswith("divergences"):
-        return torch.rand(shape, generator=generator).to(dtype).requires_grad_()
-    if name.endswith("lengths"):
-        return torch.randint(1, 9, shape, generator=generator)
-    values = -30 * torch.rand(shape, generator=generator) - 0.1
-    return values.to(dtype).requires_grad_(not name.startswith("ref_"))
+from prefopt.losses import Loss, LossOutput, get_loss, list_losses
+from prefopt.losses.contract import (
+    CHECKS,
+    ContractError,
+    broken_checks,
+    docstring_has_source_departures_and_every_parameter,
+    gradient_reaches_every_policy_log_prob_and_no_running_scalar,
+    half_precision_is_computed_with_in_float32,
+    unit_counts_are_one_positive_number_per_example,
+)
+from prefopt.losses.dpo import dpo_loss
 
 
-def make_inputs(loss, dtype=torch.float32, size=SIZE):
-    return {name: make_input(name, dtype, size) for name in loss.inputs}
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", [loss.name for loss in list_losses()])
+def test_every_loss_holds(name, check):
+    check(get_loss(name))
 
 
-def rewards_of(output):
-    return [item for item in output[1:] if item is not None]
+def check_named(name):
+    """Return one check of the contract."""
+    return next(check for check in CHECKS if check.__name__ == name)
 
 
-def test_losses_are_one_per_example_with_gradient(loss):
-    output = loss(**make_inputs(loss))
-    assert isinstance(output, LossOutput)
-    assert output.losses.shape == (SIZE,)
-    assert output.losses.requires_grad
+def pair_loss(compute):
+    """Return a loss on pairs without reference that fails where ``compute`` does."""
+
+    def wrong_loss(chosen_logps, rejected_logps, *, beta=0.5):
+        """Return a wrong loss.
+
+        Source: none. Departures from it: many.
+
+        Args:
+            chosen_logps: Log-prob of the chosen completion.
+            rejected_logps: Log-prob of the rejected completion.
+            beta: Factor.
+
+        Returns:
+            Losses.
+        """
+        return compute(chosen_logps, rejected_logps, beta)
+
+    return wrong_loss
 
 
-def test_a_single_example_keeps_its_dimension(loss):
-    assert loss(**make_inputs(loss, size=1)).losses.shape == (1,)
+def output(losses, rewards=None):
+    return LossOutput(losses, rewards, rewards)
 
 
-def test_rewards_are_detached_one_per_example_and_of_the_data_kind(loss):
-    output = loss(**make_inputs(loss))
-    shape = (SIZE, 3) if loss.data_kind == "ranked" else (SIZE,)
-    for rewards in rewards_of(output):
-        assert rewards.shape == shape
-        assert not rewards.requires_grad
-    assert (output.chosen_rewards is None) == (output.rejected_rewards is None)
-    if loss.data_kind == "paired":
-        assert output.rewards is None
-    if loss.data_kind in ("unpaired", "ranked"):
-        assert output.chosen_rewards is None
+def unlogged(c, r, b):
+    return output(-torch.sigmoid(b * (c - r)).log())
 
 
-def test_gradient_reaches_every_policy_log_prob_and_no_other_input(loss):
-    inputs = make_inputs(loss)
-    for value in inputs.values():
-        if value.is_floating_point():
-            value.requires_grad_()
-    loss(**inputs).losses.sum().backward()
-    for name, value in inputs.items():
-        if name.endswith("logps") and not name.startswith("ref_"):
-            assert value.grad is not None, name
-            assert value.grad.abs().sum() > 0, name
-    if "kl" in inputs:
-        assert inputs["kl"].grad is None
+def in_float32(c, r, b):
+    return output((b * (r - c)).float())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs_are_computed_with_in_float32(loss, dtype):
-    half = make_inputs(loss, dtype)
-    single = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
-    low, high = loss(**half), loss(**single)
-    assert all(item.dtype == torch.float32 for item in [low.losses, *rewards_of(low)])
-    assert all(torch.equal(a, b) for a, b in zip(rewards_of(low), rewards_of(high), strict=True))
-    assert torch.equal(low.losses, high.losses)
-    low.losses.sum().backward()
-    policy = [v for k, v in half.items() if k.endswith("logps") and not k.startswith("ref_")]
-    assert all(value.grad.dtype == dtype for value in policy)
+def by_place(c, r, b):
+    return output(b * (r - c) * torch.arange(1, len(c) + 1))
 
 
-def test_float64_stays_float64(loss):
-    assert loss(**make_inputs(loss, torch.float64)).losses.dtype == torch.float64
+def by_batch(c, r, b):
+    return output(b * (r - c) * (1 + (c - r).mean()))
 
 
-def test_finite_with_finite_gradient_at_a_thousand_nats_in_float32(loss):
-    logps = [name for name in loss.inputs if name.endswith("logps")]
-    width = 3 if loss.data_kind == "ranked" else 1
-    corners = torch.tensor(list(itertools.product([0.0, -1e3], repeat=width * len(logps))))
-    size = len(corners)
-    inputs = make_inputs(loss, size=size)
-    for name, columns in zip(logps, corners.split(width, 1), strict=True):
-        inputs[name] = columns.reshape(inputs[name].shape).clone().requires_grad_()
-    for name, value in inputs.items():
-        if name.endswith("lengths"):
-            inputs[name] = torch.ones_like(value)  # sums are means: the extreme
-    for kl in (0.0, 1e3):
-        inputs |= {"kl": torch.tensor(kl)} if "kl" in inputs else {}
-        output = loss(**inputs)
-        output.losses.sum().backward()
-        assert output.losses.isfinite().all()
-        assert all(rewards.isfinite().all() for rewards in rewards_of(output))
-        assert all(
-            inputs[name].grad is None or inputs[name].grad.isfinite().all() for name in logps
-        )
+BROKEN = {
+    "losses_are_one_per_example_with_gradient": (
+        lambda c, r, b: output((b * (r - c)).mean()),
+        r"losses: shape \(\), expected \(5,\)",
+    ),
+    "a_single_example_keeps_its_dimension": (
+        lambda c, r, b: output((b * (r - c)).squeeze()),
+        r"losses of one example: shape \(\), expected \(1,\)",
+    ),
+    "rewards_are_detached_one_per_completion_and_of_the_data_kind": (
+        lambda c, r, b: output(b * (r - c), b * c),
+        "chosen_rewards carry gradient",
+    ),
+    "gradient_reaches_every_policy_log_prob_and_no_running_scalar": (
+        lambda c, r, b: output(b * (r.detach() - c)),
+        "no gradient reaches rejected_logps",
+    ),
+    "float64_stays_float64": (in_float32, "float64 inputs give losses in torch.float32"),
+    "finite_with_finite_gradient_at_a_thousand_nats_in_float32": (
+        unlogged,
+        r"losses: not finite at chosen_logps=\[-1000.0\], rejected_logps=\[0.0\]",
+    ),
+    "an_example_does_not_depend_on_its_place_in_the_batch": (by_place, "with its place"),
+    "an_example_does_not_depend_on_the_others_unless_pooled": (by_batch, "pooled=True"),
+    "defaults_are_accepted_and_every_number_among_them_has_an_effect": (
+        lambda c, r, b: output(r - c),
+        "beta has no effect",
+    ),
+    "pickles": (lambda c, r, b: output(b * (r - c)), "cannot be pickled"),
+}
 
 
-def test_an_example_does_not_depend_on_its_place_in_the_batch(loss):
-    inputs = make_inputs(loss)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    moved = {name: value if value.ndim == 0 else value[order] for name, value in inputs.items()}
-    torch.testing.assert_close(loss(**moved).losses, loss(**inputs).losses[order])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_check_fails_with_what_is_wrong(name):
+    compute, message = BROKEN[name]
+    with pytest.raises(ContractError, match=message):
+        check_named(name)(Loss("wrong", pair_loss(compute)))
 
 
-def test_defaults_are_accepted_and_every_number_among_them_has_an_effect(loss):
-    loss.check_hyperparameters(loss.hyperparameters)
-    inputs = make_inputs(loss, torch.float64)
-    losses = loss(**inputs).losses
-    for name, default in loss.hyperparameters.items():
-        if isinstance(default, float):
-            assert not torch.equal(loss(**inputs, **{name: default + 0.25}).losses, losses), name
+def test_gradient_into_a_running_scalar_is_refused():
+    def leaky_loss(logps, desirable, kl):
+        return LossOutput((kl - logps) * desirable.float())
+
+    with pytest.raises(ContractError, match=r"gradient flows into kl: use kl\.detach\(\)"):
+        gradient_reaches_every_policy_log_prob_and_no_running_scalar(Loss("leaky", leaky_loss))
 
 
-def test_unit_counts_are_one_positive_number_per_example(loss):
-    counts = loss.unit_counts(make_inputs(loss))
-    assert counts.shape == (SIZE,)
-    assert (counts > 0).all()
+def test_a_loss_that_loses_float32_is_refused():
+    class Raw(Loss):
+        """A loss called without the registry's conversion to float32."""
+
+        def __call__(self, **values):
+            return self.function(**values)
+
+    raw = Raw("raw", pair_loss(lambda c, r, b: output(b * (r - c))))
+    with pytest.raises(ContractError, match=r"losses are torch\.bfloat16 for torch\.bfloat16"):
+        half_precision_is_computed_with_in_float32(raw)
 
 
-def test_docstring_has_source_departures_and_every_parameter(loss):
-    assert loss.summary
-    assert loss.source
-    assert loss.departures
-    arguments = inspect.getdoc(loss.function).split("Args:")[1].split("Returns:")[0]
-    for name in (*loss.inputs, *loss.hyperparameters):
-        assert f"\n    {name}: " in arguments
+def test_counts_must_be_positive():
+    loss = Loss("wrong", dpo_loss, counts=lambda chosen_logps: torch.zeros_like(chosen_logps))
+    with pytest.raises(ContractError, match="a unit count is not greater than 0"):
+        unit_counts_are_one_positive_number_per_example(loss)
 
 
-def test_pickles(loss):
-    assert pickle.loads(pickle.dumps(loss)) == loss
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        ("Source: none.", "the docstring has no paragraph 'Source:"),
+        ("Departures from it: many.", "lacks 'Departures from it: none"),
+        ("beta: Factor.", "Args section lacks beta"),
+    ],
+)
+def test_a_docstring_must_be_complete(old, message):
+    function = pair_loss(lambda c, r, b: output(b * (r - c)))
+    function.__doc__ = function.__doc__.replace(old, "")
+    with pytest.raises(ContractError, match=message):
+        docstring_has_source_departures_and_every_parameter(Loss("wrong", function))
+
+
+def test_an_error_of_the_loss_itself_is_what_is_wrong():
+    def refuse(c, r, b):
+        raise RuntimeError("out of ideas")
+
+    broken = broken_checks(Loss("wrong", pair_loss(refuse)))
+    assert broken["float64_stays_float64"] == "the loss raised RuntimeError: out of ideas"
+    assert set(broken) == {check.__name__ for check in CHECKS} - {
+        "unit_counts_are_one_positive_number_per_example",
+        "docstring_has_source_departures_and_every_parameter",
+    }
+
+
+def test_a_good_loss_has_no_broken_checks():
+    assert broken_checks(get_loss("dpo")) == {}

@@ -1,0 +1,281 @@
+"""What every loss must hold, whoever wrote it: the checks of ``prefopt losses check``.
+
+A check is a function of a loss whose name states the fact; it returns nothing, or raises
+``ContractError`` with what is wrong. The inputs are made up, the same at every call, and need no
+model. Whether a loss computes what its paper says is for its own tests.
+"""
+
+import inspect
+import itertools
+import pickle
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.registry import SCALARS, Loss, LossOutput
+
+SIZE = 5  # examples in a batch
+PLACES = 3  # completions in a ranking
+
+
+class ContractError(AssertionError):
+    """What a loss does that it must not, or does not that it must."""
+
+
+Check = Callable[[Loss], None]
+
+
+def broken_checks(loss: Loss) -> dict[str, str]:
+    """Return the checks that a loss does not hold, each with what is wrong.
+
+    An error that the loss itself raises counts as what is wrong.
+
+    Args:
+        loss: The loss.
+
+    Examples:
+        >>> from prefopt.losses import get_loss
+        >>> broken_checks(get_loss("dpo"))
+        {}
+    """
+    broken = {}
+    for check in CHECKS:
+        try:
+            check(loss)
+        except ContractError as error:
+            broken[check.__name__] = str(error)
+        except Exception as error:  # whatever a stranger's function raises
+            broken[check.__name__] = f"the loss raised {type(error).__name__}: {error}"
+    return broken
+
+
+def make_inputs(
+    loss: Loss, dtype: torch.dtype = torch.float32, size: int = SIZE
+) -> dict[str, Tensor]:
+    """Return made-up inputs of a loss; log-probs of the policy and divergences are leaves.
+
+    Args:
+        loss: The loss.
+        dtype: Of everything that is no length and no label.
+        size: Number of examples.
+    """
+    return {name: _make_input(name, dtype, size) for name in loss.inputs}
+
+
+def losses_are_one_per_example_with_gradient(loss: Loss) -> None:
+    """Check that ``losses`` of the output is unreduced and can be trained on."""
+    output = loss(**make_inputs(loss))
+    _require(isinstance(output, LossOutput), f"returns {type(output).__name__}, not LossOutput")
+    _require_shape("losses", output.losses, (SIZE,))
+    _require(output.losses.requires_grad, "losses carry no gradient")
+
+
+def a_single_example_keeps_its_dimension(loss: Loss) -> None:
+    """Check that a batch of one is a batch."""
+    _require_shape("losses of one example", loss(**make_inputs(loss, size=1)).losses, (1,))
+
+
+def rewards_are_detached_one_per_completion_and_of_the_data_kind(loss: Loss) -> None:
+    """Check which rewards there are, their shape, and that no gradient leaves through them."""
+    output = loss(**make_inputs(loss))
+    shape = (SIZE, PLACES) if loss.data_kind == "ranked" else (SIZE,)
+    for name, rewards in _rewards(output).items():
+        _require_shape(name, rewards, shape)
+        _require(not rewards.requires_grad, f"{name} carry gradient: return them with .detach()")
+    _require(
+        (output.chosen_rewards is None) == (output.rejected_rewards is None),
+        "chosen_rewards and rejected_rewards belong together: return both or neither",
+    )
+    if loss.data_kind == "paired":
+        _require(output.rewards is None, "a paired loss returns chosen_ and rejected_rewards")
+    if loss.data_kind in ("unpaired", "ranked"):
+        _require(
+            output.chosen_rewards is None, f"a loss on {loss.data_kind} data returns rewards alone"
+        )
+
+
+def gradient_reaches_every_policy_log_prob_and_no_running_scalar(loss: Loss) -> None:
+    """Check that nothing the policy computed is ignored, and that estimates are constants."""
+    inputs = make_inputs(loss)
+    for value in inputs.values():
+        if value.is_floating_point():
+            value.requires_grad_()
+    loss(**inputs).losses.sum().backward()
+    for name, value in inputs.items():
+        reached = value.grad is not None and bool(value.grad.abs().sum() > 0)
+        if _is_policys(name):
+            _require(reached, f"no gradient reaches {name}: drop the input or use it")
+        if name in SCALARS:
+            _require(not reached, f"gradient flows into {name}: use {name}.detach()")
+
+
+def half_precision_is_computed_with_in_float32(loss: Loss) -> None:
+    """Check that bfloat16 and float16 inputs give the losses of their float32 copies."""
+    for dtype in (torch.bfloat16, torch.float16):
+        half = make_inputs(loss, dtype)
+        single = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
+        low, high = loss(**half), loss(**single)
+        expected = {"losses": high.losses, **_rewards(high)}
+        for name, values in {"losses": low.losses, **_rewards(low)}.items():
+            _require(values.dtype == torch.float32, f"{name} are {values.dtype} for {dtype} inputs")
+            _require(
+                torch.equal(values, expected[name]),
+                f"{name} of {dtype} inputs differ from those of their float32 copies",
+            )
+        low.losses.sum().backward()
+        for name, value in half.items():
+            if _is_policys(name):
+                _require(
+                    value.grad is not None and value.grad.dtype == dtype,
+                    f"the gradient of {name} is not of its own type, {dtype}",
+                )
+
+
+def float64_stays_float64(loss: Loss) -> None:
+    """Check that double precision is not lost on the way."""
+    dtype = loss(**make_inputs(loss, torch.float64)).losses.dtype
+    _require(dtype == torch.float64, f"float64 inputs give losses in {dtype}")
+
+
+def finite_with_finite_gradient_at_a_thousand_nats_in_float32(loss: Loss) -> None:
+    """Check every combination of log-probs 0 and -1000, over one token each."""
+    logps = [name for name in loss.inputs if name.endswith("logps")]
+    width = PLACES if loss.data_kind == "ranked" else 1
+    corners = torch.tensor(list(itertools.product([0.0, -1e3], repeat=width * len(logps))))
+    inputs = make_inputs(loss, size=len(corners))
+    for name, columns in zip(logps, corners.split(width, 1), strict=True):
+        inputs[name] = columns.reshape(inputs[name].shape).clone().requires_grad_()
+    for name, value in inputs.items():
+        if name.endswith("lengths"):
+            inputs[name] = torch.ones_like(value)  # sums are means: the extreme
+    for kl in (0.0, 1e3):
+        inputs |= {"kl": torch.tensor(kl)} if "kl" in inputs else {}
+        output = loss(**inputs)
+        output.losses.sum().backward()
+        gradients = {f"the gradient of {name}": inputs[name].grad for name in logps}
+        for name, values in {"losses": output.losses, **_rewards(output), **gradients}.items():
+            _require_finite(name, values, corners, logps)
+
+
+def an_example_does_not_depend_on_its_place_in_the_batch(loss: Loss) -> None:
+    """Check that permuted examples have permuted losses."""
+    order = torch.tensor([3, 0, 4, 1, 2])
+    inputs = make_inputs(loss)
+    moved = {name: value if value.ndim == 0 else value[order] for name, value in inputs.items()}
+    _require(
+        torch.allclose(loss(**moved).losses, loss(**inputs).losses[order], rtol=1e-5, atol=1e-5),
+        "the loss of an example changes with its place in the batch",
+    )
+
+
+def an_example_does_not_depend_on_the_others_unless_pooled(loss: Loss) -> None:
+    """Check that part of a batch has part of its losses, so that micro-batches do not matter."""
+    if loss.pooled:
+        return
+    inputs = make_inputs(loss)
+    part = {name: value if value.ndim == 0 else value[:2] for name, value in inputs.items()}
+    _require(
+        torch.allclose(loss(**part).losses, loss(**inputs).losses[:2], rtol=1e-5, atol=1e-5),
+        "the loss of an example changes with the others of its batch: register it with pooled=True",
+    )
+
+
+def defaults_are_accepted_and_every_number_among_them_has_an_effect(loss: Loss) -> None:
+    """Check the hyper-parameters: no default is refused, and no number is ignored."""
+    loss.check_hyperparameters(loss.hyperparameters)
+    inputs = make_inputs(loss, torch.float64)
+    losses = loss(**inputs).losses
+    for name, default in loss.hyperparameters.items():
+        if isinstance(default, float):
+            other = loss(**inputs, **{name: default + 0.25}).losses
+            _require(not torch.equal(other, losses), f"{name} has no effect on the losses")
+
+
+def unit_counts_are_one_positive_number_per_example(loss: Loss) -> None:
+    """Check the denominators of the mean."""
+    counts = loss.unit_counts(make_inputs(loss))
+    _require_shape("unit counts", counts, (SIZE,))
+    _require(bool((counts > 0).all()), "a unit count is not greater than 0")
+
+
+def docstring_has_source_departures_and_every_parameter(loss: Loss) -> None:
+    """Check that a reader finds paper, differences from it, and the meaning of each parameter."""
+    _require(bool(loss.summary), "the function has no docstring")
+    _require(bool(loss.source), "the docstring has no paragraph 'Source: paper, number, equation.'")
+    _require(bool(loss.departures), "the docstring's Source lacks 'Departures from it: none.'")
+    text = inspect.getdoc(loss.function) or ""
+    arguments = text.partition("Args:")[2].partition("Returns:")[0]
+    for name in (*loss.inputs, *loss.hyperparameters):
+        _require(f"\n    {name}: " in arguments, f"the docstring's Args section lacks {name}")
+
+
+def pickles(loss: Loss) -> None:
+    """Check that other processes can be given the loss: a function at the top of a module."""
+    try:
+        copy = pickle.loads(pickle.dumps(loss))
+    except Exception as error:  # pickle raises several kinds
+        raise ContractError(f"cannot be pickled: {error}") from error
+    _require(copy == loss, "its pickled copy is another loss")
+
+
+CHECKS: tuple[Check, ...] = (
+    losses_are_one_per_example_with_gradient,
+    a_single_example_keeps_its_dimension,
+    rewards_are_detached_one_per_completion_and_of_the_data_kind,
+    gradient_reaches_every_policy_log_prob_and_no_running_scalar,
+    half_precision_is_computed_with_in_float32,
+    float64_stays_float64,
+    finite_with_finite_gradient_at_a_thousand_nats_in_float32,
+    an_example_does_not_depend_on_its_place_in_the_batch,
+    an_example_does_not_depend_on_the_others_unless_pooled,
+    defaults_are_accepted_and_every_number_among_them_has_an_effect,
+    unit_counts_are_one_positive_number_per_example,
+    docstring_has_source_departures_and_every_parameter,
+    pickles,
+)
+
+
+def _make_input(name: str, dtype: torch.dtype, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    shape = (size, PLACES) if "ranked" in name else (size,)
+    if name == "desirable":
+        return torch.rand(shape, generator=generator) < 0.5
+    if name in SCALARS:
+        return torch.tensor(0.3, dtype=dtype)
+    if name in ("margins", "preference_probabilities") or name.endswith("scores"):
+        return torch.rand(shape, generator=generator).to(dtype)
+    if name.endswith("divergences"):
+        return torch.rand(shape, generator=generator).to(dtype).requires_grad_()
+    if name.endswith("lengths"):
+        return torch.randint(1, 9, shape, generator=generator)
+    values = -30 * torch.rand(shape, generator=generator) - 0.1
+    return values.to(dtype).requires_grad_(_is_policys(name))
+
+
+def _is_policys(name: str) -> bool:
+    return name.endswith("logps") and not name.startswith("ref_")
+
+
+def _rewards(output: LossOutput) -> dict[str, Tensor]:
+    """Return the rewards that an output has, by name."""
+    return {k: v for k, v in output._asdict().items() if k != "losses" and v is not None}
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ContractError(otherwise)
+
+
+def _require_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    _require(tuple(values.shape) == shape, f"{name}: shape {tuple(values.shape)}, expected {shape}")
+
+
+def _require_finite(name: str, values: Tensor | None, corners: Tensor, logps: list[str]) -> None:
+    """Raise, with the first input that does it, if a value is not finite."""
+    if values is None or bool(values.isfinite().all()):
+        return
+    row = int((~values.isfinite()).reshape(len(corners), -1).any(1).nonzero()[0])
+    places = corners[row].split(corners.shape[1] // len(logps))
+    point = ", ".join(f"{k}={v.tolist()}" for k, v in zip(logps, places, strict=True))
+    raise ContractError(f"{name}: not finite at {point}")
