@@ -33,6 +33,13 @@ _SPELT_OUT = {
     "undesirable_weight": 1.0,
 }
 
+# Where reference log-probs come from; or, after this, from a saved adapter.
+_REFERENCES = ["auto", "cached", "live"]
+ADAPTER = "adapter:"
+
+# TRL's defaults of a reference that follows the policy.
+_MOVING = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
+
 # TRL fields that are refused unless at a value that changes nothing: (harmless values, what to do).
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "truncation_mode": (
@@ -58,18 +65,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "f_alpha_divergence_coef": (
         (None, 0.5),
         "other divergences are not available yet; leave it out",
-    ),
-    "sync_ref_model": (
-        (None, False),
-        "a moving reference (TR-DPO) is not available yet; leave it out",
-    ),
-    "ref_model_mixup_alpha": (
-        (None, 0.6),
-        "a moving reference (TR-DPO) is not available yet; leave it out",
-    ),
-    "ref_model_sync_steps": (
-        (None, 512),
-        "a moving reference (TR-DPO) is not available yet; leave it out",
     ),
     "use_liger_kernel": (
         (None, False),
@@ -100,6 +95,9 @@ TRL_FIELDS: dict[str, str] = {
     "precompute_ref_log_probs": "True is reference='cached', which 'auto' does anyway",
     "precompute_ref_batch_size": "same meaning: examples per forward pass while precomputing",
     "pad_token": "same meaning",
+    "sync_ref_model": "same meaning; also with an adapter (peft), where TRL refuses",
+    "ref_model_mixup_alpha": "same meaning and default (0.6)",
+    "ref_model_sync_steps": "same meaning and default (512)",
     "router_aux_loss_coef": "same meaning and default; a token of a shared prefix counts once",
     "padding_free": "accepted: rows are never padded",
     "activation_offloading": "same meaning: saved activations wait in CPU memory",
@@ -204,8 +202,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         metadata={
             "help": "Where reference log-probs come from. 'auto': nowhere if the loss needs none; "
             "cached, or live for streams. 'cached': computed once before training, after which no "
-            "reference model stays in memory. 'live': computed at each step.",
-            "choices": ["auto", "cached", "live"],
+            "reference model stays in memory. 'live': computed at each step. 'adapter:<path>': as "
+            "'auto', and the reference is that saved adapter on the policy's base model.",
         },
     )
     reference_cache_dir: str | None = field(
@@ -214,6 +212,18 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "help": "Folder of the store of reference log-probs, which all runs share. Default: "
             "the environment variable PREFOPT_CACHE, else prefopt in the user's cache folder."
         },
+    )
+    sync_ref_model: bool = field(
+        default=False,
+        metadata={"help": "Let the reference follow the policy (TR-DPO); it is then live."},
+    )
+    ref_model_mixup_alpha: float | None = field(
+        default=None,
+        metadata={"help": "Share of the policy when the reference follows it (default 0.6)."},
+    )
+    ref_model_sync_steps: int | None = field(
+        default=None,
+        metadata={"help": "Optimiser steps after which the reference follows (default 512)."},
     )
     precompute_ref_log_probs: bool = field(
         default=False, metadata={"help": "TRL's name for reference='cached'."}
@@ -305,13 +315,6 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     f_alpha_divergence_coef: float | None = field(
         default=None, metadata={"help": "TRL's; refused for now."}
     )
-    sync_ref_model: bool = field(default=False, metadata={"help": "TRL's TR-DPO; refused for now."})
-    ref_model_mixup_alpha: float | None = field(
-        default=None, metadata={"help": "TRL's TR-DPO; refused for now."}
-    )
-    ref_model_sync_steps: int | None = field(
-        default=None, metadata={"help": "TRL's TR-DPO; refused for now."}
-    )
 
     def __post_init__(self) -> None:
         """Check every field against the others, and the loss's options against the loss."""
@@ -333,9 +336,18 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         if self.precompute_ref_log_probs:
             if self.reference == "live":
                 raise ValueError("precompute_ref_log_probs=True contradicts reference='live'")
-            self.reference = "cached"
+            if self.reference == "auto":
+                self.reference = "cached"
+        self._check_moving_reference()
         if self.loss_type is not None:
             self._parse(self.loss_type)
+
+    @property
+    def reference_mode(self) -> str:
+        """When reference log-probs are computed: ``auto``, ``cached`` or ``live``."""
+        if not self.reference.startswith(ADAPTER):
+            return self.reference
+        return "cached" if self.precompute_ref_log_probs else "auto"
 
     @property
     def objective(self) -> Objective:
@@ -400,8 +412,12 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             )
 
     def _check_values(self) -> None:
-        for name in ("reference", "layout", "attn_backend"):
+        for name in ("layout", "attn_backend"):
             _check_choice(name, getattr(self, name), self._choices(name))
+        if not self.reference.startswith(ADAPTER):
+            _check_choice("reference", self.reference, [*_REFERENCES, f"{ADAPTER}<path>"])
+        elif self.reference == ADAPTER:
+            raise ValueError("reference='adapter:' names no adapter: give its folder or id")
         check_request(self.layout, self.attn_backend)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
@@ -412,6 +428,27 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         batch_size = self.precompute_ref_batch_size
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"precompute_ref_batch_size must be at least 1, got {batch_size}")
+
+    def _check_moving_reference(self) -> None:
+        """Check the options of a reference that follows the policy, and set their defaults."""
+        for name, default in _MOVING.items():
+            value = getattr(self, name)
+            if not self.sync_ref_model and value not in (None, default):
+                raise ValueError(f"{name}={value} has no effect without sync_ref_model=True")
+            if self.sync_ref_model and value is None:
+                setattr(self, name, default)
+        if not self.sync_ref_model:
+            return
+        if self.reference not in ("auto", "live"):
+            raise ValueError(
+                f"reference={self.reference!r} stays as it is, and sync_ref_model=True moves it; "
+                "leave one of them out (precompute_ref_log_probs is reference='cached')"
+            )
+        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
+        if alpha is None or not 0 < alpha <= 1:
+            raise ValueError(f"ref_model_mixup_alpha must be above 0 and at most 1, got {alpha}")
+        if steps is None or steps < 1:
+            raise ValueError(f"ref_model_sync_steps must be at least 1, got {steps}")
 
     def _choices(self, name: str) -> list[str]:
         choices: list[str] = self.__dataclass_fields__[name].metadata["choices"]

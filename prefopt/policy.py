@@ -1,6 +1,7 @@
 """Get a policy ready to train: load it, its tokenizer and its adapter, as TRL's trainers would."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,29 @@ from transformers import (
 from prefopt.config import PreferenceConfig
 
 logger = logging.getLogger("prefopt")
+
+# One of these is in a folder that holds a tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+# Where tokenizers differ: case, digits, white space, code, accents, other scripts, emoji.
+_SAMPLE_TEXTS = (
+    "The quick brown fox isn't 1234567.89% faster, is it?",
+    "def f(x):\n    return {'a': [x ** 2, None]}\t# squared\n\n",
+    "Größe, naïve café, cœur, Đà Nẵng, e\u0301",
+    "Привет, мир! 你好，世界。こんにちは 안녕하세요 مرحبا नमस्ते",
+    "👩\u200d👩\u200d👧 → ∑∞ ≠ \u00a0½ ﬁ",
+)
+_SAMPLE_MESSAGES = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "Four."},
+]
 
 
 def load_policy(model: Any, args: PreferenceConfig, quantization_config: Any = None) -> Any:
@@ -165,6 +189,91 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
             f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {embeddings}: "
             "they do not belong together, or model.resize_token_embeddings was forgotten"
         )
+
+
+def check_reference_tokenizer(
+    ref_model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig
+) -> None:
+    """Raise where a reference reads other token ids than the policy's tokenizer makes.
+
+    The reference need not be loaded for it; one that comes without a tokenizer is not checked.
+
+    Args:
+        ref_model: An id, a path, or a model.
+        tokenizer: The policy's.
+        args: ``model_init_kwargs`` and ``trust_remote_code`` matter.
+
+    Raises:
+        ValueError: Naming the first difference.
+    """
+    by_name = isinstance(ref_model, str)
+    name = ref_model if by_name else getattr(ref_model.config, "_name_or_path", "")
+    theirs = _tokenizer_of(name, args, local_only=not by_name) if name else None
+    if theirs is None:
+        return
+    difference = _first_difference(tokenizer, theirs, with_template=by_name)
+    if difference is not None:
+        raise ValueError(
+            f"ref_model {name} reads other token ids than the policy: {difference}. A reference "
+            "must have the tokenizer of the policy"
+        )
+
+
+def _tokenizer_of(
+    name: str, args: PreferenceConfig, local_only: bool
+) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a folder or id; None if it has none."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name,
+            trust_remote_code=args.trust_remote_code,
+            revision=options.get("revision"),
+            local_files_only=local_only,
+        )
+    except (OSError, ValueError):  # loading the model will say what is wrong with it
+        return None
+    return tokenizer
+
+
+def _first_difference(
+    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, with_template: bool
+) -> str | None:
+    """Return how two tokenizers differ in the ids that they make, for people; None if not.
+
+    One may know tokens that the other lacks, as long as these do not come up.
+    """
+    mine, other = ours.get_vocab(), theirs.get_vocab()
+    token_of = {index: token for token, index in other.items()}
+    for token, index in sorted(mine.items(), key=lambda item: item[1]):
+        if token == ours.pad_token:  # stands in no text
+            continue
+        if other.get(token, index) != index:
+            return f"{token!r} has id {index} for the policy and {other[token]} for the reference"
+        if token_of.get(index, token) != token:
+            return (
+                f"id {index} is {token!r} for the policy and {token_of[index]!r} for the reference"
+            )
+    texts = [*_SAMPLE_TEXTS, *(_rendered(ours) if with_template else [])]
+    for text in texts:
+        first, second = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in (ours, theirs)
+        )
+        if first != second:
+            return f"{text!r} is {first} for the policy and {second} for the reference"
+    return None
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return a conversation in the tokenizer's template, if it has one and takes it."""
+    try:
+        text = tokenizer.apply_chat_template(_SAMPLE_MESSAGES, tokenize=False)
+    except Exception:  # no template, or one that wants other messages: what it raises is its own
+        return []
+    return [str(text)]
 
 
 def learned_positions(model: Any) -> int | None:

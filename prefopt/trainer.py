@@ -8,7 +8,6 @@ evaluation does not depend on its batch size.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from prefopt.engine.denormals import denormals_flushed
 from prefopt.engine.heap import heap_kept
 from prefopt.engine.router import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores
-from prefopt.exact_evaluation import ExactEvaluation, Scored, gather_objects
+from prefopt.exact_evaluation import ExactEvaluation, Scored
 from prefopt.losses import LossOutput
 from prefopt.losses.inputs import objective_outputs, term_counts
 from prefopt.losses.metrics import (
@@ -51,31 +50,16 @@ from prefopt.model_card import write_model_card
 from prefopt.policy import (
     add_adapter,
     check_vocabulary,
-    is_peft,
     learned_positions,
     load_policy,
-    load_reference,
     load_tokenizer,
-    reference_options,
     switch_off_dropout,
 )
-from prefopt.reference import (
-    BaseModel,
-    Database,
-    FillOptions,
-    InitialPolicy,
-    OtherModel,
-    Processes,
-    References,
-    Source,
-    adapter_starts_as_identity,
-    default_folder,
-    open_database,
-)
-from prefopt.reference.references import origin_facts
+from prefopt.reference import References
+from prefopt.run_reference import RunReference
 
 
-class PreferenceTrainer(ExactEvaluation):
+class PreferenceTrainer(RunReference, ExactEvaluation):
     """Trains a causal language model on preferences.
 
     Args:
@@ -249,102 +233,21 @@ class PreferenceTrainer(ExactEvaluation):
         if self._signature_columns is None:
             self._signature_columns = list(PREPARED_COLUMNS)
 
-    # Reference ------------------------------------------------------------------------------------
-
-    def _check_reference(self, args: PreferenceConfig, ref_model: Any) -> None:
-        if self.objective.needs_reference:
-            return
-        for given, what in (
-            (ref_model is not None, "ref_model was given"),
-            (args.reference != "auto", f"reference={args.reference!r} was asked for"),
-        ):
-            if given:
-                raise ValueError(
-                    f"{what}, but the loss {self.objective.name!r} uses no reference; leave it out"
-                )
-
-    def _set_up_reference(self, ref_model: Any) -> None:
-        """Decide where reference log-probs come from, and compute those that can be kept."""
-        args = self.args
-        folder = Path(args.reference_cache_dir) if args.reference_cache_dir else default_folder()
-        database = None if args.reference == "live" else open_database(folder)
-        self._references = References(
-            self._reference_source(ref_model, database),
-            args.reference,
-            database,
-            with_kl=self.objective.needs_kl,
-            options=FillOptions(
-                rows_per_batch=args.precompute_ref_batch_size,
-                processes=Processes(
-                    args.process_index,
-                    args.world_size,
-                    gather_objects if args.world_size > 1 else None,
-                ),
-                show_progress=self.is_world_process_zero() and not args.disable_tqdm,
-                context=self.accelerator.autocast,
-            ),
-            origin=origin_facts(self.scorer, self._autocast_name()),
-        )
-        evals = self.eval_dataset
-        evals = evals if isinstance(evals, dict) else {"eval": evals}
-        # Pairs and no dictionary: an evaluation set may be called "train" too.
-        for name, dataset in [("train", self.train_dataset), *evals.items()]:
-            if dataset is not None:
-                self._serve_references(dataset, name)
-        self._console.print(f"prefopt: reference: {self._references}", markup=False)
-
-    def _serve_references(self, dataset: Any, name: str) -> None:
-        if self._references is not None:
-            self._references.prepare(dataset, name)
-
-    def _reference_source(self, ref_model: Any, database: Database | None) -> Source:
-        autocast = self._autocast_name()
-        if ref_model is not None:
-            return OtherModel(
-                ref_model,
-                self._load_reference,
-                reference_options(self.args),
-                autocast,
-                self._scorer_of,
-                self._in_layout_of_both,
-                database,
-            )
-        if is_peft(self.model) and adapter_starts_as_identity(self.scorer):
-            return BaseModel(self.scorer, autocast)
-        name = getattr(self.model.config, "_name_or_path", "")
-        reload = partial(self._load_reference, name) if name and not is_peft(self.model) else None
-        return InitialPolicy(self.scorer, autocast, reload, self._scorer_of)
-
-    def _load_reference(self, model: Any) -> Any:
-        model = load_reference(model, self._tokenizer, self.args)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
-
-    def _in_layout_of_both(self, scorer: Scorer) -> Scorer:
-        """Return a scorer of the same model in the layout of the policy's batches."""
-        if scorer.layout == self.scorer.layout:
-            return scorer
-        self.scorer = Scorer(self.model, "padded")
-        return Scorer(scorer.model, "padded")
-
-    def _autocast_name(self) -> str:
-        """Return the dtype to which forward passes are cast, or ``"none"``."""
-        precision = str(self.accelerator.mixed_precision)
-        return "none" if precision == "no" else precision
-
     # One step -------------------------------------------------------------------------------------
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train, as ``transformers.Trainer`` does.
 
         On a CPU denormal gradients count as zero, and memory is kept between steps.
         """
-        if self._references is not None:
-            self._references.policy_moves()
+        self._begin_with_reference(resume_from_checkpoint)
         with ExitStack() as stack:
             if self.args.device.type == "cpu":
                 stack.enter_context(denormals_flushed())
                 stack.enter_context(heap_kept())
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -538,7 +441,9 @@ class PreferenceTrainer(ExactEvaluation):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            write_model_card(output_dir or self.args.output_dir, self)
+            folder = Path(output_dir or self.args.output_dir)
+            write_model_card(folder, self)
+            self._save_reference(folder)
 
 
 def _sum_and_count(values: Tensor) -> Tensor:

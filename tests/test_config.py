@@ -70,7 +70,15 @@ def test_trls_defaults_spelt_out_are_accepted(name, losses):
         ({"use_weighting": True}, "WPO"),
         ({"ld_alpha": 0.5}, "LD-DPO"),
         ({"f_divergence_type": "js"}, "divergences"),
-        ({"sync_ref_model": True}, "TR-DPO"),
+        ({"reference": "adapter:"}, "names no adapter"),
+        ({"sync_ref_model": True, "reference": "cached"}, "stays as it is"),
+        ({"sync_ref_model": True, "reference": "adapter:sft"}, "stays as it is"),
+        ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "stays as it is"),
+        ({"sync_ref_model": True, "ref_model_mixup_alpha": 0.0}, "above 0 and at most 1"),
+        ({"sync_ref_model": True, "ref_model_mixup_alpha": 1.1}, "above 0 and at most 1"),
+        ({"sync_ref_model": True, "ref_model_sync_steps": 0}, "at least 1"),
+        ({"ref_model_mixup_alpha": 0.5}, "no effect without sync_ref_model"),
+        ({"ref_model_sync_steps": 10}, "no effect without sync_ref_model"),
         ({"bf16_full_eval": True}, "precision of training"),
         ({"batch_eval_metrics": True}, "whole set at once"),
     ],
@@ -93,6 +101,17 @@ def test_loss_kwargs_may_be_json_as_on_the_command_line():
 
 def test_precomputing_is_trls_name_of_a_cached_reference():
     assert make(precompute_ref_log_probs=True).reference == "cached"
+
+
+def test_an_adapter_as_reference_is_computed_once_unless_the_data_are_a_stream():
+    assert make(reference="adapter:sft").reference_mode == "auto"
+    precomputed = make(reference="adapter:sft", precompute_ref_log_probs=True)
+    assert (precomputed.reference, precomputed.reference_mode) == ("adapter:sft", "cached")
+
+
+def test_a_moving_reference_has_the_papers_defaults():
+    moving = make(sync_ref_model=True)
+    assert (moving.ref_model_mixup_alpha, moving.ref_model_sync_steps) == (0.6, 512)
 
 
 def test_bfloat16_is_off_without_cuda_unless_asked_for():

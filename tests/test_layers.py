@@ -15,7 +15,7 @@ LAYERS = (
     ("losses",),
     ("data", "engine"),
     ("reference",),
-    ("config", "policy", "model_card", "exact_evaluation", "trainer"),
+    ("config", "policy", "model_card", "exact_evaluation", "run_reference", "trainer"),
     ("evaluation", "compare", "toy"),
     ("cli", "__main__"),
 )

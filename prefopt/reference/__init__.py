@@ -1,10 +1,19 @@
 """The reference: where the log-probs that a policy is compared with come from."""
 
+from prefopt.reference.adapters import AdapterError, trains_only_adapters
 from prefopt.reference.database import Database
 from prefopt.reference.fill import Filler, FillOptions, Processes, Wanted
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.references import ReferenceLogps, References
-from prefopt.reference.sources import BaseModel, InitialPolicy, OtherModel, Source
+from prefopt.reference.sources import (
+    BaseModel,
+    InitialPolicy,
+    MovingPolicy,
+    NamedAdapter,
+    OtherModel,
+    Recorded,
+    Source,
+)
 from prefopt.reference.store import (
     FileStore,
     LogpStore,
@@ -16,11 +25,13 @@ from prefopt.reference.strategies import (
     AdapterOff,
     FrozenCopy,
     LiveReference,
+    MovingCopy,
     ReferenceModel,
     adapter_starts_as_identity,
 )
 
 __all__ = [
+    "AdapterError",
     "AdapterOff",
     "BaseModel",
     "Database",
@@ -33,8 +44,12 @@ __all__ = [
     "LiveReference",
     "LogpStore",
     "MemoryStore",
+    "MovingCopy",
+    "MovingPolicy",
+    "NamedAdapter",
     "OtherModel",
     "Processes",
+    "Recorded",
     "ReferenceLogps",
     "ReferenceModel",
     "References",
@@ -44,4 +59,5 @@ __all__ = [
     "default_folder",
     "fingerprint_of",
     "open_database",
+    "trains_only_adapters",
 ]

@@ -1,11 +1,12 @@
 """The reference of one run: what is computed once, what is asked at each step."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from prefopt.data.inspection import is_stream
@@ -13,12 +14,14 @@ from prefopt.engine import Scorer
 from prefopt.engine.score import sum_by_completion
 from prefopt.reference.database import Database
 from prefopt.reference.fill import Filler, FillOptions, Wanted
-from prefopt.reference.fingerprint import Fingerprint
 from prefopt.reference.sources import Source
 from prefopt.reference.store import FileStore, LogpStore, MemoryStore
 from prefopt.reference.strategies import LiveReference
 
 logger = logging.getLogger("prefopt")
+
+# The facts of a fingerprint that say which model it is; the others, how it is computed.
+_SAME_MODEL = ("class", "weights", "config", "quantization", "adapters", "scalings")
 
 
 class ReferenceLogps(NamedTuple):
@@ -27,10 +30,12 @@ class ReferenceLogps(NamedTuple):
     Attributes:
         logps: Of each completion; (N,).
         continuation: The same of the batch's continuation; None where it has none.
+        per_token_logps: Of each scored token; (L,).
     """
 
     logps: Tensor
     continuation: Tensor | None
+    per_token_logps: Tensor
 
 
 class References:
@@ -47,7 +52,8 @@ class References:
 
     Attributes:
         source: What the reference is.
-        fingerprint: Of the reference; None where its weights are not all in this process.
+        fingerprint: Of the reference, as the main process sees it; None where its weights are not
+            all in that process, or move.
         store: What was computed; None if nothing is kept.
         computed: Completions that this run has computed, all processes together.
     """
@@ -62,31 +68,49 @@ class References:
         options: FillOptions,
         origin: Mapping[str, Any],
     ) -> None:
-        self.source = source
         self._mode = mode
+        self._database = database
         self._with_kl = with_kl
-        self._context = options.context
-        self._filler: Filler | None = None
-        self._live: LiveReference | None = source.keep() if mode == "live" else None
-        self._served: set[str] = set()
+        self._options = options
+        self._origin = dict(origin)
+        self._live: LiveReference | None = None
         self.computed = 0
-        self.fingerprint: Fingerprint | None = None
-        self.store: LogpStore | None = None
-        if mode != "live":
-            self.fingerprint = source.fingerprint()
-            self.store = self._open(database, origin)
-            self._filler = Filler(self.store, source.load, options)
+        self.become(source)
+        if mode == "live":
+            self._live = source.keep()
 
-    def _open(self, database: Database | None, origin: Mapping[str, Any]) -> LogpStore:
-        if database is None:
+    def become(self, source: Source) -> None:
+        """Serve another reference from now on: nothing of what was served stays.
+
+        Args:
+            source: What the reference is.
+
+        Raises:
+            ValueError: If it is asked at each step and cannot be had.
+        """
+        self.source = source
+        self.fingerprint = self._options.processes.all(source.fingerprint())[0]
+        self.store: LogpStore | None = None
+        self._filler: Filler | None = None
+        self._served: set[str] = set()
+        if self._mode != "live":
+            self.store = self._open()
+            self._filler = Filler(self.store, source.load, self._options)
+        if self._live is not None:
+            self._live = source.keep()
+
+    def _open(self) -> LogpStore:
+        if self._database is None:
             return MemoryStore()
         if self.fingerprint is None:
-            logger.warning(
-                "reference log-probs are kept in memory, for this run only: the weights of the "
-                "reference are spread over processes, so it has no fingerprint"
-            )
+            if self._options.processes.rank == 0:
+                logger.warning(
+                    "reference log-probs are kept in memory, for this run only: the weights of the "
+                    "reference are spread over processes, so it has no fingerprint"
+                )
             return MemoryStore()
-        return FileStore(database, self.fingerprint.digest, self.fingerprint.facts, origin)
+        digest, facts = self.fingerprint
+        return FileStore(self._database, digest, facts, self._origin)
 
     def __str__(self) -> str:
         if self.store is None:
@@ -100,12 +124,12 @@ class References:
         """Called before training: from now on the policy is no longer what it was given as."""
         self.source.moved = True
 
-    def prepare(self, dataset: Any, name: str) -> int:
-        """Make sure that a dataset can be served; return how many completions were computed.
+    def prepare(self, *datasets: tuple[str, Any]) -> int:
+        """Make sure that datasets can be served; return how many completions were computed.
 
         Args:
-            dataset: Prepared rows; of a stream, what it brings will be computed when it comes.
-            name: Of the dataset, for people.
+            datasets: A name for people, and prepared rows; of a stream, what it brings will be
+                computed when it comes.
 
         Raises:
             ValueError: If something is missing and the reference cannot be had again, or if
@@ -113,6 +137,12 @@ class References:
         """
         if self.store is None:
             return 0
+        try:
+            return sum(self._fill(name, dataset) for name, dataset in datasets)
+        finally:
+            self.source.release()
+
+    def _fill(self, name: str, dataset: Any) -> int:
         if is_stream(dataset):
             if self._mode == "cached":
                 raise ValueError(
@@ -124,10 +154,7 @@ class References:
         if mark is not None and mark in self._served:
             return 0
         assert self._filler is not None
-        try:
-            computed = self._filler.fill(dataset, Wanted.of(dataset, self._with_kl), name)
-        finally:
-            self.source.release()
+        computed = self._filler.fill(dataset, Wanted.of(dataset, self._with_kl), name)
         if mark is not None:
             self._served.add(mark)
         self.computed += computed
@@ -145,41 +172,83 @@ class References:
         """
         if self.store is None:
             assert self._live is not None  # kept since the run began
-            scores = self._live.score(batch, self._context)
+            scores = self._live.score(batch, self._options.context)
             more = scores.continuation
-            return ReferenceLogps(scores.logps, None if more is None else more.logps)
+            further = None if more is None else more.logps
+            return ReferenceLogps(scores.logps, further, scores.per_token_logps)
+        logps, per_token = self._served(batch)
         continuation = batch.get("continuation")
-        return ReferenceLogps(
-            self._served_logps(batch),
-            None if continuation is None else self._served_logps(continuation),
-        )
+        further = None if continuation is None else self._served(continuation)[0]
+        return ReferenceLogps(logps, further, per_token)
 
-    def _served_logps(self, batch: Mapping[str, Any]) -> Tensor:
+    def _served(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return log-probs of completions (N,) and of their tokens (L,)."""
         if "ref_per_token_logps" in batch:
             per_token = batch["ref_per_token_logps"]
         else:
-            per_token = self._computed_now(batch["unknown"])
-        return sum_by_completion(per_token, batch["completion_index"], len(batch["lengths"]))
+            per_token = self._found_late(batch["unknown"])
+        completions = len(batch["lengths"])
+        return sum_by_completion(per_token, batch["completion_index"], completions), per_token
 
-    def _computed_now(self, unknown: Mapping[str, Any]) -> Tensor:
+    def _found_late(self, unknown: Mapping[str, Any]) -> Tensor:
+        """Return what the collator did not find: looked up here and now, or else computed.
+
+        A worker process that made the batch ahead of its time, or that has a copy of a store in
+        memory, knows less than this process does.
+        """
+        assert self.store is not None
+        keys = [key.tobytes() for key in unknown["keys"].cpu().numpy()]
+        known = [logps for logps in self.store.look_up(keys) if logps is not None]
+        if len(known) < len(keys):
+            return self._computed_now(unknown, keys)[unknown["selected"]]
+        scored = unknown["lengths"].tolist()
+        parts = [logps[len(logps) - count :] for logps, count in zip(known, scored, strict=True)]
+        served = torch.from_numpy(np.concatenate(parts)).to(unknown["selected"].device)
+        return served[unknown["selected"]]
+
+    def _computed_now(self, unknown: Mapping[str, Any], keys: Sequence[bytes]) -> Tensor:
         """Score completions that a stream brought, and remember them for when they come again."""
         assert self.store is not None
         if self._live is None:
             logger.warning("the store lacks a completion that it had: the reference is loaded")
             self._live, _ = self.source.load()
-        per_token = self._live.score(unknown, self._context).per_token_logps
-        flat = per_token.float().cpu().numpy()
-        keys = [key.tobytes() for key in unknown["keys"].cpu().numpy()]
-        parts = np.split(flat, np.cumsum(unknown["lengths"].cpu().numpy())[:-1])
+        per_token = self._live.score(unknown, self._options.context).per_token_logps
+        ends = np.cumsum(unknown["lengths"].cpu().numpy())
+        parts = np.split(per_token.float().cpu().numpy(), ends)[:-1]
         sizes = unknown["whole_lengths"].tolist()
         self.store.add(
             [
-                (key, np.pad(part, (size - len(part), 0)))
+                (key, np.pad(part, (size - len(part), 0)))  # a first token that nothing predicts
                 for key, part, size in zip(keys, parts, sizes, strict=True)
             ]
         )
         self.computed += len(keys)
-        return per_token[unknown["selected"]]
+        return per_token
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """Return what the reference is and how to get it again, for a checkpoint to keep."""
+        digest, facts = self.fingerprint or (None, None)
+        return {
+            "version": 1,
+            "description": self.source.description,
+            "fingerprint": digest,
+            "facts": facts,
+            "again": dict(self.source.again),
+        }
+
+    def is_of(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of this reference, if perhaps computed in another precision.
+
+        Args:
+            record: What ``record`` returned in the run that is resumed.
+        """
+        digest, facts = self.fingerprint or (None, {})
+        if digest == record["fingerprint"]:
+            return True
+        theirs = record["facts"] or {}
+        return bool(facts) and all(facts.get(part) == theirs.get(part) for part in _SAME_MODEL)
 
 
 def origin_facts(scorer: Scorer, autocast: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Live references: score a batch with the reference each time it is asked.
 
 For what no cache can hold (streams), and for filling one. The reference is another model, the
-policy with its adapter switched off, or the policy as it was at the start.
+policy with its adapter switched off, the policy as it was at the start, or a copy that follows it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
@@ -79,7 +80,7 @@ class FrozenCopy:
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self._initial = {
+        self._weights = {
             name: parameter.detach().clone()
             for name, parameter in scorer.model.named_parameters()
             if parameter.requires_grad
@@ -93,14 +94,83 @@ class FrozenCopy:
     @contextmanager
     def _swapped_in(self) -> Iterator[None]:
         parameters = dict(self._scorer.model.named_parameters())
-        current = {name: parameters[name].data for name in self._initial}
-        for name, initial in self._initial.items():
-            parameters[name].data = initial.to(current[name].device)
+        current = {name: parameters[name].data for name in self._weights}
+        for name, weight in self._weights.items():
+            parameters[name].data = weight.to(current[name].device)
         try:
             yield
         finally:
             for name, data in current.items():
                 parameters[name].data = data
+
+
+class MovingCopy(FrozenCopy):
+    """A copy of the policy that follows it: the reference of TR-DPO.
+
+    Source: Gorbatovski et al. 2024, arXiv:2404.09656, the soft update; the hard one is
+    ``alpha=1``.
+
+    Args:
+        scorer: Scores with the policy.
+        start: All weights of the model that it starts as, by name; None for the policy as it is.
+
+    Raises:
+        ValueError: If the weights have other names or shapes than those of the policy.
+    """
+
+    description = "a copy that follows the policy (TR-DPO)"
+
+    def __init__(self, scorer: Scorer, start: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(scorer)
+        if start is None:
+            return
+        policy = dict(scorer.model.named_parameters())
+        _check_same_names(policy, start, "the given ref_model", "the policy")
+        for name, parameter in policy.items():
+            weight = start[name].detach().to(parameter, copy=True)
+            # What the policy does not train need only be held where the start has something else.
+            if name in self._weights or not torch.equal(weight, parameter.detach()):
+                self._weights[name] = weight
+
+    @torch.no_grad()
+    def follow(self, alpha: float) -> None:
+        """Move towards the policy: ``alpha`` of it and ``1 - alpha`` of what this is.
+
+        Args:
+            alpha: Share of the policy; above 0, at most 1.
+        """
+        parameters = dict(self._scorer.model.named_parameters())
+        for name, weight in self._weights.items():
+            weight.mul_(1 - alpha).add_(parameters[name].to(weight.device), alpha=alpha)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what must be saved of it, by name."""
+        return {name: weight.contiguous() for name, weight in self._weights.items()}
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Become what was saved.
+
+        Raises:
+            ValueError: If it was saved of another model.
+        """
+        parameters = dict(self._scorer.model.named_parameters())
+        held = {name: parameters[name] for name in weights if name in parameters} | self._weights
+        _check_same_names(held, weights, "the saved reference", "the policy")
+        self._weights = {
+            name: weight.to(parameters[name], copy=True) for name, weight in weights.items()
+        }
+
+
+def _check_same_names(
+    mine: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, whose: str
+) -> None:
+    for name in sorted(mine.keys() | other.keys()):
+        if name not in mine or name not in other or mine[name].shape != other[name].shape:
+            both = name in mine and name in other
+            raise ValueError(
+                f"sync_ref_model mixes weight by weight, but {what} and {whose} differ: {name} "
+                + ("has another shape" if both else "is in one of them only")
+            )
 
 
 def adapter_starts_as_identity(scorer: Scorer) -> bool:

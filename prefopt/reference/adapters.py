@@ -1,0 +1,143 @@
+"""Adapters as part of a reference: what a policy trains, and another adapter around its weights.
+
+A second model around the same weights costs its modules and no memory worth counting, and nothing
+that happens to it (other adapters, other modes) is seen by the policy.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+# The file that makes a folder an adapter.
+_CONFIG_FILE = "adapter_config.json"
+
+
+class AdapterError(ValueError):
+    """An adapter is not where it was said to be, or does not fit the model."""
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether the weights of a model are not all in this process."""
+    return any(
+        parameter.device.type == "meta"
+        or hasattr(parameter, "ds_id")  # DeepSpeed
+        or hasattr(parameter, "device_mesh")  # a DTensor
+        for parameter in model.parameters()
+    )
+
+
+def trains_only_adapters(model: Any) -> bool:
+    """Whether nothing of a peft model is trained but what belongs to its adapters.
+
+    False under ``bias="all"``, or where base weights were unfrozen: the base then moves too.
+    """
+    trained = {
+        parameter.data_ptr()
+        for parameter in model.parameters()
+        if parameter.requires_grad and parameter.numel()
+    }
+    return trained.isdisjoint(weight.data_ptr() for weight in bare_twin(model).parameters())
+
+
+def bare_twin(model: Any, copied: bool = False) -> Any:
+    """Return a model like the base of another, without adapters, around the same weights.
+
+    Args:
+        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded.
+        copied: Whether weights that are trained are copied, so that the twin stays as it is.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    twin = copy.deepcopy(base, _shared(base, copied))
+    _strip(twin)
+    vars(twin).pop("peft_config", None)
+    return twin
+
+
+def _shared(model: nn.Module, copied: bool) -> dict[int, Any]:
+    """Return what a deep copy of a model need not copy, by ``id``, as ``copy.deepcopy`` wants."""
+    shared: dict[int, Any] = {}
+    for parameter in model.parameters():
+        twin: Any = parameter
+        if parameter.requires_grad:
+            # A parameter of its own, so that freezing the twin leaves the gradient to the policy.
+            data = parameter.detach().clone() if copied else parameter.detach()
+            twin = nn.Parameter(data, requires_grad=False)
+        shared[id(parameter)] = twin
+        for value in vars(parameter).values():  # how quantised weights are read
+            shared[id(value)] = value
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value).__name__ == "MatmulLtState":  # 8-bit weights of bitsandbytes
+                shared[id(value)] = value
+    return shared
+
+
+def _strip(module: nn.Module) -> None:
+    """Put back what adapters have wrapped."""
+    for name, child in module.named_children():
+        while (inner := _wrapped_by(child)) is not None:
+            child = inner
+        setattr(module, name, child)
+        _strip(child)
+
+
+def _wrapped_by(module: nn.Module) -> nn.Module | None:
+    parts = dict(module.named_children())
+    return parts.get("original_module") or parts.get("base_layer")
+
+
+def with_adapter(base: Any, path: str) -> Any:
+    """Return a model with a saved adapter around it, frozen.
+
+    Args:
+        base: The model; it is changed.
+        path: Folder or id of the adapter.
+
+    Raises:
+        AdapterError: If there is no adapter, or it does not fit the model.
+        ImportError: If peft is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ImportError(
+            "reference='adapter:...' needs peft: pip install 'prefopt[peft]'"
+        ) from None
+    folder = Path(path).expanduser()
+    if folder.exists() and not (folder / _CONFIG_FILE).is_file():
+        raise AdapterError(f"no adapter in {path}: it has no {_CONFIG_FILE}")
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder) if folder.exists() else path)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise AdapterError(f"no adapter at {path}: {_first_line(error)}") from None
+    config.inference_mode = True
+    try:
+        model = peft.get_peft_model(base, config, adapter_name="reference")
+        result = model.load_adapter(
+            str(folder) if folder.exists() else path, "reference", is_trainable=False
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise AdapterError(
+            f"the adapter {path} does not fit the model: {_first_line(error)}"
+        ) from None
+    if odd := [*result.unexpected_keys, *result.missing_keys]:
+        raise AdapterError(
+            f"the adapter {path} does not fit the model: {len(odd)} of its weights have no place "
+            f"there or the reverse, the first is {odd[0]}"
+        )
+    model.requires_grad_(False)
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if isinstance(error, RuntimeError) and lines else (lines or [""])[0]
+
+
+def named_weights(model: Any) -> dict[str, Tensor]:
+    """Return the parameters of a model by name, detached."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
