@@ -5,18 +5,21 @@ Schema, version 1 (``application_id`` "prfo", ``user_version`` 1):
 - ``reference``: one row for each fingerprint; ``facts`` is JSON, for people and for loading again.
 - ``origin``: how values were computed, as JSON: device, dtype, layout, attention, versions.
 - ``completion``: ``(reference, key)`` to the first piece, the number of tokens, a CRC-32, origin.
-- ``piece``: up to 256 log-probs, float32, little-endian; a completion's pieces have consecutive
+- ``piece``: up to 252 log-probs, float32, little-endian; a completion's pieces have consecutive
   ids.
 - ``file``: digests of files, valid while size, time and inode are what they were.
 - ``loaded``: which fingerprint the model had that was loaded from some files with some options.
 
 Keys are random, so the index fills its pages to some 70%; log-probs are appended, and pieces keep
-full pages whatever the length of a completion. It comes to 4.1 to 4.6 bytes a token and 70 bytes a
-completion.
+pages full whatever the length of a completion. Measured, all in all: 50 bytes for a completion of
+one token, 5.0 bytes a token for those of HH (53 tokens on average), 4.1 for such of 2000.
+
+A version of the schema that changes tables brings the statements that lead to it (``MIGRATIONS``);
+an older file without them is set aside, and a newer one is left alone and not used.
 
 A value is bound to its key by a CRC-32 over fingerprint, key and values: a damaged page makes it
-unknown, and never wrong. Commits are atomic (write-ahead log), so a kill loses the commit in
-flight. WAL needs a file system with shared memory: local disks, not NFS.
+unknown, and never wrong. Commits are atomic (write-ahead log): a kill loses the commit in flight,
+and a power cut at most the last few. WAL needs a file system with shared memory: local disks, not NFS.
 """
 
 import json
@@ -25,7 +28,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -38,7 +41,8 @@ Floats = NDArray[np.float32]
 APPLICATION_ID = 0x7072666F  # "prfo"
 VERSION = 1
 PAGE_BYTES = 8192
-PIECE_TOKENS = 256  # 1 KiB: seven fill a page but for an eighth
+PIECE_TOKENS = 252  # with what SQLite adds, eight fill a page
+MOST_TOKENS = 1 << 24  # of a completion; a larger number in the file is damage
 BUSY_S = 120
 CACHE_KIB = 16_384
 
@@ -65,14 +69,27 @@ CREATE TABLE file (path TEXT PRIMARY KEY, stat TEXT NOT NULL, digest TEXT NOT NU
 CREATE TABLE loaded (source TEXT PRIMARY KEY, fingerprint TEXT NOT NULL) WITHOUT ROWID;
 """
 
-_FIND = """
-SELECT c.tokens, c.checksum, c.first, p.logps FROM completion c
-LEFT JOIN piece p ON p.id = c.first WHERE c.reference = ? AND c.key = ?
+# The statements that lead from a version to the next one; a version without them is set aside.
+MIGRATIONS: dict[int, str] = {}
+
+# The types are SQLite's to check: in a damaged file a column may hold anything.
+_FIND = f"""
+SELECT c.tokens, c.checksum, c.first, CAST(coalesce(p.logps, '') AS BLOB) FROM completion c
+LEFT JOIN piece p ON p.id = c.first
+WHERE c.reference = ? AND c.key = ?
+AND c.tokens BETWEEN 0 AND {MOST_TOKENS} AND typeof(c.first) = 'integer'
+"""
+_PIECES = """
+SELECT CAST(coalesce(logps, '') AS BLOB) FROM piece WHERE id BETWEEN ? AND ? ORDER BY id
 """
 
 
 class DatabaseError(RuntimeError):
     """The file cannot be used as a database of reference log-probs."""
+
+
+class OlderVersionError(DatabaseError):
+    """The file was written by an earlier version of prefopt, and nothing leads from it to this."""
 
 
 class NewerVersionError(DatabaseError):
@@ -94,6 +111,8 @@ class Database:
         readonly: Whether the file must be left as it is; it must then exist.
 
     Raises:
+        OlderVersionError: If an earlier version of prefopt wrote the file, and it cannot be
+            migrated, or not without being written.
         NewerVersionError: If a later version of prefopt wrote the file.
         ForeignFileError: If another program did.
         sqlite3.Error: If the file or its folder cannot be read or written, or is damaged.
@@ -103,10 +122,36 @@ class Database:
         self.path = path
         self.readonly = readonly
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
-        self._check()
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file that is now in this place, or make one; what was open before is forgotten.
+
+        Raises:
+            DatabaseError: As for the class.
+            sqlite3.Error: As for the class.
+        """
+        self.close()
+        # The connections of other processes, which a fork left here, must not be closed: kept.
+        self._connections = {
+            (process, thread): connection
+            for (process, thread), connection in self._connections.items()
+            if process != os.getpid()
+        }
+        self._opened: tuple[int, int] | None = None
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+        self._opened = _inode(self.path)
+
+    def in_place(self) -> bool:
+        """Whether the file in this place is still the one that was opened."""
+        return self._opened is not None and _inode(self.path) == self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "readonly": self.readonly}
+        return {"path": self.path, "readonly": self.readonly, "_opened": self._opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _connections={})
@@ -125,30 +170,34 @@ class Database:
         return self._connections[here]
 
     def _connect(self) -> sqlite3.Connection:
-        if self.readonly:
-            # Without shared memory beside the file, which could not be made: nobody else writes.
-            uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
-            connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
-        else:
-            connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        if not self.readonly:
+            # A file that is lost later is not made again, empty: that would say nothing is known.
+            mode = "rwc" if self._opened is None else "rw"
+        elif all(file.exists() for file in files_of(self.path)):
+            mode = "ro"
+        else:  # the shared memory that a reader needs could not be made
+            mode = "ro&immutable=1"
+        connection = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_S,
+            isolation_level=None,
+        )
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
     def close(self) -> None:
-        """Close this process's connections; the next call opens one again."""
-        for process, thread in list(self._connections):
-            if (process, thread) == (os.getpid(), threading.get_ident()):
-                self._connections.pop((process, thread)).close()
+        """Close this thread's connection and forget all others; the next call opens one again."""
+        here = (os.getpid(), threading.get_ident())
+        if here in self._connections:
+            self._connections.pop(here).close()
 
     def _check(self) -> None:
         """Make the tables where the file is new; refuse a file that is not ours or is newer."""
-        connection = self.connection
-        if not self.readonly:
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file only
-        application, version = self._identity()
-        if (application, version) == (0, 0) and not self._tables() and not self.readonly:
+        if not self.readonly and not self._tables():
             self._make()
-            application, version = self._identity()
+        application, version = self._pragma("application_id"), self._pragma("user_version")
         if application != APPLICATION_ID:
             raise ForeignFileError(f"{self.path} is a database of another program")
         if version > VERSION:
@@ -156,11 +205,13 @@ class Database:
                 f"{self.path} was written by a later version of prefopt (schema {version}; this "
                 f"one knows {VERSION})"
             )
+        if version < VERSION:
+            self._migrate(version)
         if not self.readonly:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+            self.connection.execute("PRAGMA journal_mode = WAL")
 
     def _make(self) -> None:
+        self.connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         self.connection.execute("PRAGMA journal_mode = WAL")
         with self.writing() as connection:
             if self._tables():  # another process was first
@@ -170,8 +221,17 @@ class Database:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    def _identity(self) -> tuple[int, int]:
-        return self._pragma("application_id"), self._pragma("user_version")
+    def _migrate(self, version: int) -> None:
+        if self.readonly or any(step not in MIGRATIONS for step in range(version, VERSION)):
+            raise OlderVersionError(
+                f"{self.path} was written by an earlier version of prefopt (schema {version}; "
+                f"this one needs {VERSION})"
+            )
+        with self.writing() as connection:
+            for step in range(self._pragma("user_version"), VERSION):  # unless another process did
+                for statement in MIGRATIONS[step].split(";"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def _pragma(self, name: str) -> int:
         (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
@@ -225,33 +285,50 @@ class Database:
             found = connection.execute("SELECT id FROM origin WHERE facts = ?", (text,)).fetchone()
         return int(found[0])
 
-    # Files ----------------------------------------------------------------------------------------
+    # What saves time, and never stops a run: what cannot be read is not known, what cannot be written
+    # is not kept ----------------------------------------------------------------------------------
 
     def file_digest(self, path: str, stat: str) -> str | None:
         """Return the digest of a file if it was digested when its ``stat`` was the same."""
-        found = self.connection.execute(
-            "SELECT digest FROM file WHERE path = ? AND stat = ?", (path, stat)
-        ).fetchone()
+        found = self._ask("SELECT digest FROM file WHERE path = ? AND stat = ?", path, stat)
         return None if found is None else str(found[0])
 
     def remember_file(self, path: str, stat: str, digest: str) -> None:
         """Keep the digest of a file, for as long as its ``stat`` stays."""
-        with self.writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (path, stat, digest))
+        self._note("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", path, stat, digest)
 
     def loaded(self, source: str) -> tuple[str, dict[str, Any]] | None:
         """Return fingerprint and facts of the model loaded from a source; None if not known."""
-        found = self.connection.execute(
+        found = self._ask(
             "SELECT r.fingerprint, r.facts FROM loaded l JOIN reference r "
             "ON r.fingerprint = l.fingerprint WHERE l.source = ?",
-            (source,),
-        ).fetchone()
-        return None if found is None else (str(found[0]), json.loads(found[1]))
+            source,
+        )
+        try:
+            return None if found is None else (str(found[0]), json.loads(found[1]))
+        except ValueError:  # damaged
+            return None
 
-    def remember_loaded(self, source: str, fingerprint: str) -> None:
-        """Keep which fingerprint the model loaded from a source had."""
-        with self.writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO loaded VALUES (?, ?)", (source, fingerprint))
+    def remember_loaded(self, source: str, fingerprint: str, facts: Mapping[str, Any]) -> None:
+        """Keep which fingerprint the model loaded from a source had, and its facts."""
+        try:
+            self.reference(fingerprint, facts)
+        except sqlite3.DatabaseError:
+            return
+        self._note("INSERT OR REPLACE INTO loaded VALUES (?, ?)", source, fingerprint)
+
+    def _ask(self, statement: str, *values: str) -> tuple[Any, ...] | None:
+        try:
+            found: tuple[Any, ...] | None = self.connection.execute(statement, values).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+        return found
+
+    def _note(self, statement: str, *values: str) -> None:
+        if self.readonly:
+            return
+        with suppress(sqlite3.DatabaseError), self.writing() as connection:
+            connection.execute(statement, values)
 
     # Values ---------------------------------------------------------------------------------------
 
@@ -263,12 +340,9 @@ class Database:
             return None
         tokens, checksum, first, logps = found
         if tokens > PIECE_TOKENS:
-            rows = connection.execute(
-                "SELECT logps FROM piece WHERE id BETWEEN ? AND ? ORDER BY id",
-                (first, first + _pieces(tokens) - 1),
-            )
+            rows = connection.execute(_PIECES, (first, first + _pieces(tokens) - 1))
             logps = b"".join(row[0] for row in rows)
-        if logps is None or len(logps) != 4 * tokens or _crc(fingerprint, key, logps) != checksum:
+        if len(logps) != 4 * tokens or _crc(fingerprint, key, logps) != checksum:
             return None
         return np.frombuffer(logps, dtype="<f4")
 
@@ -278,6 +352,9 @@ class Database:
         """Add log-probs of completions in one commit; return how many were not known before.
 
         What is known already stays as it is, unless it is damaged.
+
+        Raises:
+            sqlite3.Error: If the file cannot be written, or is damaged; then nothing was added.
         """
         added = 0
         with self.writing() as connection:
@@ -300,7 +377,16 @@ class Database:
                 )
                 first += _pieces(len(logps))
                 added += 1
+                if self.get(reference, fingerprint, key) is None:  # on a page damaged unnoticed
+                    raise sqlite3.DatabaseError("malformed: what was written cannot be read")
         return added
+
+    def delete_pieces(self, completions: Iterable[tuple[int, int]]) -> None:
+        """Delete the log-probs of completions, given as first piece and number of tokens."""
+        self.connection.executemany(
+            "DELETE FROM piece WHERE id BETWEEN ? AND ?",
+            [(first, first + _pieces(tokens) - 1) for first, tokens in completions],
+        )
 
     def checkpoint(self) -> None:
         """Move what was committed from the log into the file, if no reader is in the way."""
@@ -313,9 +399,23 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
 
 
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another that takes its place; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
 def _pieces(tokens: int) -> int:
     """Return how many pieces a completion has: one at least."""
     return max(1, -(-tokens // PIECE_TOKENS))
+
+
+def checksum_of(fingerprint: str, key: bytes, logps: Floats) -> int:
+    """Return what binds log-probs to their key: a CRC-32 as a signed number of four bytes."""
+    return _crc(fingerprint, key, np.ascontiguousarray(logps, dtype="<f4").tobytes())
 
 
 def _crc(fingerprint: str, key: bytes, logps: bytes) -> int:

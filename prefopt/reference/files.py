@@ -1,6 +1,6 @@
 """What a model is loaded from, as a digest: so that it need not be loaded to be recognised.
 
-A folder's digest is that of its files; each is digested once, and again only if its size, time or
+A folder's digest is that of its files; each is digested once, and again only if its size, times or
 inode changed. A model on the Hub is pinned by its commit.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.reference.database import Database
+from prefopt.reference.fingerprint import ENGINE_VERSION
 
 # What of a folder a model is made of.
 _ENDINGS = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".py")
@@ -33,7 +34,8 @@ def source_digest(name: str, options: Mapping[str, Any], database: Database | No
     if content is None:
         return None
     versions = {package: version(package) for package in ("transformers", "torch")}
-    text = json.dumps([content, dict(options), versions], sort_keys=True, default=str)
+    how = dict(options) | {"engine": ENGINE_VERSION}
+    text = json.dumps([content, how, versions], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:32]
 
 
@@ -44,7 +46,8 @@ def _content(name: str, options: Mapping[str, Any], database: Database | None) -
         files = sorted(
             file for file in folder.iterdir() if file.is_file() and file.suffix in _ENDINGS
         )
-        return [(file.name, digest_of_file(file, database)) for file in files]
+        content = [(file.name, digest_of_file(file, database)) for file in files]
+        return _with_base(folder, content, database)
     from transformers import AutoConfig
 
     known = {key: options[key] for key in ("revision", "subfolder", "token") if options.get(key)}
@@ -53,6 +56,18 @@ def _content(name: str, options: Mapping[str, Any], database: Database | None) -
     except (OSError, ValueError):
         return None
     return None if commit is None else [name, commit]
+
+
+def _with_base(folder: Path, content: Any, database: Database | None) -> Any:
+    """Return the content of a folder, and where it is an adapter, that of the model under it."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return content
+    base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+    if base is None or Path(base).resolve() == folder.resolve():
+        return None
+    below = _content(base, {}, database)
+    return None if below is None else [content, below]
 
 
 def digest_of_file(file: Path, database: Database | None = None) -> str:
@@ -64,7 +79,8 @@ def digest_of_file(file: Path, database: Database | None = None) -> str:
     """
     file = file.resolve()
     stat = file.stat()
-    mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_dev}"
+    # The time of the last change of the inode too: programs set that of the content at will.
+    mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {stat.st_dev}"
     known = None if database is None else database.file_digest(str(file), mark)
     if known is not None:
         return known
@@ -74,7 +90,7 @@ def digest_of_file(file: Path, database: Database | None = None) -> str:
         while block := stream.read(1 << 22):
             content.update(block)
     digest = content.hexdigest()
-    settled = started - stat.st_mtime_ns > _TICK_NS
-    if database is not None and not database.readonly and settled:
+    settled = started - max(stat.st_mtime_ns, stat.st_ctime_ns) > _TICK_NS
+    if database is not None and settled:
         database.remember_file(str(file), mark, digest)
     return digest

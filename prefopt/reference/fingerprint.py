@@ -105,10 +105,13 @@ def fingerprint_of(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts: dict[str, Any] = {
         "engine": ENGINE_VERSION,
+        # The module of code that came with a checkpoint is named after its content.
+        "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "weights": weights or weights_digest(model, adapter_off),
         "config": _digest_json(config_facts(base.config)),
         "quantization": quantization_facts(base),
         "adapters": [] if adapter_off else adapter_facts(model),
+        "scalings": {} if adapter_off else _digest_json(_scalings(model)),
         "autocast": autocast,
     }
     facts = parts | {
@@ -133,17 +136,16 @@ def weights_digest(model: Any, adapter_off: bool = False) -> str:
         model: A model, which must not be sharded.
         adapter_off: Whether to leave out what belongs to adapters.
     """
-    tensors = sorted(_named_tensors(model, adapter_off))
-    digest = sha256()
-    known: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    lines = set()
+    known: dict[Any, str] = {}
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        for name, tensor in tensors:
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        for name, tensor in _named_tensors(model, adapter_off):
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             if place not in known or not tensor.numel():
                 known[place] = _tensor_digest(tensor, pool)
             line = (name, str(tensor.dtype), list(tensor.shape), known[place])
-            digest.update(json.dumps(line).encode())
-    return digest.hexdigest()[:32]
+            lines.add(json.dumps(line))
+    return sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
 
 def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]]:
@@ -151,18 +153,34 @@ def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]
 
     Adapters that are not active are left out; those that are go by their place among the active.
     """
-    known = list(getattr(model, "peft_config", ()))
+    known = set(getattr(model, "peft_config", ()))
     active = [] if adapter_off else _active_adapters(model)
+    containers = _adapter_containers(model) if known else set()
     for name, tensor in model.state_dict().items():
-        adapter = next((part for part in name.split(".") if part in known), None)
-        if adapter is not None and adapter not in active:
-            continue
-        if adapter is not None:
-            name = name.replace(f".{adapter}", f".adapter{active.index(adapter)}", 1)
-        name = name.removeprefix("base_model.model.")
-        name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        parts = name.split(".")
+        # An adapter may be called like a part of the model; what holds it may not.
+        places = [
+            i for i in range(1, len(parts)) if parts[i] in known and parts[i - 1] in containers
+        ]
+        if places:
+            adapter = parts[places[0]]
+            if adapter not in active:
+                continue
+            parts[places[0]] = f"adapter{active.index(adapter)}"
+        if known:
+            name = ".".join(parts).removeprefix("base_model.model.")
+            name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         if isinstance(tensor, Tensor):
             yield name, tensor.detach()
+
+
+def _adapter_containers(model: Any) -> set[str]:
+    """Return the names of the attributes of peft's layers that hold a tensor for each adapter."""
+    names = {"modules_to_save"}
+    for module in model.modules():
+        for kind in ("adapter_layer_names", "other_param_names"):
+            names.update(name.split(".")[-1] for name in getattr(module, kind, ()))
+    return names
 
 
 def _active_adapters(model: Any) -> list[str]:
@@ -215,6 +233,18 @@ def adapter_facts(model: Any) -> list[dict[str, Any]]:
         }
         for name in _active_adapters(model)
     ]
+
+
+def _scalings(model: Any) -> dict[str, list[float]]:
+    """Return by how much each layer weights the active adapters now: it can be set by hand."""
+    active = _active_adapters(model)
+    scalings = {}
+    for name, layer in model.named_modules() if active else ():
+        own = getattr(layer, "scaling", None)
+        if isinstance(own, dict):
+            off = getattr(layer, "disable_adapters", False)
+            scalings[name] = [0.0 if off else own.get(adapter, 0.0) for adapter in active]
+    return scalings
 
 
 def _digest_json(value: Any) -> str:

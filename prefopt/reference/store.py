@@ -5,12 +5,11 @@ cannot be written, a later version), values are kept in memory and a warning say
 is set aside, and what can be read of it is taken over.
 """
 
-import json
 import logging
 import os
 import sqlite3
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,21 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.keys import completion_key
-from prefopt.reference.database import (
-    Database,
-    DatabaseError,
-    Floats,
-    files_of,
-)
+from prefopt.reference.damage import is_damage, repair, set_aside
+from prefopt.reference.database import Database, DatabaseError, Floats, OlderVersionError
 
 logger = logging.getLogger("prefopt")
 
 Ints = NDArray[np.int64]
 
 FILE_NAME = "reference.sqlite"
-
-# What SQLite says of a file that is not what it was (SQLITE_CORRUPT, SQLITE_NOTADB).
-_DAMAGED = ("malformed", "not a database", "disk image")
 
 
 class LogpStore(Protocol):
@@ -100,20 +92,29 @@ class FileStore:
         self._origin = dict(origin)
         self._memory = MemoryStore()
         self._writable = not database.readonly
-        self._register()
+        self._repaired = False
+        self._told_unreadable = False
+        self._reference: int | None = None
+        self._origin_id = 0
+        if not self._try_to_write(self._register):
+            self._recognise()
+
+    @property
+    def in_memory(self) -> int:
+        """How many completions are kept in memory, for this run only."""
+        return len(self._memory)
 
     def _register(self) -> None:
         """Find or make the numbers under which the file knows reference and origin."""
-        self._origin_id = 0
+        self._reference = self.database.reference(self.fingerprint, self._facts)
+        self._origin_id = self.database.origin(self._origin)
+
+    def _recognise(self) -> None:
+        """Find the number of the reference in a file that cannot be written."""
         try:
-            self._reference = self.database.reference(self.fingerprint, self._facts)
-            if self._writable:
-                self._origin_id = self.database.origin(self._origin)
-        except sqlite3.OperationalError as error:
-            if is_damage(error):
-                raise
             self._reference = self.database.reference(self.fingerprint)
-            self._give_up_writing(error)
+        except sqlite3.DatabaseError as error:
+            self._warn_unreadable(error)
 
     def get(self, prompt_ids: Ints, completion_ids: Ints) -> Floats | None:
         """See ``LogpStore``; what lies on a damaged page is not known."""
@@ -133,42 +134,51 @@ class FileStore:
         try:
             return self.database.get(self._reference, self.fingerprint, key)
         except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
+            self._warn_unreadable(error)
             return None
 
     def add(self, values: Sequence[tuple[bytes, Floats]]) -> None:
         """See ``LogpStore``; each call is one commit."""
-        if self._writable:
-            try:
-                self._write(values)
-                return
-            except sqlite3.Error as error:
-                self._give_up_writing(error)
-        self._memory.add(values)
-
-    def _write(self, values: Sequence[tuple[bytes, Floats]]) -> None:
-        try:
-            self._put(values)
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
-            self.database = replaced(self.database)
-            self._register()
-            self._put(values)
+        if not self._try_to_write(partial(self._put, values)):
+            self._memory.add(values)
 
     def _put(self, values: Sequence[tuple[bytes, Floats]]) -> None:
         assert self._reference is not None  # a file that can be written has got one
         self.database.put(self._reference, self.fingerprint, self._origin_id, values)
 
-    def _give_up_writing(self, error: Exception) -> None:
-        self._writable = False
-        logger.warning(
-            "%s cannot be written (%s): further reference log-probs are kept in memory, for this "
-            "run only. Free or name another folder with reference_cache_dir or PREFOPT_CACHE.",
-            self.database.path,
-            error,
-        )
+    def _try_to_write(self, write: Callable[[], None]) -> bool:
+        """Write to the file, after repairing it if need be; False if that cannot be done."""
+        if not self._writable:
+            return False
+        try:
+            try:
+                write()
+            except (sqlite3.DatabaseError, OverflowError) as error:
+                if self._repaired or not is_damage(error):
+                    raise
+                self._repaired = True
+                repair(self.database, self.fingerprint)
+                self._register()
+                write()
+        except (sqlite3.Error, DatabaseError, OSError, OverflowError) as error:
+            self._writable = False
+            logger.warning(
+                "%s cannot be written (%s): further reference log-probs are kept in memory, for "
+                "this run only. Free or name another folder with reference_cache_dir or "
+                "PREFOPT_CACHE.",
+                self.database.path,
+                error,
+            )
+        return self._writable
+
+    def _warn_unreadable(self, error: Exception) -> None:
+        if not self._told_unreadable:
+            self._told_unreadable = True
+            logger.warning(
+                "%s cannot be read everywhere (%s): what is missing is computed again",
+                self.database.path,
+                error,
+            )
 
     def finish(self) -> None:
         """See ``LogpStore``: the log is moved into the file."""
@@ -200,111 +210,44 @@ def open_database(folder: Path) -> Database | None:
     except DatabaseError as error:
         problem: Exception = error
     except (sqlite3.Error, OSError) as error:
-        if path.is_file() and not _can_write(path):
-            return _open_readonly(path, error)
+        readonly = _open_readonly(path, error)
+        if readonly is not None:
+            return readonly
         problem = error
     logger.warning(
-        "reference log-probs are kept in memory, for this run only: %s. Name another folder with "
-        "reference_cache_dir or PREFOPT_CACHE.",
+        "reference log-probs are kept in memory, for this run only: %s cannot be used (%s). Name "
+        "another folder with reference_cache_dir or PREFOPT_CACHE.",
+        path,
         problem,
     )
     return None
 
 
 def _opened(path: Path) -> Database:
-    """Return the database of a file; one that is damaged beyond opening is set aside first."""
+    """Return the database of a file; what cannot be opened, or migrated, is set aside first."""
     try:
         return Database(path)
+    except OlderVersionError as error:
+        set_aside(path, str(error))
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        set_aside(path)
-        return Database(path)
-
-
-def _can_write(path: Path) -> bool:
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        set_aside(path, str(error))
+    return Database(path)
 
 
 def _open_readonly(path: Path, error: Exception) -> Database | None:
+    """Return what there is of a database that cannot be opened for writing; None for nothing."""
+    try:
+        if not path.stat().st_size:
+            return None
+        database = Database(path, readonly=True)
+    except (sqlite3.Error, DatabaseError, OSError):
+        return None
     logger.warning(
         "%s cannot be written (%s): what it holds is used, and further reference log-probs are "
         "kept in memory, for this run only.",
         path,
         error,
     )
-    try:
-        return Database(path, readonly=True)
-    except (sqlite3.Error, DatabaseError) as second:
-        logger.warning("%s cannot be read either: %s", path, second)
-        return None
-
-
-# Damage -------------------------------------------------------------------------------------------
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error of SQLite says that the file is not what it was."""
-    return isinstance(error, sqlite3.DatabaseError) and any(sign in str(error) for sign in _DAMAGED)
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file, its log with it, so that a new one can take its place."""
-    moved = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    for file in files_of(path):
-        if file.exists():
-            file.rename(moved.with_name(moved.name + file.name[len(path.name) :]))
-    logger.warning(
-        "%s is damaged; it was set aside as %s, and what is missing is computed again", path, moved
-    )
-    return moved
-
-
-def replaced(database: Database) -> Database:
-    """Return a new database in the place of a damaged one, with all that can still be read."""
-    path = database.path
-    database.close()
-    moved = set_aside(path)
-    fresh = Database(path)
-    try:
-        kept = _salvage(Database(moved), fresh)
-    except (sqlite3.Error, DatabaseError):
-        kept = 0
-    logger.warning("%d completions could be taken over from %s", kept, moved.name)
-    return fresh
-
-
-def _salvage(damaged: Database, fresh: Database) -> int:
-    """Copy what can be read and has the right checksum, key range by key range."""
-    connection = damaged.connection
-    kept = 0
-    origin = fresh.origin({"copied from": damaged.path.name})
-    references = connection.execute("SELECT id, fingerprint, facts FROM reference").fetchall()
-    for number, fingerprint, facts in references:
-        reference = fresh.reference(fingerprint, json.loads(facts))
-        assert reference is not None
-        for first in range(256):
-            values = list(_readable(damaged, number, fingerprint, first))
-            kept += fresh.put(reference, fingerprint, origin, values)
-    return kept
-
-
-def _readable(
-    damaged: Database, reference: int, fingerprint: str, first: int
-) -> Iterable[tuple[bytes, Floats]]:
-    """Yield the values whose key begins with a byte, up to the first damaged page of the index."""
-    end = bytes([first + 1]) if first < 255 else b"\xff" * 17
-    try:
-        keys = damaged.connection.execute(
-            "SELECT key FROM completion WHERE reference = ? AND key >= ? AND key < ?",
-            (reference, bytes([first]), end),
-        ).fetchall()
-    except sqlite3.DatabaseError:
-        return
-    for (key,) in keys:
-        try:
-            logps = damaged.get(reference, fingerprint, key)
-        except sqlite3.DatabaseError:
-            continue
-        if logps is not None:
-            yield key, logps
+    return database
