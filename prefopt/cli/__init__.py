@@ -1,4 +1,4 @@
-"""The command line: ``prefopt demo | train | losses | data``, also as ``python -m prefopt``.
+"""The command line: ``prefopt demo | train | losses | data | cache``, or ``python -m prefopt``.
 
 A command is a module of this package with a function ``main`` that takes its arguments as a list
 and returns the exit code. It is imported when it is called for, so that help costs no import of
@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "train": "train a model on preference data",
     "losses": "list the losses: what each needs, and its hyper-parameters",
     "data": "report what a dataset holds and what training would make of it",
+    "cache": "fill, look at, verify, prune and share the store of reference log-probs",
 }
 
 _USAGE = f"""\

@@ -245,7 +245,9 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
     return rows, splits["test"]
 
 
-def make_trainer(config: Any, model_args: Any, train_rows: Any, eval_rows: Any) -> Any:
+def make_trainer(
+    config: Any, model_args: Any, train_rows: Any, eval_rows: Any, trainer_class: Any = None
+) -> Any:
     """Return the ``PreferenceTrainer`` of a command line.
 
     Args:
@@ -253,6 +255,7 @@ def make_trainer(config: Any, model_args: Any, train_rows: Any, eval_rows: Any) 
         model_args: TRL's ``ModelConfig``.
         train_rows: Rows to train on.
         eval_rows: Rows to evaluate on, or None.
+        trainer_class: A ``PreferenceTrainer`` of another kind, for ``prefopt cache``.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -267,7 +270,7 @@ def make_trainer(config: Any, model_args: Any, train_rows: Any, eval_rows: Any) 
         **{name: value for name, value in from_flags.items() if value is not None},
         **(config.model_init_kwargs or {}),
     }
-    return PreferenceTrainer(
+    return (trainer_class or PreferenceTrainer)(
         model=model_args.model_name_or_path,
         args=config,
         train_dataset=train_rows,
@@ -285,7 +288,7 @@ def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
         data_args: For the model card.
     """
     config = trainer.args
-    result = trainer.train(resume_from_checkpoint=_checkpoint(config.resume_from_checkpoint))
+    result = trainer.train(resume_from_checkpoint=checkpoint_of(config.resume_from_checkpoint))
     metrics = dict(result.metrics)
     trainer.save_metrics("train", result.metrics, combined=False)
     trainer.save_model(config.output_dir)
@@ -297,6 +300,15 @@ def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
     return metrics
+
+
+def checkpoint_of(value: str | None) -> str | bool | None:
+    """Return where training goes on as the trainer takes it: True means the latest checkpoint.
+
+    Args:
+        value: From a command line, where it is text.
+    """
+    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def print_metrics(metrics: Mapping[str, float], output_dir: str) -> None:
@@ -349,11 +361,6 @@ def _json_object(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"not a JSON object: {error}") from None
-
-
-def _checkpoint(value: str | None) -> str | bool | None:
-    """Return the value as the trainer takes it: "true" from a command line means the latest."""
-    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def _without_fields_of(wanted: type, other: type) -> type:

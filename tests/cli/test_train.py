@@ -257,10 +257,10 @@ def test_held_out_rows_are_the_same_for_the_same_seed(data_files, tmp_path):
 
 
 def test_latest_checkpoint_can_be_asked_for_on_the_command_line():
-    assert train._checkpoint("true") is True
-    assert train._checkpoint("True") is True
-    assert train._checkpoint(None) is None
-    assert train._checkpoint("out/checkpoint-2") == "out/checkpoint-2"
+    assert train.checkpoint_of("true") is True
+    assert train.checkpoint_of("True") is True
+    assert train.checkpoint_of(None) is None
+    assert train.checkpoint_of("out/checkpoint-2") == "out/checkpoint-2"
 
 
 @pytest.mark.slow
