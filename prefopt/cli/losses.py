@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prefopt.cli import losses_check
 from prefopt.cli.errors import user_errors
 from prefopt.losses import Loss, get_loss, list_losses
 
@@ -20,9 +21,12 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: Options of the command.
     """
+    if argv and argv[0] == "check":
+        return losses_check.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="prefopt losses",
         description="List the losses that --loss_type takes, third parties' included.",
+        epilog="prefopt losses check PACKAGE: whether its losses hold the contract.",
     )
     parser.add_argument("name", nargs="*", help="show this loss in full: all if none is named")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
