@@ -1,7 +1,7 @@
 """Evaluation that counts every example once, whatever the batches and processes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from prefopt.data.collate import VIEWS, parts_of
+from prefopt.data.collate import parts_of
 from prefopt.data.inspection import share_of
+from prefopt.data.views import select_views
 from prefopt.engine.score import Scores
 from prefopt.losses import LossOutput, Objective
 from prefopt.losses.metrics import MetricSums, batch_rewards, with_margins
@@ -25,11 +26,17 @@ class Scored(NamedTuple):
         scores: By the policy.
         ref_logps: By the reference; (N,), nats; None if no loss needs it.
         mismatched: Sum and count of the log-ratios of mismatched completions; (2,).
+        ref_per_token_logps: By the reference, of each scored token; (L,), nats.
     """
 
     scores: Scores
     ref_logps: Tensor | None = None
     mismatched: Tensor | float = 0.0
+    ref_per_token_logps: Tensor | None = None
+
+    def summed(self) -> "Scored":
+        """Return the same without what is as long as the texts."""
+        return self._replace(scores=self.scores.summed(), ref_per_token_logps=None)
 
 
 class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
@@ -45,6 +52,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
     _score: Callable[..., Scored]
     _outputs: Callable[..., list[LossOutput]]
     _counts: Callable[[Mapping[str, Any]], Tensor]
+    _pool: Callable[[Sequence[dict[str, Any]], Sequence[Scored]], None]
     _add_metrics: Callable[..., None]
     _kl_estimate: Callable[[Iterable[Tensor | float]], Tensor]
     _sum_over_processes: Callable[[Tensor], Tensor]
@@ -90,6 +98,8 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
         kl = None
         if self.objective.needs_kl:
             kl = self._kl_estimate(scored.mismatched for _, scored in parts)
+        if self.objective.needs_step:
+            self._pool([batch for batch, _ in parts], [scored for _, scored in parts])
         sums = MetricSums()
         rewards: list[tuple[Tensor | None, ...]] = []
         for batch, scored in parts:
@@ -97,7 +107,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
             for index, output in enumerate(outputs):
                 sums.add(f"term/{index}", output.losses.sum(), counts[index])
             self._add_metrics(sums, batch, outputs, scored.scores, counts)
-            rewards.append(batch_rewards(outputs, batch))
+            rewards.append(batch_rewards(self.objective, outputs, batch))
         means = with_margins(sums.means(self._sum_over_processes))
         terms = [means.pop(f"term/{i}", math.nan) for i in range(len(self.objective.terms))]
         means["loss"] = sum(
@@ -122,8 +132,8 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
         for batch in dataloader:
             for part in parts_of(self._prepare_inputs(batch)):
                 scored = self._score(part, wrapped=self._eval_wrapper())
-                views = {name: part[name] for name in VIEWS} | {"counts": self._counts(part)}
-                yield views, scored._replace(scores=scored.scores.summed())
+                views = select_views(part) | {"counts": self._counts(part)}
+                yield views, scored if self.objective.needs_tokens else scored.summed()
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )

@@ -3,7 +3,7 @@
 from prefopt.data.errors import DataError
 from prefopt.data.example import Example, Kind
 from prefopt.data.formats import read_example
-from prefopt.data.kinds import check_kind, detect_kind
+from prefopt.data.kinds import check_kind, check_kind_by_kind, detect_kind
 from prefopt.data.prepare import PreparedDataset, prepare_dataset
 from prefopt.data.report import DataReport, Lengths, SetAside
 from prefopt.data.sources import load_rows, report_for
@@ -17,6 +17,7 @@ __all__ = [
     "PreparedDataset",
     "SetAside",
     "check_kind",
+    "check_kind_by_kind",
     "detect_kind",
     "load_rows",
     "prepare_dataset",

@@ -9,21 +9,11 @@ from numpy.typing import NDArray
 
 from prefopt.data.keys import completion_key
 from prefopt.data.parts import laid_out_tokens, split_evenly
+from prefopt.data.views import views_of
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.score import layout_tensors
 
 Row = Mapping[str, Any]
-
-# What of a batch losses and metrics look at.
-VIEWS = (
-    "chosen_index",
-    "rejected_index",
-    "labelled_index",
-    "preferred_index",
-    "desirable",
-    "examples",
-    "lengths",
-)
 
 
 class ReferenceLookup(Protocol):
@@ -47,6 +37,7 @@ class PreferenceCollator:
             (key ``continuation``) where a batch is one part; None leaves them out.
         max_tokens: Tokens that a row may hold; a batch with more is cut into parts. A single
             example is never cut.
+        by_kind: Whether losses look at the rows of one kind each.
 
     Raises:
         KeyError: When called, if a row lacks a column of prepared data.
@@ -59,12 +50,14 @@ class PreferenceCollator:
         reference: ReferenceLookup | None = None,
         mismatched: Literal["separate", "continued"] | None = None,
         max_tokens: int | None = None,
+        by_kind: bool = False,
     ) -> None:
         self.layout = layout
         self.pad_token_id = pad_token_id
         self.reference = reference
         self.mismatched = mismatched
         self.max_tokens = max_tokens
+        self.by_kind = by_kind
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the batch of the rows, as tensors by name; ``parts_of`` gives its parts."""
@@ -86,7 +79,7 @@ class PreferenceCollator:
         continued = alone and self.mismatched == "continued"
         others = [_mismatched(row) for row in rows] if self.mismatched else []
         batch = self._lay_out(examples, others if continued else ())
-        batch |= _views(rows)
+        batch |= views_of(rows, self.by_kind)
         batch["examples"] = torch.tensor(len(rows))
         if others and not continued:
             batch["kl"] = self._lay_out(others)
@@ -174,36 +167,3 @@ def _reference_logps(
                 return None
             parts.append(logps[example.counted(index)])
     return np.concatenate(parts)
-
-
-def _views(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Return the index tensors that ``prefopt.losses.inputs`` describes."""
-    chosen: list[int] = []
-    rejected: list[int] = []
-    labelled: list[int] = []
-    desirable: list[bool] = []
-    preferred: list[int] = []
-    first = 0
-    for row in rows:
-        ranks, labels = row["ranks"], row["desirable"]
-        for better in range(len(ranks)):
-            for worse in range(len(ranks)):
-                if ranks[better] < ranks[worse]:
-                    chosen.append(first + better)
-                    rejected.append(first + worse)
-        labelled.extend(range(first, first + len(labels)))
-        desirable.extend(bool(label) for label in labels)
-        if len(ranks):
-            preferred.append(first + int(np.argmin(ranks)))
-        else:
-            preferred.extend(first + place for place, label in enumerate(labels) if label)
-        first += len(row["completion_ids"])
-    indices = {
-        "chosen_index": chosen,
-        "rejected_index": rejected,
-        "labelled_index": labelled,
-        "preferred_index": preferred,
-    }
-    views = {name: torch.tensor(index, dtype=torch.int64) for name, index in indices.items()}
-    views["desirable"] = torch.tensor(desirable, dtype=torch.bool)
-    return views

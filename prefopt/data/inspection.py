@@ -7,6 +7,7 @@ from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from prefopt.data.kinds import detect_kind
+from prefopt.data.views import COLUMNS
 
 PREPARED_COLUMNS = [
     "kind",
@@ -17,6 +18,7 @@ PREPARED_COLUMNS = [
     "ranks",
     "scores",
     "kl_completion_ids",
+    *COLUMNS,
 ]
 
 

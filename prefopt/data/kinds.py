@@ -7,7 +7,7 @@ from prefopt.data.errors import DataError
 from prefopt.data.example import Kind
 from prefopt.data.formats import read_example
 
-__all__ = ["check_kind", "detect_kind"]
+__all__ = ["check_kind", "check_kind_by_kind", "detect_kind"]
 
 # Kinds of data that each kind of loss can be given: the pairs of a ranking, the labelled halves of
 # a pair. A ranking has no labels, and one labelled completion has nothing to be compared with.
@@ -73,6 +73,29 @@ def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> 
         f"{data}, but the loss needs {NEEDS[kind]}.{ADVICE[odd]} Losses that take {odd} data: "
         f"{', '.join(_fitting(odd)) or 'none is registered'}."
     )
+
+
+def check_kind_by_kind(kinds_in_data: Iterable[str], losses: Mapping[str, Iterable[str]]) -> None:
+    """Check that each kind of row in the data has losses, and that these can learn from it.
+
+    Args:
+        kinds_in_data: Kinds of the rows.
+        losses: Kinds of the losses that each kind of row was given.
+
+    Raises:
+        DataError: If a kind of row has none, or one that it cannot feed.
+
+    Examples:
+        >>> check_kind_by_kind({"paired"}, {"paired": ["paired"], "unpaired": ["unpaired"]})
+    """
+    left_over = sorted(set(kinds_in_data) - set(losses))
+    if left_over:
+        raise DataError(
+            f"some of the data is {left_over[0]}, but loss_type has losses for "
+            f"{' and '.join(losses)} rows only; add one for {left_over[0]!r}"
+        )
+    for kind, of_losses in losses.items():
+        check_kind({kind}, of_losses)
 
 
 def _fitting(kind: str) -> list[str]:

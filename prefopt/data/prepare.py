@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, IterableDataset
 
+from prefopt.data.columns import check_columns
 from prefopt.data.errors import DataError
 from prefopt.data.formats import read_example
 from prefopt.data.mismatch import StreamMismatch, add_mismatched
@@ -84,6 +85,7 @@ def prepare_dataset(
             return _prepare_stream(dataset, tokenizer, max_length, needs_kl, name)
         if not len(dataset):
             raise DataError("has no rows")
+        check_columns(dataset)
         prepared = _prepare_rows(dataset, tokenizer, max_length, num_proc, name, batch_size)
         if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
             rows, skipped = add_mismatched(prepared.dataset, max_length, num_proc)

@@ -1,68 +1,170 @@
-"""What of a scored batch each loss eats: the views of completions as pairs, thumbs or best ones.
+"""What of a scored batch each loss eats: completions seen as pairs, thumbs, best ones, rankings.
 
-A batch holds N completions. Four index tensors, made by the collator, say how they may be seen:
+A batch holds N completions. Index tensors, made by the collator, say how they may be seen:
 
 - ``chosen_index``, ``rejected_index`` (P,): every pair in which the first is better than the
-  second;
+  second; with ``margins`` and ``preference_probabilities`` (P,) where the data say so;
 - ``labelled_index`` (U,) and ``desirable`` (U,): every completion with a thumb;
-- ``preferred_index`` (S,): the best completion of each example, or each desirable one.
+- ``preferred_index`` (S,): the best completion of each example, or each desirable one;
+- ``rankings``: for each number K of ranked completions that occurs, their indices (G, K), best
+  first, and their ``scores`` (G, K).
+
+Each view has weights, ``pair_weights`` (P,) and so on, where the data have a column ``weight``.
+In a batch of several kinds of rows, ``of_kind`` holds the same views of the rows of each kind.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from prefopt.losses.objective import Objective, Term
-from prefopt.losses.registry import Loss, LossOutput
+from prefopt.losses.objective import Term
+from prefopt.losses.registry import SCALARS, Loss, LossOutput
+
+# Which weights belong to the units of a loss, by its data kind.
+_WEIGHTS = {
+    "paired": "pair_weights",
+    "unpaired": "labelled_weights",
+    "preferred": "preferred_weights",
+    "ranked": "ranked_weights",
+}
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What is known of the N completions of a batch; all but ``lengths`` in nats.
+
+    Attributes:
+        logps: Policy log-probs, summed over tokens; (N,).
+        lengths: Scored tokens; (N,).
+        ref_logps: Reference counterpart of ``logps``; (N,), None if no loss needs it.
+        per_token_logps: Policy log-prob of each scored token, completion after completion; (L,),
+            needed for heads only.
+        ref_per_token_logps: Reference counterpart; (L,).
+        divergences: KL(reference || policy) at each token, summed over tokens; (N,).
+        scalars: Inputs that are one number for the whole batch, by name; ().
+    """
+
+    logps: Tensor
+    lengths: Tensor
+    ref_logps: Tensor | None = None
+    per_token_logps: Tensor | None = None
+    ref_per_token_logps: Tensor | None = None
+    divergences: Tensor | None = None
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def loss_inputs(
-    loss: Loss,
-    batch: Mapping[str, Any],
-    logps: Tensor,
-    lengths: Tensor,
-    ref_logps: Tensor | None = None,
-    kl: Tensor | None = None,
-) -> dict[str, Tensor]:
+    loss: Loss, batch: Mapping[str, Any], completions: Completions
+) -> list[dict[str, Tensor]]:
     """Return the inputs a loss asks for, picked from the completions of a batch.
 
     Args:
         loss: Whose inputs.
-        batch: Holds the index tensors named above.
-        logps: Policy log-prob of each completion; (N,), nats.
-        lengths: Scored tokens of each completion; (N,).
-        ref_logps: Reference log-prob of each completion; (N,), nats; None if no loss needs it.
-        kl: The KL estimate of unpaired losses; scalar, nats.
+        batch: Holds the views named above.
+        completions: What is known of the completions.
 
     Returns:
-        Tensors by the names of the loss's parameters.
+        Tensors by the names of the loss's parameters; for a ranked loss once for each number of
+        completions that is ranked, else once.
     """
-    values: dict[str, Tensor] = {}
-    if loss.data_kind == "unpaired":
-        index = batch["labelled_index"]
-        values |= _picked("", index, logps, lengths, ref_logps)
-        values["desirable"] = batch["desirable"]
-        if kl is not None:
-            values["kl"] = kl
-    elif loss.data_kind == "preferred":
-        values |= _picked("chosen_", batch["preferred_index"], logps, lengths, ref_logps)
-    else:
-        values |= _picked("chosen_", batch["chosen_index"], logps, lengths, ref_logps)
-        values |= _picked("rejected_", batch["rejected_index"], logps, lengths, ref_logps)
-    return {name: values[name] for name in loss.inputs if name in values}
+    views = {
+        "paired": _pairs,
+        "unpaired": _thumbs,
+        "preferred": _preferred,
+        "ranked": _rankings,
+    }[loss.data_kind]
+    return [
+        {name: values[name] for name in loss.inputs if name in values}
+        for values in (view | completions.scalars for view in views(loss, batch, completions))
+    ]
 
 
-def _picked(
-    prefix: str, index: Tensor, logps: Tensor, lengths: Tensor, ref_logps: Tensor | None
-) -> dict[str, Tensor]:
-    picked = {
-        f"{prefix}logps": logps.index_select(0, index),
-        f"{prefix}lengths": lengths.index_select(0, index),
+def _pairs(
+    loss: Loss, batch: Mapping[str, Any], completions: Completions
+) -> Iterator[dict[str, Tensor]]:
+    chosen, rejected = batch["chosen_index"], batch["rejected_index"]
+    values = _picked("chosen_", chosen, completions) | _picked("rejected_", rejected, completions)
+    if any(name.endswith("head_logps") for name in loss.inputs):
+        values |= _heads(chosen, rejected, completions)
+    yield values | {
+        "margins": _column(batch, "margins", chosen, 0.0),
+        "preference_probabilities": _column(batch, "preference_probabilities", chosen, 1.0),
     }
-    if ref_logps is not None:
-        picked[f"ref_{prefix}logps"] = ref_logps.index_select(0, index)
-    return picked
+
+
+def _thumbs(
+    loss: Loss, batch: Mapping[str, Any], completions: Completions
+) -> Iterator[dict[str, Tensor]]:
+    yield _picked("", batch["labelled_index"], completions) | {"desirable": batch["desirable"]}
+
+
+def _preferred(
+    loss: Loss, batch: Mapping[str, Any], completions: Completions
+) -> Iterator[dict[str, Tensor]]:
+    yield _picked("chosen_", batch["preferred_index"], completions)
+
+
+def _rankings(
+    loss: Loss, batch: Mapping[str, Any], completions: Completions
+) -> Iterator[dict[str, Tensor]]:
+    for ranking in batch["rankings"]:
+        index = ranking["index"]
+        flat = _picked("ranked_", index.reshape(-1), completions)
+        yield {name: value.view(index.shape) for name, value in flat.items()} | {
+            "ranked_scores": ranking["scores"]
+        }
+
+
+def _picked(prefix: str, index: Tensor, completions: Completions) -> dict[str, Tensor]:
+    sources = {
+        f"{prefix}logps": completions.logps,
+        f"{prefix}lengths": completions.lengths,
+        f"ref_{prefix}logps": completions.ref_logps,
+        f"{prefix}divergences": completions.divergences,
+    }
+    return {
+        name: values.index_select(0, index)
+        for name, values in sources.items()
+        if values is not None
+    }
+
+
+def _column(batch: Mapping[str, Any], name: str, like: Tensor, default: float) -> Tensor:
+    """Return a column of the data, or its default for every one where they have none."""
+    if name in batch:
+        column: Tensor = batch[name]
+        return column
+    return torch.full(like.shape, default, device=like.device)
+
+
+def _heads(chosen: Tensor, rejected: Tensor, completions: Completions) -> dict[str, Tensor]:
+    """Return the log-probs of the first tokens of both, as many as the shorter of them has."""
+    assert completions.per_token_logps is not None  # whoever scores for such a loss keeps them
+    lengths = completions.lengths
+    both = torch.minimum(lengths[chosen], lengths[rejected])
+    starts = lengths.cumsum(0) - lengths
+    heads = {}
+    sources = {"": completions.per_token_logps, "ref_": completions.ref_per_token_logps}
+    for prefix, per_token in sources.items():
+        if per_token is None:
+            continue
+        # In float64: a difference of sums over the whole batch keeps what one completion adds.
+        sums = torch.nn.functional.pad(per_token.double().cumsum(0), (1, 0))
+        for side, index in (("chosen", chosen), ("rejected", rejected)):
+            head = sums[starts[index] + both] - sums[starts[index]]
+            heads[f"{prefix}{side}_head_logps"] = head.to(per_token.dtype)
+    return heads
+
+
+def rows_of(term: Term, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the views of a batch that a term looks at: of all rows, or of those of its kind."""
+    if term.rows is None:
+        return batch
+    views: Mapping[str, Any] = batch["of_kind"][term.rows]
+    return views
 
 
 def term_counts(term: Term, batch: Mapping[str, Any], lengths: Tensor) -> Tensor:
@@ -70,31 +172,62 @@ def term_counts(term: Term, batch: Mapping[str, Any], lengths: Tensor) -> Tensor
 
     Args:
         term: A term of the objective.
-        batch: Holds the index tensors.
+        batch: Holds the views.
         lengths: Scored tokens of each completion; (N,).
 
     Returns:
-        Scalar: pairs, thumbs or preferred completions, or tokens, as the loss counts.
+        Scalar: pairs, thumbs, rankings or preferred completions, or tokens, as the loss counts.
     """
-    nothing = lengths.new_zeros(
-        lengths.shape
-    ).float()  # log-probs are not known yet and not looked at
-    inputs = loss_inputs(term.loss, batch, nothing, lengths, nothing)
-    return term.loss.unit_counts(inputs, term.hyperparameters).sum()
-
-
-def objective_outputs(
-    objective: Objective,
-    batch: Mapping[str, Any],
-    logps: Tensor,
-    lengths: Tensor,
-    ref_logps: Tensor | None,
-    kl: Tensor | None,
-) -> list[LossOutput]:
-    """Return what each term of the objective makes of a scored batch; see ``loss_inputs``."""
-    return [
-        term.loss(
-            **loss_inputs(term.loss, batch, logps, lengths, ref_logps, kl), **term.hyperparameters
-        )
-        for term in objective.terms
+    # Log-probs are not known yet and not looked at.
+    nothing = lengths.new_zeros(lengths.shape).float()
+    unknown = Completions(
+        nothing, lengths, nothing, scalars={name: nothing.sum() for name in SCALARS}
+    )
+    if any(name.endswith("head_logps") for name in term.loss.inputs):
+        return nothing.new_tensor(float(len(rows_of(term, batch)["chosen_index"])))
+    counts = [
+        term.loss.unit_counts(inputs, term.hyperparameters).sum()
+        for inputs in loss_inputs(term.loss, rows_of(term, batch), unknown)
     ]
+    return torch.stack(counts).sum() if counts else nothing.sum()
+
+
+def term_output(term: Term, views: Mapping[str, Any], completions: Completions) -> LossOutput:
+    """Return what a term makes of the views that it looks at, weights applied.
+
+    The rewards of a ranking come back as those of its pairs.
+    """
+    outputs = [
+        term.loss(**inputs, **term.hyperparameters)
+        for inputs in loss_inputs(term.loss, views, completions)
+    ]
+    if term.loss.data_kind == "ranked":
+        output = _joined_rankings(outputs, views, completions)
+    else:
+        (output,) = outputs
+    weights = term_weights(term, views)
+    return output if weights is None else output._replace(losses=output.losses * weights)
+
+
+def term_weights(term: Term, views: Mapping[str, Any]) -> Tensor | None:
+    """Return the weight of each unit that a term looks at; (B,), None where the data have none."""
+    return views.get(_WEIGHTS[term.loss.data_kind])
+
+
+def _joined_rankings(
+    outputs: Sequence[LossOutput], views: Mapping[str, Any], completions: Completions
+) -> LossOutput:
+    """Return the losses of rankings of all sizes, and their rewards as those of pairs."""
+    logps = completions.logps
+    if not outputs:
+        return LossOutput((logps * 0)[:0])
+    rewards = torch.zeros_like(logps.detach())
+    for output, ranking in zip(outputs, views["rankings"], strict=True):
+        if output.rewards is None:
+            return LossOutput(torch.cat([one.losses for one in outputs]))
+        rewards[ranking["index"].reshape(-1)] = output.rewards.reshape(-1).to(rewards.dtype)
+    return LossOutput(
+        torch.cat([output.losses for output in outputs]),
+        rewards.index_select(0, views["chosen_index"]),
+        rewards.index_select(0, views["rejected_index"]),
+    )

@@ -1,11 +1,12 @@
 """Metrics as (sum, count) pairs, so that a mean does not depend on the batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prefopt.losses.inputs import rows_of
 from prefopt.losses.objective import Objective
 from prefopt.losses.registry import LossOutput
 
@@ -87,12 +88,10 @@ def add_batch_metrics(
     if len(outputs) > 1:
         for term, output, count in zip(objective.terms, outputs, counts, strict=True):
             sums.add(f"loss/{term.loss.name}", output.losses.sum(), count)
-    unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
-    pairs = not unpaired
-    for side, index, mask in _sides(batch, pairs):
+    for side, index, mask in _sides(objective, batch):
         sums.add_values(f"logps/{side}", logps.index_select(0, index), mask)
         sums.add_values(f"lengths/{side}", lengths.index_select(0, index), mask)
-    for output in outputs:
+    for term, output in zip(objective.terms, outputs, strict=True):
         if output.chosen_rewards is not None and output.rejected_rewards is not None:
             margins = output.chosen_rewards - output.rejected_rewards
             sums.add_values("rewards/chosen", output.chosen_rewards)
@@ -101,7 +100,7 @@ def add_batch_metrics(
             sums.add_values("rewards/accuracies", (margins > 0).float())
             return
         if output.rewards is not None:
-            desirable = batch["desirable"]
+            desirable = rows_of(term, batch)["desirable"]
             sums.add_values("rewards/chosen", output.rewards, desirable)
             sums.add_values("rewards/rejected", output.rewards, ~desirable)
             return
@@ -132,8 +131,7 @@ def add_token_metrics(
         mean_logits: Mean logits, summed over each completion's tokens; (N,).
     """
     sums.add("entropy", entropies.sum(), lengths.sum())
-    unpaired = any(term.loss.data_kind == "unpaired" for term in objective.terms)
-    for side, index, mask in _sides(batch, not unpaired):
+    for side, index, mask in _sides(objective, batch):
         tokens, right, logits = (
             of_completions.index_select(0, index)
             if mask is None
@@ -147,24 +145,33 @@ def add_token_metrics(
 
 
 def _sides(
-    batch: Mapping[str, Any], pairs: bool
-) -> tuple[tuple[str, Tensor, Tensor | None], tuple[str, Tensor, Tensor | None]]:
-    """Return both sides: its name, its completions, and which of these belong to it."""
-    if pairs:
-        return ("chosen", batch["chosen_index"], None), ("rejected", batch["rejected_index"], None)
-    index, desirable = batch["labelled_index"], batch["desirable"]
-    return ("chosen", index, desirable), ("rejected", index, ~desirable)
+    objective: Objective, batch: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield the sides of a batch: its name, its completions, and which of these belong to it.
+
+    Where losses are for rows of one kind each, every kind is seen in its own way.
+    """
+    for rows in dict.fromkeys(term.rows for term in objective.terms):
+        terms = [term for term in objective.terms if term.rows == rows]
+        views = rows_of(terms[0], batch)
+        if any(term.loss.data_kind == "unpaired" for term in terms):
+            index, desirable = views["labelled_index"], views["desirable"]
+            yield "chosen", index, desirable
+            yield "rejected", index, ~desirable
+        else:
+            yield "chosen", views["chosen_index"], None
+            yield "rejected", views["rejected_index"], None
 
 
 def batch_rewards(
-    outputs: Sequence[LossOutput], batch: Mapping[str, Any]
+    objective: Objective, outputs: Sequence[LossOutput], batch: Mapping[str, Any]
 ) -> tuple[Tensor | None, ...]:
     """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
-    for output in outputs:
+    for term, output in zip(objective.terms, outputs, strict=True):
         if output.chosen_rewards is not None:
             return output.chosen_rewards, output.rejected_rewards, None, None
         if output.rewards is not None:
-            return None, None, output.rewards, batch["desirable"]
+            return None, None, output.rewards, rows_of(term, batch)["desirable"]
     return None, None, None, None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefopt.losses.registry import Loss, get_loss
+from prefopt.losses.registry import SCALARS, Loss, get_loss
 
 _TERM = re.compile(
     r"\s*(?:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
@@ -22,11 +22,13 @@ class Term:
         loss: The loss.
         weight: What its mean is multiplied by; at least 0.
         hyperparameters: Those set by the user; the others are at the loss's defaults.
+        rows: Kind of the rows that it looks at; None for all that it can learn from.
     """
 
     loss: Loss
     weight: float = 1.0
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,17 @@ class Objective:
 
     @property
     def name(self) -> str:
-        """The sum as an expression that ``parse_objective`` reads, such as ``dpo + 0.2*sft``."""
-        return " + ".join(
-            term.loss.name if term.weight == 1 else f"{term.weight!r}*{term.loss.name}"
-            for term in self.terms
+        """The sum as an expression that ``parse_objective`` reads, such as ``dpo + 0.2*sft``.
+
+        With losses by kind of data, an expression for each: ``paired: dpo, unpaired: kto``.
+        """
+        sums: dict[str | None, list[str]] = {}
+        for term in self.terms:
+            name = term.loss.name if term.weight == 1 else f"{term.weight!r}*{term.loss.name}"
+            sums.setdefault(term.rows, []).append(name)
+        return ", ".join(
+            " + ".join(names) if rows is None else f"{rows}: {' + '.join(names)}"
+            for rows, names in sums.items()
         )
 
     @property
@@ -63,20 +72,56 @@ class Objective:
         return "kl" in self.inputs
 
     @property
+    def needs_running_means(self) -> bool:
+        """Whether a term asks for a mean over all of training."""
+        return bool(self.inputs & (SCALARS - {"kl"}))
+
+    @property
+    def needs_step(self) -> bool:
+        """Whether losses depend on all examples of an optimiser step, beyond the KL estimate."""
+        return self.needs_running_means or any(term.loss.pooled for term in self.terms)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a term asks for the log-probs of a part of a completion."""
+        return any(name.endswith("head_logps") for name in self.inputs)
+
+    @property
+    def by_kind(self) -> bool:
+        """Whether its losses look at the rows of one kind each."""
+        return any(term.rows is not None for term in self.terms)
+
+    @property
+    def kinds_by_rows(self) -> dict[str, frozenset[str]]:
+        """The data kinds of the losses of each kind of rows; empty unless ``by_kind``."""
+        return {
+            rows: frozenset(term.loss.data_kind for term in self.terms if term.rows == rows)
+            for rows in KINDS
+            if any(term.rows == rows for term in self.terms)
+        }
+
+    @property
     def data_kinds(self) -> frozenset[str]:
         """The data kinds of its losses; ``preferred`` is at home with every other."""
         return frozenset(term.loss.data_kind for term in self.terms)
 
 
+LossType = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+
+KINDS = ("paired", "unpaired", "ranked")
+
+
 def parse_objective(
-    loss_type: str | Sequence[str],
+    loss_type: LossType,
     loss_weights: Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Objective:
     """Return the objective that names, weights and options describe.
 
     Args:
-        loss_type: A name (``"dpo"``), an expression (``"dpo + 0.2*sft"``), or a list of them.
+        loss_type: A name (``"dpo"``), an expression (``"dpo + 0.2*sft"``), a list of them, or a
+            mapping from kinds of rows (paired, unpaired, ranked) to any of these: each kind then
+            has losses of its own.
         loss_weights: One weight per loss; only where the expression has none.
         options: Hyper-parameters by name, given to every loss that has them; a mapping under the
             name of a loss is for that loss alone and comes first. ``lambda`` is ``lambda_``.
@@ -93,21 +138,37 @@ def parse_objective(
         [{'beta': 0.3}, {}]
         >>> parse_objective(["dpo", "sft"], loss_weights=[1.0, 0.2]).name
         'dpo + 0.2*sft'
+        >>> parse_objective({"paired": "dpo", "unpaired": "kto"}).name
+        'paired: dpo, unpaired: kto'
     """
-    expressions = [loss_type] if isinstance(loss_type, str) else list(loss_type)
-    parts = [part for expression in expressions for part in _parse_expression(expression)]
+    rows_and_parts = _read_parts(loss_type)
+    parts = [part for _, part in rows_and_parts]
     losses = [get_loss(name) for _, name in parts]
-    names = [loss.name for loss in losses]
     if not losses:
         raise ValueError("loss_type is empty: name at least one loss")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    rows = [its for its, _ in rows_and_parts]
+    listed = [(its, loss.name) for its, loss in zip(rows, losses, strict=True)]
+    repeated = sorted({name for its, name in listed if listed.count((its, name)) > 1})
     if repeated:
         raise ValueError(f"loss {repeated[0]!r} is listed twice in {loss_type!r}")
     weights = _read_weights(parts, loss_weights)
     settings = _assign_options(losses, options or {})
     for loss, values in zip(losses, settings, strict=True):
         loss.check_hyperparameters(values)
-    return Objective(tuple(map(Term, losses, weights, settings)))
+    return Objective(tuple(map(Term, losses, weights, settings, rows)))
+
+
+def _read_parts(loss_type: LossType) -> list[tuple[str | None, tuple[float | None, str]]]:
+    """Return the kind of rows (None for all), weight and name of each loss."""
+    if not isinstance(loss_type, Mapping):
+        expressions = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+        return [(None, part) for one in expressions for part in _parse_expression(one)]
+    unknown = [kind for kind in loss_type if kind not in KINDS]
+    if unknown:
+        raise ValueError(
+            f"loss_type has losses for {unknown[0]!r}; kinds of rows are {', '.join(KINDS)}"
+        )
+    return [(kind, part) for kind, one in loss_type.items() for _, part in _read_parts(one)]
 
 
 def _parse_expression(expression: str) -> list[tuple[float | None, str]]:

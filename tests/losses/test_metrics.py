@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt.losses import parse_objective
-from prefopt.losses.inputs import objective_outputs, term_counts
+from prefopt.losses.inputs import Completions, term_counts, term_output
 from prefopt.losses.metrics import MetricSums, add_batch_metrics, with_margins
 
 
@@ -54,7 +54,9 @@ LENGTHS = torch.tensor([1, 2, 3, 4])
 
 def metrics_of(name, kl=None):
     objective, batch, sums = parse_objective(name), batch_of_two_pairs(), MetricSums()
-    outputs = objective_outputs(objective, batch, LOGPS, LENGTHS, REFERENCE, kl)
+    scalars = {} if kl is None else {"kl": kl}
+    completions = Completions(LOGPS, LENGTHS, REFERENCE, scalars=scalars)
+    outputs = [term_output(term, batch, completions) for term in objective.terms]
     counts = torch.stack([term_counts(term, batch, LENGTHS) for term in objective.terms])
     add_batch_metrics(sums, objective, outputs, counts, batch, LOGPS, LENGTHS)
     return with_margins(sums.means())

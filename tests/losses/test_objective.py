@@ -73,7 +73,7 @@ def test_only_what_the_user_sets_is_in_the_term():
 @pytest.mark.parametrize(
     ("loss_type", "loss_weights", "options", "message"),
     [
-        ("dop", None, None, "unknown loss 'dop'; did you mean 'dpo'"),
+        ("ipoo", None, None, "unknown loss 'ipoo'; did you mean 'ipo'"),
         ("dpo - sft", None, None, "cannot read the loss 'dpo - sft' at 'dpo - sft'"),
         ("dpo + ", None, None, "cannot read the loss"),
         ("dpo sft", None, None, "cannot read the loss"),

@@ -1,0 +1,50 @@
+"""Columns that say more of a row than which completion is better: weights, margins, soft labels."""
+
+import numpy as np
+from datasets import Dataset
+
+from prefopt.data.errors import DataError
+from prefopt.data.views import COLUMNS
+
+# Least and largest value of a column, and how to say it.
+_RANGES = {
+    "weight": (0.0, np.inf, "at least 0"),
+    "preference_probability": (0.0, 1.0, "between 0 and 1"),
+}
+_ANY = (-np.inf, np.inf, "a number")
+
+
+def check_columns(dataset: Dataset) -> None:
+    """Check the numbers of weights, margins, scores and soft labels; null counts as not given.
+
+    Args:
+        dataset: Rows in any format.
+
+    Raises:
+        DataError: If one is no finite number or out of its range; it names row and column.
+    """
+    for column in COLUMNS:
+        if column in dataset.column_names:
+            _check_column(dataset, column)
+
+
+def _check_column(dataset: Dataset, column: str) -> None:
+    least, largest, words = _RANGES.get(column, _ANY)
+    kind = dataset.features[column]
+    if getattr(kind, "dtype", "") == "null":
+        return
+    first = 0
+    for batch in dataset.select_columns([column]).with_format("arrow").iter(10_000):
+        values = batch[column]
+        given = np.asarray(values.is_valid())
+        try:
+            numbers = values.fill_null(0).to_numpy().astype(np.float64)
+        except (ValueError, TypeError, NotImplementedError):
+            raise DataError(f"must hold numbers, but is of type {kind}", None, column) from None
+        wrong = given & ~(np.isfinite(numbers) & (numbers >= least) & (numbers <= largest))
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            raise DataError(
+                f"is {numbers[place]}; it must be finite and {words}", first + place, column
+            )
+        first += len(numbers)

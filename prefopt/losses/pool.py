@@ -1,0 +1,168 @@
+"""Losses of an example that depend on the others of its optimiser step, exact over micro-batches.
+
+A sorted or batch-normalised loss is a function f of the log-probs x of all examples of a step. Its
+gradient is that of ``sum(g * x)`` with g = df/dx, which is a few numbers an example: so f is taken
+once of all x, without a model, and each micro-batch, in whatever process, then goes backward
+through its own x with its own g.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.objective import Term
+from prefopt.losses.registry import SCALARS, LossOutput
+
+Inputs = Mapping[str, Tensor]
+
+# Momentum of the running mean of margins (beta-DPO, arXiv:2407.08639).
+MARGIN_MOMENTUM = 0.9
+
+
+class Pooled(NamedTuple):
+    """What a pooled loss is for the examples of one micro-batch, knowing all others.
+
+    Attributes:
+        output: Losses and rewards of its examples, without gradient.
+        gradients: Of the sum of all losses of the step, by the name of the input; (B,) each.
+    """
+
+    output: LossOutput
+    gradients: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> "Pooled":
+        """Return the same on a device."""
+        moved = (None if item is None else item.to(device) for item in self.output)
+        gradients = {name: gradient.to(device) for name, gradient in self.gradients.items()}
+        return Pooled(LossOutput(*moved), gradients)
+
+
+def pool(term: Term, micro_batches: Sequence[Inputs]) -> list[Pooled]:
+    """Return what a pooled loss makes of all micro-batches together, for each of them.
+
+    Args:
+        term: A term whose loss is pooled.
+        micro_batches: The loss's inputs in each micro-batch of each process; ``weights`` (B,)
+            beside them, where the rows have weights.
+    """
+    sizes = [len(_first(inputs)) for inputs in micro_batches]
+    if not sum(sizes):
+        return [Pooled(LossOutput(_first(inputs)[:0]), {}) for inputs in micro_batches]
+    names = micro_batches[0].keys()
+    joined = {
+        name: micro_batches[0][name]
+        if name in SCALARS
+        else torch.cat([inputs[name] for inputs in micro_batches])
+        for name in names
+    }
+    weights = joined.pop("weights", None)
+    joined = {name: value.detach() for name, value in joined.items()}
+    moving = {name: joined[name].requires_grad_() for name in joined if of_policy(name)}
+    with torch.enable_grad():
+        output = term.loss(**joined, **term.hyperparameters)
+        losses = output.losses if weights is None else output.losses * weights
+    found = torch.autograd.grad(losses.sum(), list(moving.values()), allow_unused=True)
+    gradients = {
+        name: torch.zeros_like(moving[name]) if gradient is None else gradient
+        for name, gradient in zip(moving, found, strict=True)
+    }
+    parts = LossOutput(losses.detach(), *output[1:])
+    return [
+        Pooled(
+            LossOutput(*(None if item is None else item[piece] for item in parts)),
+            {name: gradient[piece] for name, gradient in gradients.items()},
+        )
+        for piece in _pieces(sizes)
+    ]
+
+
+def with_gradient(pooled: Pooled, inputs: Inputs) -> LossOutput:
+    """Return the losses of a micro-batch with the gradient of all losses of the step.
+
+    Args:
+        pooled: What the loss is, knowing all examples of the step.
+        inputs: The loss's inputs in this micro-batch, with gradient.
+    """
+    losses = pooled.output.losses
+    for name, gradient in pooled.gradients.items():
+        moving = inputs[name].to(gradient.dtype)
+        losses = losses + gradient * (moving - moving.detach())
+    return pooled.output._replace(losses=losses)
+
+
+def of_policy(name: str) -> bool:
+    """Whether an input of that name has a gradient."""
+    return name.endswith(("logps", "divergences")) and not name.startswith("ref_")
+
+
+def _first(inputs: Inputs) -> Tensor:
+    return next(value for name, value in inputs.items() if name not in SCALARS)
+
+
+def _pieces(sizes: Sequence[int]) -> list[slice]:
+    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+class RunningMeans:
+    """Means over training that losses ask for by name; the same in all processes.
+
+    - ``mean_log_ratio``: of all completions so far, each counted once;
+    - ``mean_margin``: of chosen minus rejected log-ratios, step by step with momentum 0.9, from 0.
+    """
+
+    def __init__(self) -> None:
+        self._total = torch.zeros(2, dtype=torch.float64)
+        self._margin = torch.zeros((), dtype=torch.float64)
+
+    def updated(self, sums: Tensor) -> dict[str, Tensor]:
+        """Take a step into account and return the means, () each, nats.
+
+        Args:
+            sums: Sum and count of the log-ratios of the step's completions, and of the margins of
+                its pairs, over all processes; (4,).
+        """
+        sums = sums.detach().double()
+        self._total = self._total.to(sums.device) + sums[:2]
+        self._margin = self._margin.to(sums.device)
+        step_margin = sums[2] / sums[3].clamp(min=1)
+        moved = MARGIN_MOMENTUM * self._margin + (1 - MARGIN_MOMENTUM) * step_margin
+        self._margin = torch.where(sums[3] > 0, moved, self._margin)
+        return self.means()
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the means so far, by name; 0 before the first step."""
+        total, count = self._total
+        return {
+            "mean_log_ratio": (total / count.clamp(min=1)).float(),
+            "mean_margin": self._margin.float(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"log_ratios": self._total.tolist(), "margin": float(self._margin)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._total = torch.tensor(state["log_ratios"], dtype=torch.float64)
+        self._margin = torch.tensor(state["margin"], dtype=torch.float64)
+
+
+def step_sums(
+    logps: Tensor, ref_logps: Tensor, chosen_index: Tensor, rejected_index: Tensor
+) -> Tensor:
+    """Return sum and count of log-ratios, and of margins, of a micro-batch; (4,), float64.
+
+    Args:
+        logps: Policy log-probs of its completions; (N,), nats.
+        ref_logps: Reference counterpart; (N,), nats.
+        chosen_index: Chosen completion of each pair; (P,).
+        rejected_index: Rejected completion of each pair; (P,).
+    """
+    log_ratios = (logps.detach() - ref_logps).double()
+    margins = log_ratios[chosen_index] - log_ratios[rejected_index]
+    counts = log_ratios.new_tensor([float(len(log_ratios)), float(len(margins))])
+    return torch.stack([log_ratios.sum(), counts[0], margins.sum(), counts[1]])
