@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from prefopt.losses.apo import apo_zero_loss
 from prefopt.losses.apo_zero_unpaired import apo_zero_unpaired_loss
 from prefopt.losses.kto import kto_loss
 
@@ -36,6 +37,19 @@ def test_gradient_is_the_slope_of_the_sigmoid_with_the_sign_of_the_label(thumbs,
 def test_it_is_kto_with_its_reference_point_at_zero(thumbs, exact):
     kto = kto_loss(**thumbs, kl=torch.tensor(0.0), **OPTIONS)
     exact(apo_zero_unpaired_loss(**thumbs, **OPTIONS).losses, kto.losses.tolist())
+
+
+def test_the_two_losses_of_a_pair_sum_to_apo_zero(pairs, exact):
+    both = [
+        apo_zero_unpaired_loss(
+            pairs[f"{side}_logps"],
+            pairs[f"ref_{side}_logps"],
+            torch.full((2,), side == "chosen"),
+            beta=0.6,
+        ).losses
+        for side in ("chosen", "rejected")
+    ]
+    exact(sum(both), apo_zero_loss(**pairs, beta=0.6).losses.tolist())
 
 
 def test_policy_equal_to_reference_costs_half_the_weight(thumbs, exact):

@@ -62,6 +62,7 @@ def test_hinge_is_zero_from_one_over_beta_nats_on(policy, exact):
     output = cpo_hinge_loss(**policy, beta=0.3)
     exact(output.losses, [0.325, 1.75])
     exact(output.chosen_rewards, [-3.0, -6.15])
+    exact(output.rejected_rewards, [-3.675, -5.4])
     cpo_hinge_loss(**policy, beta=0.5).losses.sum().backward()
     exact(policy["chosen_logps"].grad, [0.0, -0.5])
     exact(policy["rejected_logps"].grad, [0.0, 0.5])
@@ -77,6 +78,7 @@ def test_ipo_variant_squares_the_gap_per_token(policy, lengths, exact):
     output = cpo_ipo_loss(**policy, **lengths, beta=0.3)
     exact(output.losses, [2.9469444444444444, 1.9733560090702948])
     exact(output.chosen_rewards, [-0.75, 0.3 * -20.5 / 7])
+    exact(output.rejected_rewards, [-0.735, -1.8])
     output.losses.sum().backward()
     errors = [-0.05 - 1 / 0.6, 6 - 20.5 / 7 - 1 / 0.6]
     exact(policy["chosen_logps"].grad, [2 * errors[0] / 4, 2 * errors[1] / 7])

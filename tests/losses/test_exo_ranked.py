@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import logsigmoid
 
+from prefopt.losses.exo import exo_loss
 from prefopt.losses.exo_ranked import exo_ranked_loss
 
 
@@ -40,14 +40,12 @@ def test_gradient_moves_the_policys_choice_towards_the_target(ranked, exact):
 def test_two_completions_are_exo_on_pairs_with_the_targets_second_share(pairs, exact):
     ranked = torch.stack([pairs["chosen_logps"], pairs["rejected_logps"]], 1)
     reference = torch.stack([pairs["ref_chosen_logps"], pairs["ref_rejected_logps"]], 1)
-    smoothing = 0.2
-    scores = torch.tensor([[0.8, 0.2]], dtype=torch.float64).log().expand(2, 2)
-    losses = exo_ranked_loss(ranked, reference, 0.7 * scores, beta=0.4, alpha=0.7).losses
-    margins = 0.4 * torch.tensor([1.75, -1.75], dtype=torch.float64)
-    # The pair form of the paper, as TRL's exo_pair has it.
-    pairwise = margins.sigmoid() * (logsigmoid(margins) - math.log(1 - smoothing))
-    pairwise += (-margins).sigmoid() * (logsigmoid(-margins) - math.log(smoothing))
-    exact(losses, pairwise.tolist())
+    scores = 0.7 * torch.tensor([[0.8, 0.2]], dtype=torch.float64).log().expand(2, 2)
+    output = exo_ranked_loss(ranked, reference, scores, beta=0.4, alpha=0.7)
+    pairwise = exo_loss(**pairs, beta=0.4, label_smoothing=0.2)
+    exact(output.losses, pairwise.losses.tolist())
+    exact(output.rewards[:, 0], pairwise.chosen_rewards.tolist())
+    exact(output.rewards[:, 1], pairwise.rejected_rewards.tolist())
 
 
 def test_it_is_zero_where_the_policys_choice_is_the_target(ranked, exact):

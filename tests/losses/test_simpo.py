@@ -49,6 +49,7 @@ def test_hinge_variant_is_zero_beyond_the_margin_and_one(policy, exact):
     output = simpo_hinge_loss(**policy, beta=3.0, gamma=0.7)
     exact(output.losses, [1.85, 0.0])  # by hand: 1 + 0.15 + 0.7, and a margin of 8.5
     exact(output.chosen_rewards, [-7.5, -61.5 / 7])
+    exact(output.rejected_rewards, [-7.35, -18.0])
     output.losses.sum().backward()
     exact(policy["chosen_logps"].grad, [-3 / 4, 0.0])
     exact(policy["rejected_logps"].grad, [3 / 5, 0.0])
