@@ -312,6 +312,7 @@ def started(job: dict[str, Any], scratch: Path, script: Path = WORKER) -> Iterat
     environment = os.environ | {
         "OMP_NUM_THREADS": str(job["threads"]),
         "HF_DATASETS_CACHE": str(folder / "datasets"),
+        "PREFOPT_CACHE": str(folder / "store"),  # nobody finds what another run has computed
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
     with log.open("w") as errors:
