@@ -104,3 +104,13 @@ def test_wrong_input_raises(loss_type, loss_weights, options, message):
 def test_pickles():
     objective = parse_objective("dpo + 0.2*sft", options={"beta": 0.3})
     assert pickle.loads(pickle.dumps(objective)) == objective
+
+
+def test_mpo_is_a_sum():
+    """Wang et al. 2024, arXiv:2411.10442: 0.8 preference, 0.2 quality, 1 generation."""
+    objective = parse_objective("0.8*dpo + 0.2*bco_pair + sft")
+    assert [(term.loss.name, term.weight) for term in objective.terms] == [
+        ("dpo", 0.8),
+        ("bco_pair", 0.2),
+        ("sft", 1.0),
+    ]
