@@ -99,7 +99,7 @@ def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: Prefere
 def reference_options(args: PreferenceConfig) -> dict[str, Any]:
     """Return what decides, beside its name, which model ``load_reference`` returns."""
     options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
-    return {"dtype": "float32"} | options
+    return {"dtype": "float32", "trust_remote_code": args.trust_remote_code} | options
 
 
 def load_causal_lm(name: str, trust_remote_code: bool, options: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ Schema, version 1 (``application_id`` "prfo", ``user_version`` 1):
 - ``completion``: ``(reference, key)`` to the first piece, the number of tokens, a CRC-32, origin.
 - ``piece``: up to 252 log-probs, float32, little-endian; a completion's pieces have consecutive
   ids.
-- ``file``: digests of files, valid while size, time and inode are what they were.
+- ``file``: digests of files, valid while size, times and inode are what they were.
 - ``loaded``: which fingerprint the model had that was loaded from some files with some options.
 
 Keys are random, so the index fills its pages to some 70%; log-probs are appended, and pieces keep
@@ -19,7 +19,8 @@ an older file without them is set aside, and a newer one is left alone and not u
 
 A value is bound to its key by a CRC-32 over fingerprint, key and values: a damaged page makes it
 unknown, and never wrong. Commits are atomic (write-ahead log): a kill loses the commit in flight,
-and a power cut at most the last few. WAL needs a file system with shared memory: local disks, not NFS.
+and a power cut at most the last few. WAL needs a file system with shared memory: local disks, not
+NFS.
 """
 
 import json
@@ -285,8 +286,9 @@ class Database:
             found = connection.execute("SELECT id FROM origin WHERE facts = ?", (text,)).fetchone()
         return int(found[0])
 
-    # What saves time, and never stops a run: what cannot be read is not known, what cannot be written
-    # is not kept ----------------------------------------------------------------------------------
+    # Digests --------------------------------------------------------------------------------------
+    # They save time and must not stop a run: what cannot be read is not known, what cannot be
+    # written is not kept.
 
     def file_digest(self, path: str, stat: str) -> str | None:
         """Return the digest of a file if it was digested when its ``stat`` was the same."""

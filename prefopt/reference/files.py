@@ -5,6 +5,7 @@ inode changed. A model on the Hub is pinned by its commit.
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from hashlib import blake2b, sha256
@@ -46,16 +47,38 @@ def _content(name: str, options: Mapping[str, Any], database: Database | None) -
         files = sorted(
             file for file in folder.iterdir() if file.is_file() and file.suffix in _ENDINGS
         )
+        if _has_code_elsewhere(folder / "config.json"):
+            return None
         content = [(file.name, digest_of_file(file, database)) for file in files]
         return _with_base(folder, content, database)
-    from transformers import AutoConfig
+    places = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+    known = {key: options[key] for key in places if options.get(key)}
+    config = _hub_file(name, "config.json", known)
+    if config is None or _has_code_elsewhere(config):
+        return None
+    if _hub_file(name, "adapter_config.json", known) is not None:
+        return None  # the commit says nothing of the model under the adapter
+    commit = re.search(r"/snapshots/([0-9a-f]{40})/", config.as_posix())
+    return None if commit is None else [name, commit[1]]
 
-    known = {key: options[key] for key in ("revision", "subfolder", "token") if options.get(key)}
+
+def _hub_file(name: str, file: str, options: Mapping[str, Any]) -> Path | None:
+    """Return where a small file of a model on the Hub lies; None if there is none, or no Hub."""
+    from huggingface_hub import hf_hub_download
+
     try:
-        commit = getattr(AutoConfig.from_pretrained(name, **known), "_commit_hash", None)
+        return Path(hf_hub_download(name, file, **options))
     except (OSError, ValueError):
         return None
-    return None if commit is None else [name, commit]
+
+
+def _has_code_elsewhere(config: Path) -> bool:
+    """Whether a model's code may come from another place on the Hub than its weights."""
+    try:
+        code = json.loads(config.read_text()).get("auto_map") or {}
+    except (OSError, ValueError):
+        return False
+    return "--" in json.dumps(code)
 
 
 def _with_base(folder: Path, content: Any, database: Database | None) -> Any:

@@ -111,7 +111,7 @@ def fingerprint_of(
         "config": _digest_json(config_facts(base.config)),
         "quantization": quantization_facts(base),
         "adapters": [] if adapter_off else adapter_facts(model),
-        "scalings": {} if adapter_off else _digest_json(_scalings(model)),
+        "scalings": _digest_json({} if adapter_off else _scalings(model)),
         "autocast": autocast,
     }
     facts = parts | {
@@ -169,7 +169,8 @@ def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]
             parts[places[0]] = f"adapter{active.index(adapter)}"
         if known:
             name = ".".join(parts).removeprefix("base_model.model.")
-            name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+            for wrapping in (".token_adapter.base_layer.", ".base_layer.", ".original_module."):
+                name = name.replace(wrapping, ".")
         if isinstance(tensor, Tensor):
             yield name, tensor.detach()
 
@@ -241,7 +242,7 @@ def _scalings(model: Any) -> dict[str, list[float]]:
     scalings = {}
     for name, layer in model.named_modules() if active else ():
         own = getattr(layer, "scaling", None)
-        if isinstance(own, dict):
+        if isinstance(own, dict) and not own.keys().isdisjoint(active):
             off = getattr(layer, "disable_adapters", False)
             scalings[name] = [0.0 if off else own.get(adapter, 0.0) for adapter in active]
     return scalings
