@@ -37,6 +37,7 @@ from prefopt.engine.denormals import denormals_flushed
 from prefopt.engine.heap import heap_kept
 from prefopt.engine.router import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores
+from prefopt.engine.token_statistics import TOKEN_METRICS
 from prefopt.exact_evaluation import ExactEvaluation, Scored
 from prefopt.losses import LossOutput
 from prefopt.losses.inputs import objective_outputs, term_counts
@@ -342,7 +343,7 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
             wrapped,
             self.accelerator.autocast,
             router_loss=self.router_loss,
-            with_statistics=self.args.log_token_metrics,
+            statistics=TOKEN_METRICS if self.args.log_token_metrics else (),
         )
         if self._references is None:
             return Scored(scores)
@@ -420,8 +421,8 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
         of_terms = counts[: len(outputs)]
         logps = scores.logps.detach()
         add_batch_metrics(sums, self.objective, outputs, of_terms, batch, logps, scores.lengths)
-        if scores.statistics is not None:
-            of_tokens = scores.statistics._asdict()
+        if self.args.log_token_metrics and scores.statistics is not None:
+            of_tokens = {name: getattr(scores.statistics, name) for name in TOKEN_METRICS}
             add_token_metrics(sums, self.objective, batch, scores.lengths, **of_tokens)
         if scores.router_loss is not None:
             sums.add("aux_loss", scores.router_loss * counts[-1], counts[-1])

@@ -7,7 +7,7 @@ that never reaches our backend), the scorer falls back to what is right and says
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -184,7 +184,7 @@ class Scorer:
         wrapped: nn.Module | None = None,
         context: Callable[[], Any] = nullcontext,
         router_loss: RouterLoss | None = None,
-        with_statistics: bool = False,
+        statistics: Collection[str] = (),
     ) -> Scores:
         """Score a batch laid out as ``self.layout``, and without gradient its continuation.
 
@@ -194,12 +194,15 @@ class Scorer:
                 the forward pass; None for the model itself.
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
             router_loss: What to make of the router logits; None to ask for none.
-            with_statistics: Whether to take ``Scores.statistics`` too.
+            statistics: What of ``Scores.statistics`` to take too, by the names of its fields.
 
         Returns:
             Log-probs of every completion.
+
+        Raises:
+            ValueError: If there is no statistic of a name.
         """
-        collector = StatisticsCollector() if with_statistics else None
+        collector = StatisticsCollector(statistics) if statistics else None
 
         def forward() -> _Predicted:
             with context():
@@ -207,15 +210,13 @@ class Scorer:
 
         predictions, aux_loss, more = _through(wrapped, self.model, forward, batch["input_ids"])
         scores = _summed(predictions, batch)
-        statistics = None
+        taken = None
         if collector is not None:
-            statistics = collector.summed(
+            taken = collector.summed(
                 batch["token_index"], batch["completion_index"], len(scores.lengths)
             )
         continuation = None if more is None else _summed(more, batch["continuation"])
-        return replace(
-            scores, router_loss=aux_loss, statistics=statistics, continuation=continuation
-        )
+        return replace(scores, router_loss=aux_loss, statistics=taken, continuation=continuation)
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with its tensors on the model's device."""

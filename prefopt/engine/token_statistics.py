@@ -1,9 +1,12 @@
-"""What one may want to know of each predicted token beside its log-prob, for metrics; no gradient.
+"""What one may want to know of each predicted token beside its log-prob; no gradient.
 
 The numbers need the logits of the whole vocabulary, so they are taken where a chunk of these exists
-anyway, and cost about as much as the chunk's softmax. TRL 1.16 logs the same numbers at each step.
+anyway, each only if it is asked for by its name; all of them together cost about as much as the
+chunk's softmax. TRL 1.16 logs ``TOKEN_METRICS`` at each step; ``log_collisions`` is what the
+weights of WPO (arXiv:2406.11827, Sec. 3.2) need of a token beside its log-prob.
 """
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -11,24 +14,42 @@ from torch import Tensor
 
 
 class TokenStatistics(NamedTuple):
-    """Of each of L predicted tokens, or summed over each of N completions.
+    """Of each of L predicted tokens, or summed over each of N completions; None if not asked for.
 
     Attributes:
         entropies: Of the predicted distribution, in nats.
         hits: 1 where the token was the most probable one, else 0.
         mean_logits: Mean logit over the vocabulary, after scale and soft-cap.
+        log_collisions: Log of the probability that two draws from the predicted distribution are
+            the same token, that is the log of the sum of squared probabilities; nats.
     """
 
-    entropies: Tensor
-    hits: Tensor
-    mean_logits: Tensor
+    entropies: Tensor | None = None
+    hits: Tensor | None = None
+    mean_logits: Tensor | None = None
+    log_collisions: Tensor | None = None
+
+
+TOKEN_METRICS = ("entropies", "hits", "mean_logits")
 
 
 class StatisticsCollector:
-    """Takes statistics chunk by chunk while log-probs are computed, once."""
+    """Takes statistics chunk by chunk while log-probs are computed, once.
 
-    def __init__(self) -> None:
-        self._chunks: list[TokenStatistics] = []
+    Args:
+        names: Which, among the fields of ``TokenStatistics``.
+
+    Raises:
+        ValueError: If there is no statistic of a name.
+    """
+
+    def __init__(self, names: Collection[str] = TOKEN_METRICS) -> None:
+        unknown = sorted(set(names) - _COMPUTE.keys())
+        if unknown:
+            raise ValueError(
+                f"no statistic is called {unknown[0]!r}; there is {', '.join(_COMPUTE)}"
+            )
+        self._chunks: dict[str, list[Tensor]] = {name: [] for name in names}
         self._closed = False
 
     @torch.no_grad()
@@ -39,7 +60,7 @@ class StatisticsCollector:
             logits: As the model would return them; (m, V), float32 or better.
             normalisers: Their log of the sum of exponentials; (m,).
             targets: The tokens that follow; (m,).
-            rows: Predictions at a time, since an entropy takes a copy of its logits.
+            rows: Predictions at a time, since some statistics take a copy of the logits.
         """
         if self._closed:  # a chunk computed again in the backward pass
             return
@@ -49,12 +70,9 @@ class StatisticsCollector:
             torch.split(targets, rows),
             strict=True,
         )
-        for part, normaliser, target in parts:
-            # log-sum-exp less the expected logit.
-            probabilities = (part - normaliser[:, None]).exp_()
-            entropies = normaliser - probabilities.mul_(part).sum(-1)
-            hits = (part.argmax(-1) == target).to(entropies.dtype)
-            self._chunks.append(TokenStatistics(entropies, hits, part.mean(-1)))
+        for part in parts:
+            for name, chunks in self._chunks.items():
+                chunks.append(_COMPUTE[name](*part))
 
     def close(self) -> None:
         """Take nothing more."""
@@ -68,12 +86,43 @@ class StatisticsCollector:
             completion_index: The completion they belong to; (L,).
             count: N.
         """
-        if not self._chunks:  # nothing was predicted
-            nothing = torch.zeros(count, device=token_index.device)
-            return TokenStatistics(nothing, nothing, nothing)
-        summed = []
-        for chunks in zip(*self._chunks, strict=True):
+        summed = {}
+        for name, chunks in self._chunks.items():
+            if not chunks:  # nothing was predicted
+                summed[name] = torch.zeros(count, device=token_index.device)
+                continue
             per_token = torch.cat(chunks).index_select(0, token_index)
             zeros = per_token.new_zeros(count)
-            summed.append(zeros.index_add(0, completion_index, per_token))
-        return TokenStatistics(*summed)
+            summed[name] = zeros.index_add(0, completion_index, per_token)
+        return TokenStatistics(**summed)
+
+
+# Each takes logits (m, V), their normalisers (m,) and the tokens that follow (m,). ----------------
+
+
+def _entropies(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
+    # Log-sum-exp less the expected logit.
+    probabilities = (logits - normalisers[:, None]).exp_()
+    return normalisers - probabilities.mul_(logits).sum(-1)
+
+
+def _hits(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
+    return (logits.argmax(-1) == targets).to(normalisers.dtype)
+
+
+def _mean_logits(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
+    return logits.mean(-1)
+
+
+def _log_collisions(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
+    # At least -log V: squares so small that they vanish are not missed.
+    probabilities = (logits - normalisers[:, None]).exp_()
+    return 2 * torch.linalg.vector_norm(probabilities, dim=-1).log()
+
+
+_COMPUTE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "entropies": _entropies,
+    "hits": _hits,
+    "mean_logits": _mean_logits,
+    "log_collisions": _log_collisions,
+}

@@ -1,4 +1,4 @@
-"""Entropy, top-1 and mean logits equal those of full logits, for each completion."""
+"""Statistics of tokens equal those of full logits, for each completion."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,12 @@ import torch
 
 from prefopt.engine import Scorer
 from prefopt.engine.logprobs import LMHead, chunked_logps
-from prefopt.engine.token_statistics import StatisticsCollector
+from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 from tests.engine.trees import assert_equal_gradients, batch_of, gradients, trees
 from tests.models import tiny_model, tiny_rows
 from tests.training import steps, trainer
+
+EVERY = TokenStatistics._fields
 
 
 def plain_statistics(model, examples):
@@ -21,7 +23,9 @@ def plain_statistics(model, examples):
             logits = model(input_ids=text).logits[0, len(example.prompt_ids) - 1 : -1].detach()
             entropies = torch.distributions.Categorical(logits=logits).entropy()
             hits = logits.argmax(-1) == text[0, len(example.prompt_ids) :]
-            sums.append([entropies.sum(), hits.sum(), logits.mean(-1).sum()])
+            log_collisions = logits.softmax(-1).square().sum(-1).log()
+            of_tokens = (entropies, hits, logits.mean(-1), log_collisions)
+            sums.append([values.sum() for values in of_tokens])
     return torch.tensor(sums).T
 
 
@@ -31,7 +35,7 @@ def test_they_equal_those_of_full_logits(name, layout):
     model = tiny_model(name)
     examples = trees()
     wanted = plain_statistics(model, examples)
-    scores = Scorer(model, layout).score(batch_of(examples, layout), with_statistics=True)
+    scores = Scorer(model, layout).score(batch_of(examples, layout), statistics=EVERY)
     torch.testing.assert_close(torch.stack(scores.statistics), wanted, rtol=1e-5, atol=1e-5)
     assert not any(values.requires_grad for values in scores.statistics)
 
@@ -42,7 +46,7 @@ def test_hits_are_counted():
     best = model(torch.tensor(example.prompt_ids)[None]).logits[0, -1].argmax()
     example.completion_ids[0][0] = example.completion_ids[1][0] = int(best)  # shared by both
     batch = batch_of([example], "shared_prefix")
-    hits = Scorer(model).score(batch, with_statistics=True).statistics.hits
+    hits = Scorer(model).score(batch, statistics=EVERY).statistics.hits
     assert hits.tolist() == plain_statistics(model, [example])[1].tolist()
     assert (hits >= 1).all()
 
@@ -52,12 +56,36 @@ def test_without_being_asked_nothing_is_taken(monkeypatch):
     assert Scorer(tiny_model("llama")).score(batch_of(trees(), "padded")).statistics is None
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_one_is_taken_without_the_others(name):
+    model = tiny_model("llama")
+    batch = batch_of(trees(), "padded")
+    taken = Scorer(model, "padded").score(batch, statistics=[name]).statistics
+    wanted = plain_statistics(model, trees())[EVERY.index(name)]
+    torch.testing.assert_close(getattr(taken, name), wanted, rtol=1e-5, atol=1e-5)
+    assert [field for field in EVERY if getattr(taken, field) is not None] == [name]
+
+
+def test_an_unknown_one_is_an_error():
+    with pytest.raises(ValueError, match="no statistic is called 'entropy'; there is entropies"):
+        StatisticsCollector(["entropy"])
+
+
+def test_collisions_of_a_uniform_and_of_a_certain_prediction():
+    # Two draws from V equal tokens are the same with probability 1 / V; from one token, always.
+    logits = torch.stack([torch.zeros(4), torch.tensor([900.0, 0.0, 0.0, 0.0])])
+    collector = StatisticsCollector(["log_collisions"])
+    collector.add(logits, logits.logsumexp(-1), torch.zeros(2, dtype=torch.long), 2)
+    found = collector.summed(torch.arange(2), torch.arange(2), 2).log_collisions
+    torch.testing.assert_close(found, torch.tensor([-1.3862943611198906, 0.0]))
+
+
 def test_log_probs_and_gradients_are_the_same_with_them():
     model = tiny_model("llama")
     scorer = Scorer(model)
     batch = batch_of(trees(), scorer.layout)
     wanted = gradients(model, scorer.score(batch).logps)
-    ours = gradients(model, scorer.score(batch, with_statistics=True).logps)
+    ours = gradients(model, scorer.score(batch, statistics=EVERY).logps)
     assert_equal_gradients(ours, wanted)
 
 
@@ -67,16 +95,16 @@ def test_an_adapted_head_gives_them():
         tiny_model("llama"), peft.LoraConfig(target_modules=["lm_head"], r=2)
     )
     wanted = plain_statistics(model, trees())
-    scores = Scorer(model).score(batch_of(trees(), "shared_prefix"), with_statistics=True)
+    scores = Scorer(model).score(batch_of(trees(), "shared_prefix"), statistics=EVERY)
     torch.testing.assert_close(torch.stack(scores.statistics), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_chunks_computed_again_in_the_backward_pass_are_not_taken_again():
     head = LMHead(torch.nn.Sequential(torch.nn.Linear(8, 30)))  # not bare: checkpointed
-    collector = StatisticsCollector()
+    collector = StatisticsCollector(EVERY)
     hidden = torch.randn(5, 8, requires_grad=True)
     head.logps(hidden, torch.arange(5), collector).sum().backward()
-    assert len(collector._chunks) == 1
+    assert [len(chunks) for chunks in collector._chunks.values()] == [1] * len(EVERY)
 
 
 def test_chunks_do_not_matter():
@@ -86,7 +114,7 @@ def test_chunks_do_not_matter():
     targets = torch.randint(0, 30, (50,), generator=generator)
     found = []
     for rows, kept in ((7, 0), (7, 20), (64, 64)):
-        collector = StatisticsCollector()
+        collector = StatisticsCollector(EVERY)
         chunked_logps(
             hidden, weight, targets, chunk_rows=rows, kept_rows=kept, collector=collector
         ).sum().backward()
