@@ -1,0 +1,238 @@
+"""Serving a run's reference: streams scored once, several processes, what a checkpoint records."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from prefopt.data.collate import PreferenceCollator
+from prefopt.engine import Scorer
+from prefopt.reference import (
+    FileStore,
+    FillOptions,
+    InitialPolicy,
+    MemoryStore,
+    MovingPolicy,
+    OtherModel,
+    Processes,
+    References,
+    open_database,
+)
+from tests.models import tiny_model
+from tests.reference.test_fill import as_processes
+
+KINDS = {"ranks": [0, 1], "desirable": [True, False]}
+
+
+def row(prompt, first, second, mismatched=None, masks=None):
+    fields = {"prompt_ids": prompt, "completion_ids": [first, second]} | KINDS
+    if mismatched is not None:
+        fields["kl_completion_ids"] = [mismatched]
+    if masks is not None:
+        fields["completion_masks"] = masks
+    return fields
+
+
+ROWS = [
+    row([3, 4, 5], [6, 7, 8], [6, 9], mismatched=[20, 21, 22]),
+    row([10, 11], [12], [13, 14, 15], mismatched=[6, 7, 8]),
+    row([], [30, 31], [32, 33, 34], mismatched=[12]),  # its first tokens are predicted by nothing
+]
+MASKED = [
+    row([3, 4, 5], [6, 7, 8], [6, 9], masks=[[True, False, True], [False, True]]),
+    row([], [30, 31], [32, 33, 34], masks=[[True, True], [True, False, True]]),
+]
+
+
+class Stream:
+    """What the trainer takes for a stream: no length."""
+
+
+class CountedModel(OtherModel):
+    """A reference that counts how often it scores at a step."""
+
+    def __init__(self, model, scorer_of):
+        super().__init__(model, lambda m: m, {}, "none", scorer_of, lambda s: s, None)
+        self.passes = 0
+
+    def keep(self):
+        live = super().keep()
+        score = live.score
+
+        def counted(*args):
+            self.passes += 1
+            return score(*args)
+
+        live.score = counted
+        return live
+
+
+def references(source, database=None, mode="auto", with_kl=False, **options):
+    options = FillOptions(show_progress=False, **options)
+    return References(source, mode, database, with_kl=with_kl, options=options, origin={})
+
+
+def streaming(layout="auto", database=None):
+    model = tiny_model("llama")
+    source = CountedModel(model, lambda m: Scorer(m, layout))
+    served = references(source, database)
+    served.prepare(("train", Stream()))
+    return served, source, model
+
+
+def wanted_logps(model, prompt, completion, mask=None):
+    """Sum the log-probs of a completion's tokens by the model's plain forward."""
+    text = torch.tensor([*prompt, *completion])[None]
+    logps = model(input_ids=text).logits[0, :-1].log_softmax(-1)
+    each = logps.gather(-1, text[0, 1:, None])[:, 0].detach()[max(len(prompt) - 1, 0) :]
+    counted = [True] * len(completion) if mask is None else mask
+    return float(each[torch.tensor(counted[len(completion) - len(each) :], dtype=torch.bool)].sum())
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("disk", [True, False])
+def test_what_a_stream_brings_is_scored_once_and_remembered(layout, disk, tmp_path):
+    database = open_database(tmp_path) if disk else None
+    served, source, model = streaming(layout, database)
+    collator = PreferenceCollator(layout=layout, reference=served.store)
+    first = served.logps(collator(ROWS)).logps
+    again = served.logps(collator(ROWS[::-1])).logps
+    assert source.passes == 1
+    assert served.computed == 6
+    assert type(served.store) is (FileStore if disk else MemoryStore)
+    wanted = [
+        wanted_logps(model, r["prompt_ids"], ids) for r in ROWS for ids in r["completion_ids"]
+    ]
+    torch.testing.assert_close(first, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+    order = [4, 5, 2, 3, 0, 1]
+    torch.testing.assert_close(again, first[order], rtol=1e-6, atol=1e-6)
+
+
+def test_masks_count_when_scored_and_when_remembered():
+    served, source, model = streaming()
+    collator = PreferenceCollator(reference=served.store)
+    scored = served.logps(collator(MASKED)).logps
+    known = collator(MASKED)
+    remembered = served.logps(known).logps
+    assert "ref_per_token_logps" in known
+    wanted = [
+        wanted_logps(model, r["prompt_ids"], ids, mask)
+        for r in MASKED
+        for ids, mask in zip(r["completion_ids"], r["completion_masks"], strict=True)
+    ]
+    for got in (scored, remembered):
+        torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+    whole = [row(r["prompt_ids"], *r["completion_ids"]) for r in MASKED]
+    assert "ref_per_token_logps" in collator(whole)  # masks are no part of what is kept
+    assert source.passes == 1
+
+
+@pytest.mark.parametrize("how", ["separate", "continued"])
+def test_mismatched_completions_of_a_stream_are_remembered_too(how):
+    served, source, model = streaming()
+    collator = PreferenceCollator(reference=served.store, mismatched=how)
+    wanted = [wanted_logps(model, r["prompt_ids"], r["kl_completion_ids"][0]) for r in ROWS]
+    for _ in range(2):
+        batch = collator(ROWS)
+        if how == "separate":
+            got = served.logps(batch["kl"]).logps
+        else:
+            got = served.logps(batch).continuation
+        torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+    assert source.passes == (1 if how == "separate" else 2)
+    assert len(served.store) == (3 if how == "separate" else 9)
+
+
+@pytest.mark.parametrize("disk", [True, False])
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+def test_worker_processes_that_know_less_cost_no_second_pass(disk, layout, tmp_path):
+    """A persistent worker has the memory of its start; what this process learnt must count."""
+    served, source, model = streaming(layout, open_database(tmp_path) if disk else None)
+    collator = PreferenceCollator(layout=layout, reference=served.store)
+    loader = DataLoader(
+        ROWS, batch_size=1, num_workers=1, persistent_workers=True, collate_fn=collator
+    )
+    epochs = [[served.logps(batch).logps for batch in loader] for _ in range(2)]
+    assert source.passes == 3
+    torch.testing.assert_close(torch.cat(epochs[0]), torch.cat(epochs[1]), rtol=1e-6, atol=1e-6)
+    wanted = [
+        wanted_logps(model, r["prompt_ids"], ids) for r in ROWS for ids in r["completion_ids"]
+    ]
+    torch.testing.assert_close(torch.cat(epochs[1]), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+
+
+# Several processes --------------------------------------------------------------------------------
+
+
+def initial(model):
+    return InitialPolicy(Scorer(model), "none", None, Scorer)
+
+
+def test_the_fingerprint_is_that_of_the_main_process():
+    lock = threading.Lock()
+
+    def work(processes):
+        with lock:
+            source = initial(tiny_model("llama", seed=processes.rank))
+        return references(source, processes=processes).fingerprint
+
+    first, second = as_processes(work, 2)
+    assert first == second == initial(tiny_model("llama")).fingerprint()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sharded_weights_are_kept_in_memory_and_said_once(tmp_path, caplog, rank):
+    model = tiny_model("llama")
+    source = initial(model)
+    model.lm_head.weight.ds_id = 0  # as DeepSpeed marks what it spreads
+    source = initial(model)
+    processes = Processes(rank, 2, lambda value: [value, value])
+    with caplog.at_level(logging.WARNING, "prefopt"):
+        served = references(source, open_database(tmp_path), processes=processes)
+    assert type(served.store) is MemoryStore
+    assert served.fingerprint is None
+    said = [entry for entry in caplog.messages if "spread over processes" in entry]
+    assert len(said) == (1 if rank == 0 else 0)
+
+
+# What a checkpoint records ------------------------------------------------------------------------
+
+
+def test_a_record_is_of_the_same_model_in_whatever_precision(tmp_path):
+    model = tiny_model("llama")
+    record = references(initial(model)).record()
+    assert record["description"] == "the policy as it was given"
+    assert record["again"] == {}
+    assert references(initial(tiny_model("llama"))).is_of(record)
+    assert not references(initial(tiny_model("llama", seed=1))).is_of(record)
+    in_bfloat16 = InitialPolicy(Scorer(tiny_model("llama")), "bf16", None, Scorer)
+    other_precision = references(in_bfloat16)
+    assert other_precision.fingerprint.digest != record["fingerprint"]
+    assert other_precision.is_of(record)
+
+
+def test_what_moves_is_computed_at_each_step_and_recorded_without_a_fingerprint():
+    policy = tiny_model("llama")
+    served = references(MovingPolicy(Scorer(policy)), mode="live")
+    record = served.record()
+    assert (record["fingerprint"], served.store) == (None, None)
+    assert str(served) == "a copy that follows the policy (TR-DPO), computed at each step"
+    batch = PreferenceCollator(reference=served.store)(ROWS)
+    before = served.logps(batch).logps
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(2)
+    torch.testing.assert_close(served.logps(batch).logps, before)
+    served.source.copy.follow(0.5)
+    assert (served.logps(batch).logps - before).abs().max() > 1e-3
+
+
+def test_another_reference_serves_nothing_of_the_one_before(tmp_path):
+    first, second = initial(tiny_model("llama")), initial(tiny_model("llama", seed=1))
+    served = references(first, open_database(tmp_path))
+    served.store.add([(b"k" * 16, np.zeros(2, dtype=np.float32))])
+    served.become(second)
+    assert served.store.look_up([b"k" * 16]) == [None]
+    assert served.fingerprint == second.fingerprint()
