@@ -24,12 +24,15 @@ def sigmoid(x: float) -> float:
 @pytest.fixture
 def triples():
     """Three pairs with margins of 1.75, -1.75 and 4 nats."""
-    zero = torch.zeros(3, dtype=torch.float64)
+    values = {
+        "chosen_logps": [-10.0, -20.5, -4.0],
+        "rejected_logps": [-12.25, -18.0, -9.0],
+        "ref_chosen_logps": [-11.0, -20.0, -5.5],
+        "ref_rejected_logps": [-11.5, -19.25, -6.5],
+    }
     return {
-        "chosen_logps": torch.tensor([1.75, -1.75, 4.0], dtype=torch.float64, requires_grad=True),
-        "rejected_logps": zero.clone().requires_grad_(),
-        "ref_chosen_logps": zero,
-        "ref_rejected_logps": zero,
+        name: torch.tensor(row, dtype=torch.float64, requires_grad=not name.startswith("ref"))
+        for name, row in values.items()
     }
 
 

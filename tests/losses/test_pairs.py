@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prefopt.losses import get_loss, list_losses
+from prefopt.losses.contract import make_inputs
 from prefopt.losses.dpo import dpo_loss
-from tests.losses.test_contract import make_inputs
 
 LOG_PROBS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -40,6 +40,38 @@ RELATIVE = [
     if loss.data_kind == "paired" and loss.needs_reference and loss.name not in ABSOLUTE
 ]
 
+# Those of the papers; where a paper has none, of its authors' code or of TRL.
+DEFAULTS = {
+    "robust": {"beta": 0.1, "label_smoothing": 0.1},
+    "exo": {"beta": 0.1, "label_smoothing": 0.001},
+    "nca": {"beta": 0.1},
+    "sppo": {"beta": 0.001, "reduction": "mean"},
+    "bco_pair": {"beta": 0.1, "shift": True},
+    "apo_zero": {"beta": 0.1},
+    "apo_down": {"beta": 0.1},
+    "aot": {"beta": 0.1, "label_smoothing": 0.0},
+    "aot_unpaired": {"beta": 0.1, "label_smoothing": 0.0},
+    "gpo": {"beta": 0.1, "f": "logistic"},
+    "dbaql": {"beta": 0.05, "tau": 0.05},
+    "aql": {"beta": 0.05, "tau": 0.05, "blend_temperature": 1.0},
+    "padll": {"beta": 0.05},
+    "aqfl": {"beta": 0.05, "tau": 0.05},
+    "cell": {"beta": 0.05},
+    "pfl": {"beta": 0.05, "tau": 0.05},
+    "dpop": {"beta": 0.3, "lambda_": 50.0},
+    "r_dpo": {"beta": 0.1, "alpha": 0.01},
+    "ln_dpo": {"beta": 5.0},
+    "odpo": {"beta": 0.1, "alpha": 1.0, "scale": "log"},
+    "rpo": {"beta": 0.2, "eta": 1.0, "distance": "backward_kl"},
+    "beta_dpo": {"beta": 0.1, "alpha": 0.6},
+    "chi_po": {"beta": 0.1, "reward_range": None},
+    "cal_dpo": {"beta": 0.1},
+    "ld_dpo": {"beta": 0.1, "alpha": 0.5, "reference": "alike"},
+    "tdpo": {"beta": 0.1, "alpha": 0.5, "stop_gradient": True},
+    "soft_dpo": {"beta": 0.1},
+    "geometric_dpo": {"beta": 0.1},
+}
+
 
 def moved(inputs, **by):
     """Return the inputs, the log-probs of chosen or rejected completions moved by some nats."""
@@ -56,6 +88,11 @@ def tokens_alike(inputs):
         name: torch.full_like(value, 4) if name.endswith("lengths") else value
         for name, value in inputs.items()
     }
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_the_published_ones(name):
+    assert get_loss(name).hyperparameters == DEFAULTS[name]
 
 
 @pytest.mark.parametrize("name", [*DPO_AT, *CERTAIN])
