@@ -176,12 +176,12 @@ class References:
             more = scores.continuation
             further = None if more is None else more.logps
             return ReferenceLogps(scores.logps, further, scores.per_token_logps)
-        logps, per_token = self._served(batch)
+        logps, per_token = self._looked_up(batch)
         continuation = batch.get("continuation")
-        further = None if continuation is None else self._served(continuation)[0]
+        further = None if continuation is None else self._looked_up(continuation)[0]
         return ReferenceLogps(logps, further, per_token)
 
-    def _served(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def _looked_up(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return log-probs of completions (N,) and of their tokens (L,)."""
         if "ref_per_token_logps" in batch:
             per_token = batch["ref_per_token_logps"]

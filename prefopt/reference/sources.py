@@ -305,10 +305,7 @@ class OtherModel:
         source = self._source()
         if source is None or self._database is None or self._fingerprint is None:
             return
-        digest, facts = self._fingerprint
-        if not self._database.readonly:
-            self._database.reference(digest, facts)
-            self._database.remember_loaded(source, digest)
+        self._database.remember_loaded(source, *self._fingerprint)
 
     def _model(self) -> Any:
         """Return the model, loaded if need be; it must be what it was the first time."""
