@@ -2,8 +2,8 @@ r"""ARPO: CPO that punishes a rejected completion less, the more alike the two a
 
 Source: Xu et al. 2024 (X-ALMA), arXiv:2410.03115, as in the authors' code (ALMA, loss type
 ``sigmoid``). Departures from it: the likelihood of the chosen completion that the code adds is a
-term of its own, ``arpo + sft``; whether the factor z should carry gradient the paper was not read
-for: it does, as in the code.
+term of its own, ``arpo + sft``. Gradient flows through the factor z, as in the code; what the paper
+says of that, and of the coefficients, could not be checked.
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \bigl(\log \pi(y_c \mid x) - z \log \pi(y_r \mid x)\bigr)\Bigr),

@@ -101,7 +101,7 @@ def gradient_reaches_every_policy_log_prob_and_no_running_scalar(loss: Loss) -> 
     for value in inputs.values():
         if value.is_floating_point():
             value.requires_grad_()
-    loss(**inputs).losses.sum().backward()
+    torch.autograd.backward(loss(**inputs).losses.sum())
     for name, value in inputs.items():
         reached = value.grad is not None and bool(value.grad.abs().sum() > 0)
         if _is_policys(name):
@@ -123,7 +123,7 @@ def half_precision_is_computed_with_in_float32(loss: Loss) -> None:
                 torch.equal(values, expected[name]),
                 f"{name} of {dtype} inputs differ from those of their float32 copies",
             )
-        low.losses.sum().backward()
+        torch.autograd.backward(low.losses.sum())
         for name, value in half.items():
             if _is_policys(name):
                 _require(
@@ -144,7 +144,7 @@ def finite_with_finite_gradient_at_a_thousand_nats_in_float32(loss: Loss) -> Non
     width = PLACES if loss.data_kind == "ranked" else 1
     corners = torch.tensor(list(itertools.product([0.0, -1e3], repeat=width * len(logps))))
     inputs = make_inputs(loss, size=len(corners))
-    for name, columns in zip(logps, corners.split(width, 1), strict=True):
+    for name, columns in zip(logps, _per_input(corners, logps), strict=True):
         inputs[name] = columns.reshape(inputs[name].shape).clone().requires_grad_()
     for name, value in inputs.items():
         if name.endswith("lengths"):
@@ -152,7 +152,7 @@ def finite_with_finite_gradient_at_a_thousand_nats_in_float32(loss: Loss) -> Non
     for kl in (0.0, 1e3):
         inputs |= {"kl": torch.tensor(kl)} if "kl" in inputs else {}
         output = loss(**inputs)
-        output.losses.sum().backward()
+        torch.autograd.backward(output.losses.sum())
         gradients = {f"the gradient of {name}": inputs[name].grad for name in logps}
         for name, values in {"losses": output.losses, **_rewards(output), **gradients}.items():
             _require_finite(name, values, corners, logps)
@@ -276,6 +276,11 @@ def _require_finite(name: str, values: Tensor | None, corners: Tensor, logps: li
     if values is None or bool(values.isfinite().all()):
         return
     row = int((~values.isfinite()).reshape(len(corners), -1).any(1).nonzero()[0])
-    places = corners[row].split(corners.shape[1] // len(logps))
-    point = ", ".join(f"{k}={v.tolist()}" for k, v in zip(logps, places, strict=True))
+    values_there = [columns[row].tolist() for columns in _per_input(corners, logps)]
+    point = ", ".join(f"{k}={v}" for k, v in zip(logps, values_there, strict=True))
     raise ContractError(f"{name}: not finite at {point}")
+
+
+def _per_input(corners: Tensor, logps: list[str]) -> tuple[Tensor, ...]:
+    """Return the columns of the corners that belong to each input."""
+    return corners.reshape(len(corners), len(logps), -1).unbind(1)
