@@ -15,8 +15,11 @@ from prefopt.reference.store import FILE_NAME
 # Bytes that a completion takes beside its values; only shares of the file are made of it.
 _COMPLETION_BYTES = 70
 
-# Completions that are read, and deleted in one commit, at a time.
+# Completions that are read at a time.
 _CHUNK = 4096
+
+# Completions that are deleted in one commit: each commit writes most of the index again.
+_DELETE_CHUNK = 1 << 16
 
 _DAY_S = 86_400
 
@@ -272,25 +275,26 @@ def choose_to_prune(
 
 
 def delete_reference(database: Database, info: ReferenceInfo) -> None:
-    """Delete all that a store has of a reference, some thousands of completions in a commit.
+    """Delete all that a store has of a reference, in several commits.
 
     The file keeps its size: see ``shrink``.
     """
     while True:
         with database.writing() as connection:
+            # In the order of the file: keys are random, and would touch every page each time.
             rows = connection.execute(
-                "SELECT key, first, tokens FROM completion WHERE reference = ? "
-                "ORDER BY key LIMIT ?",
-                (info.number, _CHUNK),
+                "SELECT first, tokens, key FROM completion WHERE reference = ? "
+                "ORDER BY first LIMIT ?",
+                (info.number, _DELETE_CHUNK),
             ).fetchall()
             if not rows:
                 connection.execute("DELETE FROM reference WHERE id = ?", (info.number,))
                 connection.execute("DELETE FROM loaded WHERE fingerprint = ?", (info.fingerprint,))
                 return
-            database.delete_pieces((first, tokens) for _, first, tokens in rows)
-            connection.execute(
-                "DELETE FROM completion WHERE reference = ? AND key <= ?",
-                (info.number, rows[-1][0]),
+            database.delete_pieces((first, tokens) for first, tokens, _ in rows)
+            connection.executemany(
+                "DELETE FROM completion WHERE reference = ? AND key = ?",
+                sorted((info.number, key) for _, _, key in rows),
             )
 
 

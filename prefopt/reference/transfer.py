@@ -209,7 +209,7 @@ def import_store(database: Database, path: Path) -> Imported:
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     """Open a file; whatever its bytes make arrow say is one error."""
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(file, pre_buffer=False) as opened:  # which would hold the whole file
             yield opened
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise TransferError(f"{file} is no parquet file, or is damaged: {error}") from error
@@ -218,9 +218,10 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
 def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield some columns of a file, in parts."""
     with _opened(file) as opened:
-        for batch in opened.iter_batches(_MOST_ROWS, columns=list(columns)):
-            batch.validate(full=True)  # offsets and text may be anything in a foreign file
-            yield batch
+        for group in range(opened.num_row_groups):  # together, they would be joined to batches
+            for batch in opened.iter_batches(_MOST_ROWS, [group], list(columns)):
+                batch.validate(full=True)  # offsets and text may be anything in a foreign file
+                yield batch
 
 
 def _check_format(file: Path) -> None:

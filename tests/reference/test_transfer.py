@@ -149,6 +149,29 @@ def test_wider_offsets_are_read_too(exported, tmp_path):
     assert values_of(new) == values_of(database)
 
 
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefopt.reference.transfer._MOST_TOKENS", 1 << 16)
+    rng, peaks = np.random.default_rng(0), []
+    for count in (200, 1600):  # 0.8 and 6.4 MB that nothing can compress
+        values = [(key_of(i), rng.random(1000, dtype=np.float32)) for i in range(count)]
+        database = store_in(tmp_path / f"old-{count}", values)
+        path = tmp_path / f"{count}.parquet"
+        export_store(database, references_of(database), path)
+        before, peak = pa.total_allocated_bytes(), 0
+
+        def watched(new, *arguments, put=Database.put):
+            nonlocal peak
+            peak = max(peak, pa.total_allocated_bytes())
+            return put(new, *arguments)
+
+        monkeypatch.setattr(Database, "put", watched)
+        assert import_store(Database(tmp_path / f"new-{count}.sqlite"), path).added == count
+        monkeypatch.undo()
+        monkeypatch.setattr("prefopt.reference.transfer._MOST_TOKENS", 1 << 16)
+        peaks.append(peak - before)
+    assert 0 < peaks[1] < 2 * peaks[0]
+
+
 # Refused ------------------------------------------------------------------------------------------
 
 
