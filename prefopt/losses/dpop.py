@@ -1,6 +1,6 @@
 r"""DPO-Positive: DPO that pays for every nat the chosen completion falls below the reference.
 
-Source: Pal et al. 2024, arXiv:2402.13228 (Smaug), Eq. 3. Departures from it: none.
+Source: Pal et al. 2024, arXiv:2402.13228 (Smaug). Departures from it: none.
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \bigl[\rho_c - \rho_r - \lambda \max(0, -\rho_c)\bigr]\Bigr),

@@ -1,6 +1,7 @@
 r"""GPO: any convex surrogate of the sign of the margin; DPO, IPO and the RSO hinge are members.
 
-Source: Tang et al. 2024, arXiv:2402.05749, Table 1. Departures from it: none.
+Source: Tang et al. 2024, arXiv:2402.05749. Departures from it: the exponential goes on along its
+tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
 
 .. math::
     \ell = f\bigl(\beta (\rho_c - \rho_r)\bigr),
@@ -48,8 +49,6 @@ def gpo_loss(
     f: str = "logistic",
 ) -> LossOutput:
     """Return the GPO loss of each pair, unreduced.
-
-    ``exponential`` goes on along its tangent beyond exp(44.3) in float32 (exp(665.4) in float64).
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.

@@ -7,7 +7,8 @@ Source: Park et al. 2024, arXiv:2403.19159 (length-regularised DPO). Departures 
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 It is DPO for the reward r(y) - alpha |y|: whatever part of a preference the length explains is not
-learnt, so a longer chosen completion pulls less, a shorter one more.
+learnt, so a longer chosen completion pulls less, a shorter one more. With the opposite sign, which
+some implementations have, it would pull more.
 """
 
 from torch import Tensor

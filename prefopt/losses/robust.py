@@ -10,7 +10,7 @@ Source: Chowdhury et al. 2024, arXiv:2403.00409 (rDPO). Departures from it: none
 If labels are flipped with probability epsilon, the mean of this loss over noisy labels is the DPO
 loss on clean ones. The price is a loss that falls without bound as the margin grows, with slope
 epsilon / (1 - 2 epsilon). Conservative DPO (``dpo`` with ``label_smoothing``) is another loss: it
-is bounded below, and biased.
+is bounded below, and biased. The default of epsilon is 0.1 here, and 0, which is DPO, in TRL.
 """
 
 from torch import Tensor

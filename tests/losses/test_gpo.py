@@ -8,7 +8,7 @@ from prefopt.losses.gpo import gpo_loss
 from prefopt.losses.hinge import hinge_loss
 from prefopt.losses.ipo import ipo_loss
 
-# Worked with mpmath, 40 digits, from Table 1 at margins of 1.4 and -1.4.
+# Worked with mpmath, 40 digits, from the surrogates at margins of 1.4 and -1.4.
 VALUES = {
     "logistic": [0.22041740991845093, 1.6204174099184509],
     "hinge": [0.0, 2.4],
@@ -30,7 +30,7 @@ MEMBERS = pytest.mark.parametrize("f", VALUES)
 
 
 @MEMBERS
-def test_values_are_those_of_the_table(pairs, exact, f):
+def test_values_are_those_of_the_surrogates(pairs, exact, f):
     output = gpo_loss(**pairs, beta=0.8, f=f)
     exact(output.losses, VALUES[f])
     exact(output.chosen_rewards, [0.8, -0.4])

@@ -40,7 +40,7 @@ RELATIVE = [
     if loss.data_kind == "paired" and loss.needs_reference and loss.name not in ABSOLUTE
 ]
 
-# Those of the papers; where a paper has none, of its authors' code or of TRL.
+# Those of the papers as far as they are known, else of the authors' code or of TRL.
 DEFAULTS = {
     "robust": {"beta": 0.1, "label_smoothing": 0.1},
     "exo": {"beta": 0.1, "label_smoothing": 0.001},
@@ -91,7 +91,7 @@ def tokens_alike(inputs):
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_defaults_are_the_published_ones(name):
+def test_defaults_are_these(name):
     assert get_loss(name).hyperparameters == DEFAULTS[name]
 
 
