@@ -71,6 +71,6 @@ docs: $(DEV)
 	@echo "open docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) docs/_build docs/losses demo_output build dist *.egg-info
+	rm -rf $(VENV) docs/_build docs/losses docs/_pictures demo_output build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

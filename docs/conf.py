@@ -1,12 +1,15 @@
-"""Configuration of the documentation: Sphinx, MyST, Furo; nothing is fetched from the network."""
+"""Configuration of the documentation: Sphinx, MyST, Furo."""
 
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import generate  # noqa: E402 - the folder is on the path only now
+import page_tables  # noqa: E402
 
 from prefopt import __version__  # noqa: E402
 
@@ -42,8 +45,31 @@ html_show_sphinx = False
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 
 
+# With this package formulas need no network; its own extension would copy 24 MB to each build.
+MATHJAX = find_spec("sphinx-mathjax-offline")
+MATHJAX_FILES = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
+if MATHJAX:
+    mathjax_path = "mathjax/tex-chtml.js"
+
+
 def setup(app):
-    """Write the pages of the losses, and fill the tables that come from the code."""
+    """Write what comes from the code: pages and pictures of the losses, tables in other pages."""
     generate.write_loss_pages(HERE / "losses")
-    app.connect("source-read", generate.fill_tables)
+    generate.write_pictures(HERE / "_pictures")
+    app.connect("source-read", page_tables.fill_tables)
+    app.connect("builder-inited", copy_mathjax)
     return {"parallel_read_safe": True}
+
+
+def copy_mathjax(app):
+    """Copy MathJax into the pages, where the package that brings it is installed."""
+    if not MATHJAX or app.builder.format != "html":
+        return
+    source = Path(MATHJAX.origin).parent / "static" / "mathjax"
+    for name in MATHJAX_FILES:
+        target = Path(app.outdir) / "_static" / "mathjax" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source / name, target)

@@ -1,28 +1,35 @@
-"""Pages and tables of the documentation that are read from the code, so that they cannot age.
+"""Pages of the documentation that are made from the code, so that they cannot age.
 
-One page per registered loss from its docstring, in ``docs/losses``; and in any page, a line
-``{{ name }}`` is replaced by the table of that name (``TABLES``).
+One page per registered loss from its docstring, in ``docs/losses``, and the pictures of all losses
+in ``docs/_pictures``.
 """
 
 import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import TRL_FIELDS, PreferenceConfig
-from prefopt.losses import Loss, list_losses
+import yaml
+from page_tables import markdown, table
+
+from prefopt.cli.guide import ADVICE, FAMILIES
+from prefopt.losses import Loss, get_loss, list_losses
 from prefopt.losses.registry import VOCABULARY
 
+HERE = Path(__file__).resolve().parent
 KINDS = {
     "paired": "pairs (chosen and rejected)",
     "unpaired": "single completions, each desirable or not",
     "ranked": "rankings, best first",
     "preferred": "any: it reads the preferred completions only",
 }
+NOT_ELSEWHERE = """\
+None of TRL 1.16, LLaMA-Factory, Axolotl, ms-swift, OpenRLHF, NeMo-RL, open-instruct, HALOs,
+torchtune and Liger 0.8.5 had this loss in November 2026."""
 LEGEND = """\
 $\\pi$ is the policy, $x$ the prompt, $y_c$ the chosen and $y_r$ the rejected completion, $|y|$ the
 length of a completion in tokens. As code:"""
@@ -48,6 +55,32 @@ def write_loss_pages(folder: Path) -> None:
             path.write_text(text)
 
 
+def write_pictures(folder: Path) -> None:
+    """Draw every loss, and the families of the gallery, unless that is done since the last change.
+
+    Args:
+        folder: Made if missing.
+    """
+    import pictures  # matplotlib takes a second, which the tests of the pages need not
+
+    families = {
+        family.name: [get_loss(name) for name, item in ADVICE.items() if item.family == family.name]
+        for family in FAMILIES
+    }
+    sources = {Path(inspect.getfile(loss.function)) for loss in list_losses()}
+    drawing = {HERE / "pictures.py", HERE / "loss_curves.py"}
+    newest = max(path.stat().st_mtime for path in sources | drawing)
+    folder.mkdir(exist_ok=True)
+    for loss in list_losses():
+        path = folder / f"{loss.name}.svg"
+        if not path.exists() or path.stat().st_mtime < newest:
+            pictures.write_picture(loss, path)
+    for name, losses in families.items():
+        path = folder / f"family_{name}.svg"
+        if not path.exists() or path.stat().st_mtime < newest:
+            pictures.write_gallery(losses, path)
+
+
 def loss_index(losses: Sequence[Loss]) -> str:
     """Return the page that lists the losses.
 
@@ -71,7 +104,9 @@ def loss_index(losses: Sequence[Loss]) -> str:
 # Losses
 
 {len(losses)} losses, picked by name with `loss_type`, alone or as a weighted sum such as
-`"dpo + 0.2*sft"`. `prefopt losses` prints this table, third parties' losses included.
+`"dpo + 0.2*sft"`. [Which loss](../choosing.md) helps to choose, the [gallery](../gallery.md) shows
+them side by side, [](../faithfulness.md) says how they were checked. `prefopt losses` prints this
+table, third parties' losses included.
 
 {table(headings, rows)}
 
@@ -118,16 +153,16 @@ def loss_page(loss: Loss) -> str:
         ("aliases", ", ".join(f"`{alias}`" for alias in loss.aliases) or "none"),
         ("data", KINDS[loss.data_kind]),
         ("reference", "needed" if loss.needs_reference else "not needed"),
-        ("source", _markdown(loss.source) or "not stated"),
-        ("departures", _markdown(loss.departures) or "not stated"),
+        ("source", markdown(loss.source) or "not stated"),
+        ("departures", markdown(loss.departures) or "not stated"),
     ]
     documented = docstring_section(inspect.getdoc(loss.function) or "", "Args")
     options = [
-        (f"`{name}`", f"`{default!r}`", _markdown(documented.get(name, "")))
+        (f"`{name}`", f"`{default!r}`", markdown(documented.get(name, "")))
         for name, default in loss.hyperparameters.items()
     ]
     inputs = [
-        (f"`{name}`", _markdown(documented.get(name, "") or VOCABULARY[name]))
+        (f"`{name}`", markdown(documented.get(name, "") or VOCABULARY[name]))
         for name in loss.inputs
     ]
     example = next(iter(loss.hyperparameters.items()), None)
@@ -140,8 +175,13 @@ def loss_page(loss: Loss) -> str:
                 f"{what[:1].upper()}{what[1:]}." if what else "",
                 table(("", ""), facts),
                 notes(loss),
+                picture(loss),
                 "## Formula",
                 formula(loss),
+                "## When to use it" if loss.name in ADVICE else "",
+                advice(loss),
+                "## Other implementations",
+                differences(loss),
                 "## Hyper-parameters" if options else "",
                 table(("name", "default", "meaning"), options) if options else "",
                 "## Inputs",
@@ -155,6 +195,55 @@ def loss_page(loss: Loss) -> str:
         )
         + "\n"
     )
+
+
+def picture(loss: Loss) -> str:
+    """Return the picture of a loss, with a caption that says what is on its axis.
+
+    Args:
+        loss: The loss.
+    """
+    axes = {
+        "paired": "over the margin, half of it above the reference for the chosen completion and "
+        "half below for the rejected one, other inputs equal",
+        "unpaired": "over the reward of the completion, for each thumb",
+        "ranked": "over the reward between neighbours of the ranking, for K completions equally "
+        "far apart",
+        "preferred": "over the mean log-prob of the completion",
+    }
+    if loss.data_kind == "paired" and not loss.needs_reference:
+        axes["paired"] = "over the difference of the log-probs, of completions one token long"
+    if loss.name == "beta_dpo":
+        axes["paired"] += ", in a batch with its mirror image"
+    elif loss.pooled:
+        axes["paired"] += ": what a pair adds to the loss of a batch of others"
+    dpo = "" if loss.data_kind == "preferred" else "; the dashed line is `dpo` along the same axis"
+    return (
+        f"```{{figure}} ../_pictures/{loss.name}.svg\n:alt: Loss and slope of {loss.name}\n\n"
+        f"Loss and slope {axes[loss.data_kind]}{dpo}. Drawn from the code.\n```"
+    )
+
+
+def advice(loss: Loss) -> str:
+    """Return when to use a loss and when not; nothing for a loss that the guide does not know."""
+    item = ADVICE.get(loss.name)
+    if item is None:
+        return ""
+    return (
+        f"Use it when {markdown(item.use)}.\n\nNot when {markdown(item.avoid)}.\n\n"
+        "[Which loss](../choosing.md) compares it with the others."
+    )
+
+
+def differences(loss: Loss) -> str:
+    """Return how other implementations differ, from ``differences.yaml``."""
+    found = _all_differences().get(loss.name)
+    return "\n".join(f"- {text}" for text in found) if found else NOT_ELSEWHERE
+
+
+@cache
+def _all_differences() -> dict[str, list[str]]:
+    return yaml.safe_load((HERE / "differences.yaml").read_text())
 
 
 def formula(loss: Loss) -> str:
@@ -174,60 +263,10 @@ def notes(loss: Loss) -> str:
     Args:
         loss: The loss.
     """
-    text = _without_math(_documentation(loss))
+    text = _without_math(_documentation(loss)).split("\nArgs:\n")[0]
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text)[1:]]
     kept = [part for part in paragraphs if part and not part.startswith("Source:")]
-    return "\n\n".join(_markdown(part) for part in kept)
-
-
-def config_table() -> str:
-    """Return the table of the fields that ``PreferenceConfig`` adds or gives another default."""
-    inherited = {item.name: item for item in fields(PreferenceConfig.__mro__[1])}
-    rows = []
-    for item in fields(PreferenceConfig):
-        if item.name in inherited and _default(inherited[item.name]) == _default(item):
-            continue
-        text = _markdown(str(item.metadata.get("help", "")))
-        rows.append((f"`{item.name}`", f"`{_default(item)!r}`", text))
-    return table(("field", "default", "meaning"), rows)
-
-
-def trl_table() -> str:
-    """Return the table of TRL's fields and what becomes of them."""
-    return table(
-        ("field of DPOConfig or KTOConfig", "here"),
-        [(f"`{name}`", _markdown(text)) for name, text in TRL_FIELDS.items()],
-    )
-
-
-TABLES: dict[str, Callable[[], str]] = {"config_fields": config_table, "trl_fields": trl_table}
-
-
-def fill_tables(app: Any, docname: str, source: list[str]) -> None:
-    """Replace ``{{ name }}`` lines of a page by the tables they name (event ``source-read``).
-
-    Args:
-        app: The Sphinx application.
-        docname: The page.
-        source: Its text, as a list of one.
-    """
-    for name, make in TABLES.items():
-        marker = f"{{{{ {name} }}}}"
-        if marker in source[0]:
-            source[0] = source[0].replace(marker, make())
-
-
-def table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table.
-
-    Args:
-        headings: Of the columns.
-        rows: Cells, in Markdown.
-    """
-    lines = [list(headings)]
-    lines.append(["---"] * len(lines[0]))
-    lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join(map(markdown, kept))
 
 
 def docstring_section(text: str, heading: str) -> dict[str, str]:
@@ -261,8 +300,8 @@ def _title(loss: Loss) -> tuple[str, str]:
     """Return a heading and what the loss is, from a summary such as ``DPO: logistic loss``."""
     head, colon, rest = loss.summary.partition(": ")
     if not colon or len(head) > 30:
-        return loss.name, _markdown(loss.summary)
-    return head, _markdown(rest)
+        return loss.name, markdown(loss.summary)
+    return head, markdown(rest)
 
 
 def _math_blocks(text: str) -> list[str]:
@@ -280,18 +319,5 @@ def _body(function: Callable[..., Any]) -> str:
     return textwrap.dedent(source.rpartition('"""')[2].strip("\n"))
 
 
-def _markdown(text: str) -> str:
-    """Return docstring text as Markdown: reST's double backticks and roles become code."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
-    text = re.sub(r"\barXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-    return text.replace("<", "&lt;") if "`" not in text else text
-
-
 def _dotted(loss: Loss) -> str:
     return f"{loss.function.__module__}.{loss.function.__qualname__}"
-
-
-def _default(item: Any) -> Any:
-    if item.default is not MISSING:
-        return item.default
-    return item.default_factory() if item.default_factory is not MISSING else None

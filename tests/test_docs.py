@@ -7,12 +7,12 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 import prefopt
+from prefopt.cli.guide import ADVICE, FAMILIES
 from prefopt.losses import get_loss, list_losses
 
 ROOT = Path(__file__).parent.parent
@@ -23,10 +23,19 @@ BUILT_IN = [loss for loss in list_losses() if loss.function.__module__.startswit
 @pytest.fixture(scope="module")
 def generate():
     """The module that makes pages from code; it lies in docs/, outside the package."""
-    spec = spec_from_file_location("docs_generate", DOCS / "generate.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_module("generate")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """The module that fills tables into pages."""
+    return docs_module("page_tables")
+
+
+def docs_module(name: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        return importlib.import_module(name)
 
 
 def public_packages() -> list[str]:
@@ -93,10 +102,10 @@ def test_every_loss_gets_a_page_and_stale_pages_go(generate, tmp_path):
 def test_the_page_of_a_loss_says_what_it_needs(generate, loss):
     page = generate.loss_page(loss)
     arxiv = re.search(r"arXiv:(\d{4}\.\d{5})", loss.source)
-    assert arxiv
-    assert f"https://arxiv.org/abs/{arxiv[1]}" in page
+    assert arxiv or "joschu.net/blog/" in loss.source  # of all, one comes from a note
+    assert arxiv is None or f"https://arxiv.org/abs/{arxiv[1]}" in page
     assert "not stated" not in page
-    assert "## Formula\n\n$$\n\\ell = " in page
+    assert re.search(r"## Formula\n\n\$\$\n\\ell\S* = ", page)
     assert all(f"`{name}`" in page for name in loss.inputs)
     for name, default in loss.hyperparameters.items():
         row = re.search(rf"^\| `{name}` \| `{re.escape(repr(default))}` \| (.*) \|$", page, re.M)
@@ -124,48 +133,43 @@ def test_the_formula_in_the_docstring_is_typeset_and_the_code_shown(generate):
     assert generate.formula(loss) == "```python\nreturn chosen_logps + rejected_logps\n```"
 
 
-def test_the_table_of_the_configuration_has_every_own_field(generate):
+def test_the_table_of_the_configuration_has_every_own_field(tables):
     from transformers import TrainingArguments
 
     own = field_names(prefopt.PreferenceConfig) - field_names(TrainingArguments)
-    described = set(re.findall(r"^\| `(\w+)` \| .* \| \S.* \|$", generate.config_table(), re.M))
+    described = set(re.findall(r"^\| `(\w+)` \| .* \| \S.* \|$", tables.config_table(), re.M))
     assert own <= described
     assert "learning_rate" in described  # inherited, with another default
 
 
-def test_the_migration_table_has_every_field_of_trl(generate):
+def test_the_migration_table_has_every_field_of_trl(tables):
     trl = pytest.importorskip("trl")
     from transformers import TrainingArguments
 
     theirs = field_names(trl.DPOConfig) | field_names(trl.KTOConfig)
-    listed = set(re.findall(r"^\| `(\w+)` \|", generate.trl_table(), re.M))
+    listed = set(re.findall(r"^\| `(\w+)` \|", tables.trl_table(), re.M))
     assert theirs - field_names(TrainingArguments) <= listed
 
 
-def test_markers_of_tables_are_filled(generate):
+def test_markers_of_tables_are_filled(tables):
     filled = set()
     for path in DOCS.glob("*.md"):
         source = [path.read_text()]
         filled |= set(re.findall(r"\{\{ (\w+) \}\}", source[0]))
-        generate.fill_tables(None, path.stem, source)
+        tables.fill_tables(None, path.stem, source)
         assert "{{" not in source[0], path
-    assert filled == set(generate.TABLES)
+    assert filled == set(tables.TABLES)
 
 
-def test_the_readme_lists_the_losses_of_the_registry():
+def test_the_readme_lists_the_losses_of_the_registry_by_family():
     rows = markdown_table((ROOT / "README.md").read_text(), "Losses")
-    listed = {
-        name.strip("`"): (aliases.replace("`", ""), kind, reference, paper)
-        for name, aliases, kind, reference, paper in rows
-    }
-    assert list(listed) == [loss.name for loss in BUILT_IN]
-    for loss in BUILT_IN:
-        aliases, kind, reference, paper = listed[loss.name]
-        assert aliases == ", ".join(loss.aliases)
-        assert kind == loss.data_kind
-        assert reference == ("yes" if loss.needs_reference else "no")
-        number = re.search(r"abs/(\S+)\)", paper)[1]
-        assert f"arXiv:{number}" in loss.source
+    listed = {title: re.findall(r"`(\w+)`", names) for title, names in rows}
+    assert list(listed) == [family.title for family in FAMILIES]
+    for family in FAMILIES:
+        names = [name for name, item in ADVICE.items() if item.family == family.name]
+        assert listed[family.title] == names
+    names = [name for row in listed.values() for name in row]
+    assert sorted(names) == [loss.name for loss in BUILT_IN]
 
 
 def test_the_readme_runs_when_pasted(tmp_path):

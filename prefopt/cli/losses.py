@@ -12,6 +12,7 @@ from rich.table import Table
 
 from prefopt.cli import losses_check
 from prefopt.cli.errors import user_errors
+from prefopt.cli.guide import ADVICE, SITUATIONS
 from prefopt.losses import Loss, get_loss, list_losses
 
 
@@ -29,12 +30,15 @@ def main(argv: Sequence[str]) -> int:
         epilog="prefopt losses check PACKAGE: whether its losses hold the contract.",
     )
     parser.add_argument("name", nargs="*", help="show this loss in full: all if none is named")
+    parser.add_argument("--why", action="store_true", help="which loss for which data and problem")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_args(list(argv))
     with user_errors():
         losses = [get_loss(name) for name in options.name] or list_losses()
     if options.json:
         print(json.dumps([describe(loss) for loss in losses], indent=2))
+    elif options.why:
+        print_guide(options.name)
     elif options.name:
         print("\n\n".join(render(loss) for loss in losses))
     else:
@@ -76,6 +80,9 @@ def render(loss: Loss) -> str:
         "source": _plain(loss.source),
         "departures": _plain(loss.departures) or "none stated",
     }
+    if loss.name in ADVICE:
+        facts["use it when"] = _plain(ADVICE[loss.name].use)
+        facts["not when"] = _plain(ADVICE[loss.name].avoid)
     lines = [loss.name, f"  {loss.summary}", ""]
     lines += [f"  {key:<11} {value}" for key, value in facts.items()]
     return "\n".join([*lines, "", inspect.getdoc(loss.function) or ""]).rstrip()
@@ -99,10 +106,36 @@ def print_table(losses: Sequence[Loss]) -> None:
             _defaults(loss).replace(", ", "\n"),
             _plain(loss.source),
         )
+    _print(table)
+    print("One in full: prefopt losses NAME. A weighted sum: --loss_type 'dpo + 0.2*sft'")
+    print("Which loss for which data and problem: prefopt losses --why")
+
+
+def print_guide(names: Sequence[str] = ()) -> None:
+    """Print which loss to try for which data and wish: the table of the documentation.
+
+    Args:
+        names: Losses or aliases; only rows with one of them are printed, all if there are none.
+    """
+    wanted = {get_loss(name).name for name in names}
+    table = Table(title="Which loss", title_justify="left", pad_edge=False, show_lines=True)
+    for heading in ("the data", "the wish, or what went wrong", "try", "because"):
+        table.add_column(heading)
+    for item in SITUATIONS:
+        if not wanted or wanted & item.loss_names():
+            table.add_row(item.data, item.wish, "\n".join(item.losses), _plain(item.why))
+    if table.rows:
+        _print(table)
+    for name in sorted(wanted & {*ADVICE}):
+        advice = ADVICE[name]
+        print(f"{name}: use it when {_plain(advice.use)}; not when {_plain(advice.avoid)}")
+    print("When to use each loss, and when not: prefopt losses NAME")
+
+
+def _print(table: Table) -> None:
     # A pipe has no width of its own: give it one that folds nothing but the sources.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table, markup=False)
-    console.print("One in full: prefopt losses NAME. A weighted sum: --loss_type 'dpo + 0.2*sft'")
 
 
 def _defaults(loss: Loss) -> str:
@@ -110,4 +143,4 @@ def _defaults(loss: Loss) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("``", "")
+    return text.replace("`", "")

@@ -1,0 +1,169 @@
+"""Tables of the documentation that are read from the code, from the guide and from the tests.
+
+In any page, a line ``{{ name }}`` is replaced by the table of that name (``TABLES``).
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from prefopt.cli.guide import ADVICE, FAMILIES, SITUATIONS
+from prefopt.config import TRL_FIELDS, PreferenceConfig
+from prefopt.losses import get_loss, list_losses
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
+import golden_targets as golden  # data of the tests, which hold it to the cases
+
+DATA = {
+    "paired": "pairs",
+    "unpaired": "thumbs",
+    "ranked": "rankings",
+    "preferred": "any",
+}
+
+
+def table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table.
+
+    Args:
+        headings: Of the columns.
+        rows: Cells, in Markdown.
+    """
+    lines = [list(headings)]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def markdown(text: str) -> str:
+    """Return docstring text as Markdown: reST's double backticks and roles become code."""
+    text = re.sub(r":math:`([^`]+)`", r"$\1$", text)
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
+    text = re.sub(r"\barXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return text.replace("<", "&lt;") if "`" not in text else text
+
+
+def config_table() -> str:
+    """Return the table of the fields that ``PreferenceConfig`` adds or gives another default."""
+    inherited = {item.name: item for item in fields(PreferenceConfig.__mro__[1])}
+    rows = []
+    for item in fields(PreferenceConfig):
+        if item.name in inherited and _default(inherited[item.name]) == _default(item):
+            continue
+        text = markdown(str(item.metadata.get("help", "")))
+        rows.append((f"`{item.name}`", f"`{_default(item)!r}`", text))
+    return table(("field", "default", "meaning"), rows)
+
+
+def trl_table() -> str:
+    """Return the table of TRL's fields and what becomes of them."""
+    return table(
+        ("field of DPOConfig or KTOConfig", "here"),
+        [(f"`{name}`", markdown(text)) for name, text in TRL_FIELDS.items()],
+    )
+
+
+def situations_table() -> str:
+    """Return the decision guide: what the data are and what is wanted, and which loss to try."""
+    rows = [
+        (item.data, item.wish, ", ".join(map(expression_link, item.losses)), markdown(item.why))
+        for item in SITUATIONS
+    ]
+    return table(("the data", "the wish, or what went wrong", "try", "because"), rows)
+
+
+def expression_link(expression: str) -> str:
+    """Return a loss or a sum of losses as code, with a link to the page of the first name."""
+    name = next(part for part in re.findall(r"[a-z]\w*", expression))
+    return f"[`{expression}`](losses/{get_loss(name).name}.md)"
+
+
+def advice_tables() -> str:
+    """Return one table per family: each loss, when to use it, and when not."""
+    parts = []
+    for family in FAMILIES:
+        rows = [
+            (
+                f"[`{name}`](losses/{name}.md)",
+                DATA[get_loss(name).data_kind],
+                "yes" if get_loss(name).needs_reference else "no",
+                markdown(advice.use),
+                markdown(advice.avoid),
+            )
+            for name, advice in ADVICE.items()
+            if advice.family == family.name
+        ]
+        headings = ("loss", "data", "reference", "use it when", "not when")
+        parts += [f"### {family.title}", markdown(family.text), table(headings, rows)]
+    return "\n\n".join(parts)
+
+
+def gallery() -> str:
+    """Return the small pictures of all losses, by family."""
+    parts = []
+    for family in FAMILIES:
+        names = [name for name, advice in ADVICE.items() if advice.family == family.name]
+        links = ", ".join(f"[`{name}`](losses/{name}.md)" for name in names)
+        picture = f"![Loss and slope of {', '.join(names)}](_pictures/family_{family.name}.svg)"
+        parts += [f"## {family.title}", markdown(family.text), picture, f"Pages: {links}."]
+    return "\n\n".join(parts)
+
+
+def golden_counts() -> str:
+    """Return how many golden cases of each loss are matched, and how many are no target."""
+    rows = []
+    for loss in list_losses():
+        matched, others = golden.MATCHED.get(loss.name, 0), golden.NOT_TARGET.get(loss.name, 0)
+        if matched or others:
+            link = f"[`{loss.name}`](losses/{loss.name}.md)"
+            rows.append((link, str(matched), str(others), "0"))
+    rows.append(("methods that prefopt does not have", "0", str(golden.NOT_TARGET["other"]), "0"))
+    total = sum(golden.MATCHED.values()), sum(golden.NOT_TARGET.values())
+    rows.append(("all", str(total[0]), str(total[1]), "0"))
+    return table(("loss", "matched", "not targets", "failed"), rows)
+
+
+def golden_reasons() -> str:
+    """Return why cases are no targets, and how many each reason covers."""
+    rows = [
+        (markdown(reason), str(count))
+        for reason, count in Counter(
+            {item.reason: item.cases for item in golden.NOT_TARGETS}
+        ).items()
+    ]
+    return table(("reason", "cases"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "config_fields": config_table,
+    "trl_fields": trl_table,
+    "situations": situations_table,
+    "advice": advice_tables,
+    "gallery": gallery,
+    "golden_counts": golden_counts,
+    "golden_reasons": golden_reasons,
+}
+
+
+def fill_tables(app: Any, docname: str, source: list[str]) -> None:
+    """Replace ``{{ name }}`` lines of a page by the tables they name (event ``source-read``).
+
+    Args:
+        app: The Sphinx application.
+        docname: The page.
+        source: Its text, as a list of one.
+    """
+    for name, make in TABLES.items():
+        marker = f"{{{{ {name} }}}}"
+        if marker in source[0]:
+            source[0] = source[0].replace(marker, make())
+
+
+def _default(item: Any) -> Any:
+    if item.default is not MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not MISSING else None
