@@ -6,11 +6,11 @@ the whole optimiser step, whatever the micro-batches and processes; so is KTO's 
 evaluation does not depend on its batch size.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -20,7 +20,12 @@ from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from prefopt.config import PreferenceConfig
-from prefopt.data import PreparedDataset, check_kind, prepare_dataset
+from prefopt.data import (
+    PreparedDataset,
+    check_kind,
+    check_kind_by_kind,
+    prepare_dataset,
+)
 from prefopt.data.collate import PreferenceCollator, parts_of
 from prefopt.data.inspection import (
     PREPARED_COLUMNS,
@@ -35,18 +40,18 @@ from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
 from prefopt.engine.denormals import denormals_flushed
 from prefopt.engine.heap import heap_kept
-from prefopt.engine.router import RouterLoss, routed_tokens
+from prefopt.engine.router import RouterLoss
 from prefopt.engine.score import Scores
 from prefopt.engine.token_statistics import TOKEN_METRICS
 from prefopt.exact_evaluation import ExactEvaluation, Scored
 from prefopt.losses import LossOutput
-from prefopt.losses.inputs import objective_outputs, term_counts
 from prefopt.losses.metrics import (
     MetricSums,
     add_batch_metrics,
     add_token_metrics,
     with_margins,
 )
+from prefopt.losses.pool import RunningMeans
 from prefopt.model_card import write_model_card
 from prefopt.policy import (
     add_adapter,
@@ -58,9 +63,10 @@ from prefopt.policy import (
 )
 from prefopt.reference import References
 from prefopt.run_reference import RunReference
+from prefopt.whole_step import WholeStep, sum_and_count
 
 
-class PreferenceTrainer(RunReference, ExactEvaluation):
+class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
     """Trains a causal language model on preferences.
 
     Args:
@@ -170,6 +176,7 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
         self.router_loss = RouterLoss.of(self.model, args.router_aux_loss_coef)
         self._references: References | None = None
         self._sums = MetricSums()
+        self._running = RunningMeans()
         self._sequence_tokens = torch.zeros((), dtype=torch.int64)
         if self.objective.needs_reference:
             self._set_up_reference(ref_model)
@@ -180,6 +187,7 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
                 reference=None if self._references is None else self._references.store,
                 mismatched=self._how_mismatched(),
                 max_tokens=args.max_tokens_per_batch,
+                by_kind=self.objective.by_kind,
             )
         if args.check_first_batch and train_dataset is not None:
             first = islice(examples_of(train_dataset, False), args.train_batch_size)
@@ -224,7 +232,10 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
             needs_kl=self.objective.needs_kl,
             name=name,
         )
-        check_kind(prepared.kinds, self.objective.data_kinds)
+        if self.objective.by_kind:
+            check_kind_by_kind(prepared.kinds, self.objective.kinds_by_rows)
+        else:
+            check_kind(prepared.kinds, self.objective.data_kinds)
         if prepared.report is not None:
             self.data_reports[name] = prepared.report
             self._console.print(prepared.report.render(), markup=False)
@@ -244,6 +255,7 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
         On a CPU denormal gradients count as zero, and memory is kept between steps.
         """
         self._begin_with_reference(resume_from_checkpoint)
+        self._load_running_means(resume_from_checkpoint)
         with ExitStack() as stack:
             if self.args.device.type == "cpu":
                 stack.enter_context(denormals_flushed())
@@ -263,18 +275,7 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
         parts = [part for batch in batches for part in parts_of(batch)]
-        for part in parts:
-            part["counts"] = self._counts(part)
-        denominators = self._sum_over_processes(
-            torch.stack([part["counts"] for part in parts]).sum(0)
-        )
-        for part in parts:
-            part["denominators"] = denominators
-        if self.objective.needs_kl and "continuation" not in parts[0]:
-            estimate = self._kl_estimate(map(self._mismatched_log_ratios, parts))
-            for part in parts:
-                part["kl_estimate"] = estimate
-            self._sums.add("kl", estimate, 1.0)
+        denominators = self._prepare_step(parts)
         return batches, denominators.sum()
 
     def compute_loss(
@@ -348,67 +349,12 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
         if self._references is None:
             return Scored(scores)
         reference = self._references.logps(batch)
+        mismatched: Tensor | float = 0.0
         if scores.continuation is not None and reference.continuation is not None:
-            log_ratios = scores.continuation.logps - reference.continuation
-            return Scored(scores, reference.logps, _sum_and_count(log_ratios))
-        if self.objective.needs_kl and "kl_estimate" not in batch:
-            return Scored(scores, reference.logps, self._mismatched_log_ratios(batch))
-        return Scored(scores, reference.logps)
-
-    def _outputs(
-        self, batch: Mapping[str, Any], scored: Scored, kl: Tensor | None
-    ) -> list[LossOutput]:
-        scores = scored.scores
-        return objective_outputs(
-            self.objective, batch, scores.logps, scores.lengths, scored.ref_logps, kl
-        )
-
-    def _counts(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return over what each loss of the objective takes its mean in this batch; (terms,).
-
-        With a router loss the tokens that it is taken over come last; (terms + 1,).
-        """
-        counts = [term_counts(term, batch, batch["lengths"]) for term in self.objective.terms]
-        if self.router_loss is not None:
-            counts.append(routed_tokens(batch))
-        return torch.stack(counts).double()
-
-    def _how_mismatched(self) -> Literal["separate", "continued"] | None:
-        """Return how KTO's mismatched completions are scored: where they can, with the others.
-
-        The KL estimate is that of the whole optimiser step, so with several micro-batches it must
-        be known before the first of them is scored.
-        """
-        if not self.objective.needs_kl:
-            return None
-        several = self.args.gradient_accumulation_steps > 1 or (
-            self.args.max_tokens_per_batch is not None and self.args.world_size > 1
-        )
-        return "separate" if several or self.scorer.layout == "padded" else "continued"
-
-    def _kl_estimate(self, log_ratios: Iterable[Tensor | float]) -> Tensor:
-        """Return max(0, mean log-ratio of mismatched completions) over all processes; nats.
-
-        Args:
-            log_ratios: Their sum and count, in parts; (2,).
-        """
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for part in log_ratios:
-            total += part
-        total = self._sum_over_processes(total)
-        return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
-
-    @torch.no_grad()
-    def _mismatched_log_ratios(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return sum and count of policy minus reference over mismatched completions; (2,)."""
-        assert self._references is not None  # no loss eats a KL estimate without a reference
-        scores = self.scorer.score(batch["kl"], context=self.accelerator.autocast)
-        reference = self._references.logps(batch["kl"])
-        return _sum_and_count(scores.logps - reference.logps)
-
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
-        return summed
+            mismatched = sum_and_count(scores.continuation.logps - reference.continuation)
+        elif self.objective.needs_kl and "kl_estimate" not in batch:
+            mismatched = self._mismatched_log_ratios(batch)
+        return Scored(scores, reference.logps, mismatched, reference.per_token_logps)
 
     def _add_metrics(
         self,
@@ -445,10 +391,7 @@ class PreferenceTrainer(RunReference, ExactEvaluation):
             folder = Path(output_dir or self.args.output_dir)
             write_model_card(folder, self)
             self._save_reference(folder)
-
-
-def _sum_and_count(values: Tensor) -> Tensor:
-    return torch.stack([values.sum(), values.new_tensor(len(values))]).double()
+            self._save_running_means(folder)
 
 
 def _check_arguments(

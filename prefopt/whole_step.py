@@ -5,12 +5,15 @@ each loss takes its mean, KTO's KL estimate, running means, and losses in which 
 on all others.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from prefopt.engine import Scorer
 from prefopt.engine.router import RouterLoss, routed_tokens
@@ -28,6 +31,9 @@ from prefopt.losses.metrics import MetricSums
 from prefopt.losses.objective import Term
 from prefopt.losses.pool import Pooled, RunningMeans, pool, step_sums, with_gradient
 from prefopt.reference import References
+
+# What a checkpoint keeps of means over training.
+RUNNING_FILE = "prefopt_running.json"
 
 
 class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
@@ -155,6 +161,26 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         if not self.model.training:
             return self._running.means()
         return self._running.updated(_step_sums(batch, scored))
+
+    def _save_running_means(self, folder: Path) -> None:
+        if self.objective.needs_running_means:
+            (folder / RUNNING_FILE).write_text(json.dumps(self._running.state_dict()) + "\n")
+
+    def _load_running_means(self, resume_from_checkpoint: str | bool | None) -> None:
+        """Go on with the running means of a checkpoint, or begin anew."""
+        self._running = RunningMeans()
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if not (folder and self.objective.needs_running_means):
+            return
+        file = Path(folder) / RUNNING_FILE
+        if not file.is_file():
+            raise ValueError(
+                f"{folder} has no {RUNNING_FILE}, which the loss {self.objective.name!r} needs to "
+                "go on: it was trained with another loss"
+            )
+        self._running.load_state_dict(json.loads(file.read_text()))
 
     # KTO's KL estimate ----------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ through its own x with its own g.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,11 @@ Inputs = Mapping[str, Tensor]
 MARGIN_MOMENTUM = 0.9
 
 
-class Pooled(NamedTuple):
+@dataclass(frozen=True)
+class Pooled:
     """What a pooled loss is for the examples of one micro-batch, knowing all others.
+
+    No tuple: what moves the tensors of a batch between devices would take it apart.
 
     Attributes:
         output: Losses and rewards of its examples, without gradient.
@@ -64,7 +68,8 @@ def pool(term: Term, micro_batches: Sequence[Inputs]) -> list[Pooled]:
     with torch.enable_grad():
         output = term.loss(**joined, **term.hyperparameters)
         losses = output.losses if weights is None else output.losses * weights
-    found = torch.autograd.grad(losses.sum(), list(moving.values()), allow_unused=True)
+        total = losses.sum()
+    found = torch.autograd.grad(total, list(moving.values()), allow_unused=True)
     gradients = {
         name: torch.zeros_like(moving[name]) if gradient is None else gradient
         for name, gradient in zip(moving, found, strict=True)
