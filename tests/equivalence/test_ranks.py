@@ -10,9 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
-    folder.mkdir()
-    script = [str(ROOT / "tests/equivalence/run_ranks.py"), str(folder), loss, kind]
+def run(script, arguments, processes):
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -23,7 +21,7 @@ def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [*launcher, *script, str(8 // processes // accumulated), architecture, str(accumulated)],
+        [*launcher, str(ROOT / "tests/equivalence" / script), *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -31,6 +29,13 @@ def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
+    folder.mkdir()
+    batch_size = str(8 // processes // accumulated)
+    arguments = [str(folder), loss, kind, batch_size, architecture, str(accumulated)]
+    run("run_ranks.py", arguments, processes)
     return json.loads((folder / "result.json").read_text())
 
 
@@ -62,3 +67,31 @@ def test_a_router_loss_of_two_processes_is_that_of_two_micro_batches(tmp_path):
     for mine, wanted in zip(two["steps"], accumulated["steps"], strict=True):
         for name in ("loss", "aux_loss", "grad_norm"):
             assert mine[name] == pytest.approx(wanted[name], rel=1e-4), name
+
+
+def stores(folder, which, processes):
+    folder.mkdir()
+    run("run_stores.py", [str(folder), which], processes)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    (filled,) = stores(tmp_path_factory.mktemp("stores") / "alone", "one", 1)
+    return filled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["one", "own"])
+def test_two_processes_share_filling_and_each_has_a_complete_store(tmp_path, alone, which):
+    """In one file, as on one node, or in a file each, as on two nodes."""
+    both = stores(tmp_path / "both", which, 2)
+    assert alone["scored"] == 24
+    assert sorted(rank["scored"] for rank in both) == [12, 12]
+    for rank in both:
+        assert rank["fingerprint"] == alone["fingerprint"]
+        assert (rank["again"], rank["computed"]) == (0, [24, 0])
+        assert len(rank["values"]) == 24
+        for mine, wanted in zip(rank["values"], alone["values"], strict=True):
+            assert mine == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert both[0]["values"] == both[1]["values"]

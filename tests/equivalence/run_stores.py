@@ -1,0 +1,62 @@
+"""Fill a store of reference log-probs and write what it holds; started by the tests beside it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from prefopt.data.keys import completion_keys
+from prefopt.data.prepared import read_examples
+from prefopt.reference import Database, Fingerprint, ReferenceModel, default_folder
+from prefopt.reference.store import FILE_NAME
+from tests.models import tiny_rows
+from tests.training import trainer
+
+scored = []
+score = ReferenceModel.score
+
+
+def counted(self, batch, **options):
+    """Score, and remember how many completions."""
+    scored.append(len(batch["lengths"]))
+    return score(self, batch, **options)
+
+
+ReferenceModel.score = counted
+
+
+def main(folder: Path, stores: str) -> None:
+    """Make a trainer twice, and write what this process did and what its store then holds."""
+    rank = int(os.environ.get("RANK", "0"))
+    os.environ["PREFOPT_CACHE"] = str(folder / (stores if stores == "one" else f"own{rank}"))
+    rows = tiny_rows(12)
+    first = trainer(folder, rows, precompute_ref_batch_size=2)
+    mine = sum(scored)
+    again = trainer(folder, rows)
+    fingerprint: Fingerprint = first._references.fingerprint
+    keys = [
+        key
+        for example in read_examples(first.train_dataset, with_kl=False)
+        for key in completion_keys(example.prompt_ids, example.completion_ids)
+    ]
+    # Through a file opened anew: what lies on the disk, and not in this process.
+    database = Database(default_folder() / FILE_NAME)
+    number = database.reference(fingerprint.digest)
+    result = {
+        "fingerprint": fingerprint.digest,
+        "scored": mine,
+        "again": sum(scored) - mine,
+        "computed": [first._references.computed, again._references.computed],
+        "values": [database.get(number, fingerprint.digest, key).tolist() for key in keys],
+    }
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(result))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # as in run_ranks.py
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
