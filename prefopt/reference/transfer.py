@@ -250,9 +250,9 @@ def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a type holds the same values bit by bit: offsets may be wider."""
     if pa.types.is_list(wanted):
         is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
-        return is_list and found.value_type == wanted.value_type
+        return bool(is_list and found.value_type == wanted.value_type)
     if pa.types.is_string(wanted):
-        return pa.types.is_string(found) or pa.types.is_large_string(found)
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
     return bool(found == wanted)
 
 
