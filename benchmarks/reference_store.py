@@ -48,7 +48,7 @@ FIRST_LOSS, OTHER_LOSS = {"prefopt": "dpo", "trl": "sigmoid"}, {"prefopt": "ipo"
 QUICK = {
     "size": "tiny",
     "pairs": 24,
-    "trl_batches": [8],
+    "trl_batches": [8, 2],
     "turns": 2,
     "steps": 3,
     "rows": 500,
@@ -110,7 +110,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--trl-batches",
         type=numbers,
-        default=[8, 16, 32],
+        default=[8, 1, 2, 16],  # small ones pad less
         help="pairs of TRL's forward passes while it fills; the first is its default",
     )
     parser.add_argument("--turns", type=int, default=20, help="in which each side fills")
@@ -198,6 +198,7 @@ def measure_fill(bench: Bench) -> Found:
     sides = {
         name: {
             "seconds": _spread([repeat[name]["reference_seconds"] for repeat in repeats]),
+            "cpu_seconds": _spread([repeat[name]["reference_cpu_seconds"] for repeat in repeats]),
             "forwards": repeats[0][name]["reference_forwards"],
             "completions": repeats[0][name]["completions_computed"],
             "largest_difference": max(repeat[name]["difference"] for repeat in repeats),
@@ -241,7 +242,7 @@ def _fill_once(bench: Bench, number: int) -> Found:
                     reply = workers[name].ask(until=until)
                     if reply["done"]:
                         said[name] = reply
-    return compared(said)
+    return compared({name: said[name] for name in jobs})  # who ends first comes first in ``said``
 
 
 def compared(said: Found) -> Found:
@@ -258,7 +259,7 @@ def compared(said: Found) -> Found:
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, **TOLERANCE):
             raise SystemExit(f"the values of {name} differ from ours: {theirs[:3]}, {ours[:3]}")
         said[name]["difference"] = float(np.abs(ours - theirs).max())
-    return {name: said[name] for name in ("prefopt", *(n for n in said if n != "prefopt"))}
+    return said
 
 
 def storage_of(store: Path) -> Found:

@@ -44,7 +44,15 @@ def _markdown(record: Found, found: Found) -> str:
 
 
 def _fill(found: Found) -> list[str]:
-    columns = ("side", "seconds", "pairs/s", "of prefopt", "forward passes", "values differ by")
+    columns = (
+        "side",
+        "seconds",
+        "pairs/s",
+        "of prefopt",
+        "CPU seconds",
+        "forward passes",
+        "values differ by",
+    )
     ours = found["sides"]["prefopt"]["seconds"]["median"]
     rows = []
     for name, side in found["sides"].items():
@@ -56,6 +64,7 @@ def _fill(found: Found) -> list[str]:
                 f"{seconds['median']:.1f}{spread}",
                 f"{found['pairs'] / seconds['median']:.1f}",
                 f"{seconds['median'] / ours:.2f}x",
+                f"{side['cpu_seconds']['median']:.1f}",
                 str(side["forwards"]),
                 f"{side['largest_difference']:.1g} nats",
             )
