@@ -138,15 +138,12 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _initial_policy(self) -> Source:
         autocast = self._autocast_name()
-        fresh = is_peft(self.model) and self._adapter_is_fresh()
+        fresh = is_peft(self.model) and adapter_starts_as_identity(self.scorer)
         if fresh and trains_only_adapters(self.model):
             return BaseModel(self.scorer, autocast)
         # An adapter that had been trained before came from nobody knows where.
         reload = self._reload() if fresh or not is_peft(self.model) else None
         return InitialPolicy(self.scorer, autocast, reload, self._scorer_of, adapter_off=fresh)
-
-    def _adapter_is_fresh(self) -> bool:
-        return adapter_starts_as_identity(self.scorer)
 
     def _reload(self) -> Callable[[], Any] | None:
         """Return what loads the policy's base model again; None if it came from nowhere."""
@@ -295,4 +292,4 @@ class _Follow(TrainerCallback):  # type: ignore[misc] # transformers is untyped
 def _is_checkpoint(name: str | None) -> bool:
     """Whether a policy was loaded from a checkpoint of a run with a reference."""
     files = (RECORD_FILE, _STATE_FILE)
-    return bool(name) and all((Path(name) / file).is_file() for file in files)  # type: ignore[arg-type] # not None
+    return name is not None and all((Path(name) / file).is_file() for file in files)

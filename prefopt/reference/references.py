@@ -244,11 +244,12 @@ class References:
         Args:
             record: What ``record`` returned in the run that is resumed.
         """
-        digest, facts = self.fingerprint or (None, {})
-        if digest == record["fingerprint"]:
+        if self.fingerprint is None or record["fingerprint"] is None:
+            return self.fingerprint is None and record["fingerprint"] is None
+        if self.fingerprint.digest == record["fingerprint"]:
             return True
-        theirs = record["facts"] or {}
-        return bool(facts) and all(facts.get(part) == theirs.get(part) for part in _SAME_MODEL)
+        mine, theirs = self.fingerprint.facts, record["facts"]
+        return all(mine.get(part) == theirs.get(part) for part in _SAME_MODEL)
 
 
 def origin_facts(scorer: Scorer, autocast: str) -> dict[str, Any]:

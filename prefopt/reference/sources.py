@@ -34,7 +34,7 @@ class Source(Protocol):
 
     description: str
     moved: bool
-    again: Mapping[str, str]
+    again: dict[str, str]
 
     def fingerprint(self) -> Fingerprint | None:
         """Return what the reference is; None where its weights are not all in one place."""
@@ -413,7 +413,7 @@ class Recorded:
         candidates: Sequence[Callable[[], Source]],
     ) -> None:
         self.description = f"that of the run that is resumed: {description}"
-        self.again = again
+        self.again = dict(again)
         self._was = description
         self._fingerprint = fingerprint
         self._candidates = candidates
