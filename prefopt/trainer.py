@@ -27,6 +27,7 @@ from prefopt.data import (
     prepare_dataset,
 )
 from prefopt.data.collate import PreferenceCollator, parts_of
+from prefopt.data.columns import check_margins
 from prefopt.data.inspection import (
     PREPARED_COLUMNS,
     check_datasets,
@@ -236,6 +237,7 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
             check_kind_by_kind(prepared.kinds, self.objective.kinds_by_rows)
         else:
             check_kind(prepared.kinds, self.objective.data_kinds)
+        check_margins(prepared.dataset.column_names or ["margin"], self.objective.inputs)
         if prepared.report is not None:
             self.data_reports[name] = prepared.report
             self._console.print(prepared.report.render(), markup=False)
@@ -339,16 +341,20 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
         return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
     def _score(self, batch: dict[str, Any], wrapped: nn.Module | None) -> Scored:
+        reference = None
+        if self._references is not None:
+            # First, while no activations of the policy are held.
+            reference = self._references.logps(batch, self.objective.needs_divergences)
         scores = self.scorer.score(
             batch,
             wrapped,
             self.accelerator.autocast,
             router_loss=self.router_loss,
             statistics=TOKEN_METRICS if self.args.log_token_metrics else (),
+            divergence_from=None if reference is None else reference.predictions,
         )
-        if self._references is None:
+        if reference is None:
             return Scored(scores)
-        reference = self._references.logps(batch)
         mismatched: Tensor | float = 0.0
         if scores.continuation is not None and reference.continuation is not None:
             mismatched = sum_and_count(scores.continuation.logps - reference.continuation)

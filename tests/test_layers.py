@@ -15,7 +15,15 @@ LAYERS = (
     ("losses",),
     ("data", "engine"),
     ("reference",),
-    ("config", "policy", "model_card", "exact_evaluation", "run_reference", "trainer"),
+    (
+        "config",
+        "policy",
+        "model_card",
+        "exact_evaluation",
+        "whole_step",
+        "run_reference",
+        "trainer",
+    ),
     ("evaluation", "compare", "toy"),
     ("cli", "__main__"),
 )

@@ -1,5 +1,7 @@
 """Columns that say more of a row than which completion is better: weights, margins, soft labels."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from datasets import Dataset
 
@@ -26,6 +28,23 @@ def check_columns(dataset: Dataset) -> None:
     for column in COLUMNS:
         if column in dataset.column_names:
             _check_column(dataset, column)
+
+
+def check_margins(columns: Iterable[str], inputs: Iterable[str]) -> None:
+    """Check that there are margins where a loss asks for them: without, all would be 0.
+
+    Args:
+        columns: Names of the columns of prepared rows.
+        inputs: Names of the tensors that the losses take.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if "margins" in set(inputs) and not {"margin", "scores", "score_chosen"} & set(columns):
+        raise DataError(
+            "the loss asks by how much the chosen completion is better, and the data do not say; "
+            "add a column 'margin', or 'score_chosen' and 'score_rejected', or 'scores' of rankings"
+        )
 
 
 def _check_column(dataset: Dataset, column: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from prefopt.data import DataError, prepare_dataset
-from prefopt.data.columns import check_columns
+from prefopt.data.columns import check_columns, check_margins
 from prefopt.data.views import scores_of, views_of
 from tests.models import tiny_tokenizer
 
@@ -91,6 +91,14 @@ def test_wrong_numbers_are_met_before_training(column, values, message):
     rows = Dataset.from_dict(ROWS | {column: values})
     with pytest.raises(DataError, match=message):
         prepare_dataset(rows, tiny_tokenizer())
+
+
+def test_a_loss_that_asks_for_margins_needs_a_column_that_tells_them():
+    with pytest.raises(DataError, match="add a column 'margin', or 'score_chosen'"):
+        check_margins(["prompt_ids"], ["chosen_logps", "margins"])
+    for column in ("margin", "scores", "score_chosen"):
+        check_margins([column], ["margins"])
+    check_margins(["prompt_ids"], ["chosen_logps"])
 
 
 def test_missing_and_whole_numbers_are_fine():
