@@ -209,7 +209,9 @@ def picture(loss: Loss) -> str:
         "unpaired": "over the reward of the completion, for each thumb",
         "ranked": "over the reward between neighbours of the ranking, for K completions equally "
         "far apart",
-        "preferred": "over the mean log-prob of the completion",
+        "preferred": "over the log-ratio of the completion"
+        if loss.needs_reference
+        else "over the mean log-prob of the completion",
     }
     if loss.data_kind == "paired" and not loss.needs_reference:
         axes["paired"] = "over the difference of the log-probs, of completions one token long"

@@ -6,7 +6,7 @@ The axis depends on what the loss eats:
   for the rejected one. The rewards of a loss without reference are (mean) log-probs;
 - unpaired: the reward of the completion, one curve for each thumb;
 - ranked: the reward between neighbours in the ranking, which are equally far apart;
-- preferred: the mean log-prob of the completion.
+- preferred: the mean log-prob of the completion, or its log-ratio if the loss has a reference.
 
 Where the loss of a pair depends on its batch, the curve is what the pair adds to the loss of a
 batch of others.
@@ -128,7 +128,7 @@ def loss_curves(loss: Loss) -> list[Curve]:
 
 def axis_of(loss: Loss) -> Tensor:
     """Return where to evaluate a loss; (N,), float64."""
-    if loss.data_kind == "preferred":
+    if loss.data_kind == "preferred" and not loss.needs_reference:
         return torch.linspace(-4, 0, POINTS, dtype=torch.float64)
     span = SPANS.get(loss.name, SPAN)
     return torch.linspace(-span, span, POINTS, dtype=torch.float64)
@@ -137,7 +137,7 @@ def axis_of(loss: Loss) -> Tensor:
 def axis_label(loss: Loss) -> str:
     """Return what is on the horizontal axis."""
     if loss.data_kind == "preferred":
-        return "mean log-prob (nats per token)"
+        return "log-ratio (nats)" if loss.needs_reference else "mean log-prob (nats per token)"
     if loss.data_kind == "unpaired":
         return "reward of the completion"
     if loss.data_kind == "ranked":
@@ -224,7 +224,8 @@ def make_inputs(loss: Loss, variant: Variant, x: Tensor) -> dict[str, Tensor]:
     nats = x / scale
     level = torch.full_like(x, -1.25 * float(nats.detach().abs().max()) / 2)
     if loss.data_kind == "preferred":
-        values = {"chosen_logps": x, "ref_chosen_logps": torch.zeros_like(x)}
+        start = 2 * level if loss.needs_reference else torch.zeros_like(x)
+        values = {"chosen_logps": start + x, "ref_chosen_logps": start}
     elif loss.data_kind == "unpaired":
         values = {"logps": 2 * level + nats, "ref_logps": 2 * level}
         values["desirable"] = torch.ones_like(x).bool()

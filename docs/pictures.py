@@ -51,6 +51,7 @@ def write_picture(loss: Loss, path: Path) -> None:
         axes[1].set_title("slope of the loss")
         for axis in axes:
             axis.set_xlabel(axis_label(loss))
+            axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 4, 10]))
         handles, labels = axes[0].get_legend_handles_labels()
         columns = len(labels) if len(labels) <= 5 else 4
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
@@ -125,7 +126,9 @@ def draw_pair(axes: Iterable[Axes], curves: Sequence[Curve], beside: Curve | Non
         lines = [values(curve) for curve in curves]
         if beside is not None:
             grey = scale * values(beside)
-            label = "dpo" if scale == 1 else f"dpo × {scale:g}"
+            label = (
+                "dpo" if scale == 1 else f"dpo × {scale:,.0f}" if scale > 1 else f"dpo × {scale:g}"
+            )
             axis.plot(beside.x, grey, "--", color="#8c8c8c", linewidth=1.2, label=label, zorder=3)
             axis.set_ylim(*limits(lines, grey))
         for curve, line, colour in zip(curves, lines, COLOURS, strict=False):
