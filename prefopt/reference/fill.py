@@ -4,7 +4,8 @@ What is wanted is held as keys and numbers, 40 bytes a completion, and never as 
 need not fit into memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -82,15 +83,14 @@ class Wanted:
             dataset: Prepared rows.
             with_kl: Whether KTO's mismatched completions are wanted too.
         """
-        keys: list[bytes] = []
-        rows, places, tokens = [], [], []
+        keys, rows, places, tokens = bytearray(), array("q"), array("i"), array("q")
         for row, example in enumerate(read_examples(dataset, with_kl)):
             completions = example.completion_ids
-            keys += completion_keys(example.prompt_ids, completions)
-            rows += [row] * len(completions)
-            places += range(len(completions))
-            tokens += [len(example.prompt_ids) + len(ids) for ids in completions]
-        joined = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+            keys += b"".join(completion_keys(example.prompt_ids, completions))
+            rows.extend([row] * len(completions))
+            places.extend(range(len(completions)))
+            tokens.extend(len(example.prompt_ids) + len(ids) for ids in completions)
+        joined = np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES)
         _, first = np.unique(joined.view(f"V{KEY_BYTES}").ravel(), return_index=True)
         first.sort()
         return cls(
@@ -171,18 +171,20 @@ class Filler:
         missing = np.array(self._processes.all(wanted.missing(self.store)))
         everywhere = np.flatnonzero(missing.all(0))
         if len(everywhere):
-            self._compute(dataset, wanted, _by_row(wanted, everywhere), name)
+            self._compute(dataset, wanted, everywhere, name)
         self._exchange(wanted, np.flatnonzero(missing.any(0)))
         if missing.any():
             self.store.finish()
         return len(everywhere)
 
-    def _compute(self, dataset: Dataset, wanted: Wanted, groups: list[Group], name: str) -> None:
+    def _compute(
+        self, dataset: Dataset, wanted: Wanted, indices: NDArray[np.int64], name: str
+    ) -> None:
         """Score this process's share of the rows, longest first, and keep it batch by batch."""
         reference, scorer = self._load()
-        mine = groups[self._processes.rank :: self._processes.count]
+        mine = partial(_by_row, wanted, indices, self._processes)
         bar = tqdm(
-            total=sum(int(wanted.tokens[group].sum()) for group in mine),
+            total=sum(int(wanted.tokens[group].sum()) for group in mine()),
             desc=f"Reference log-probs{f' ({name})' if name else ''}",
             unit="tok",
             unit_scale=True,
@@ -190,11 +192,11 @@ class Filler:
         )
         score = partial(reference.score, context=self._options.context)
         with bar:
-            for batch in self._batches(mine, wanted):
+            for batch in self._batches(mine(), wanted):
                 self._compute_batch(dataset, wanted, batch, score, scorer)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
 
-    def _batches(self, groups: Sequence[Group], wanted: Wanted) -> Iterator[list[Group]]:
+    def _batches(self, groups: Iterable[Group], wanted: Wanted) -> Iterator[list[Group]]:
         most_tokens, most_rows = self._options.tokens_per_batch, self._options.rows_per_batch
         batch: list[Group] = []
         held = 0
@@ -253,15 +255,17 @@ class Filler:
                 self.store.add(values)
 
 
-def _by_row(wanted: Wanted, indices: NDArray[np.int64]) -> list[Group]:
-    """Return the completions by row, longest row first.
+def _by_row(wanted: Wanted, indices: NDArray[np.int64], processes: Processes) -> Iterator[Group]:
+    """Yield the completions of this process's share of the rows by row, longest row first.
 
     A batch that does not fit into memory then fails at once, and not after an hour.
     """
-    border = np.flatnonzero(np.diff(wanted.rows[indices])) + 1
-    groups = np.split(indices, border)
-    tokens = np.add.reduceat(wanted.tokens[indices], np.concatenate([[0], border]))
-    return [groups[i] for i in np.argsort(-tokens, kind="stable")]
+    starts = np.flatnonzero(np.diff(wanted.rows[indices], prepend=-1))
+    ends = np.append(starts[1:], len(indices))
+    tokens = np.add.reduceat(wanted.tokens[indices], starts)
+    order = np.argsort(-tokens, kind="stable")[processes.rank :: processes.count]
+    for i in order:
+        yield indices[starts[i] : ends[i]]
 
 
 def score_completions(
