@@ -4,12 +4,13 @@ A second model around the same weights costs its modules and no memory worth cou
 that happens to it (other adapters, other modes) is seen by the policy.
 """
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from prefopt.engine.twin import twin_of
 
 # The file that makes a folder an adapter.
 _CONFIG_FILE = "adapter_config.json"
@@ -50,30 +51,10 @@ def bare_twin(model: Any, copied: bool = False) -> Any:
         copied: Whether weights that are trained are copied, so that the twin stays as it is.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    twin = copy.deepcopy(base, _shared(base, copied))
+    twin = twin_of(base, copied)
     _strip(twin)
     vars(twin).pop("peft_config", None)
     return twin
-
-
-def _shared(model: nn.Module, copied: bool) -> dict[int, Any]:
-    """Return what a deep copy of a model need not copy, by ``id``, as ``copy.deepcopy`` wants."""
-    shared: dict[int, Any] = {}
-    for parameter in model.parameters():
-        twin: Any = parameter
-        if parameter.requires_grad:
-            # A parameter of its own, so that freezing the twin leaves the gradient to the policy.
-            data = parameter.detach().clone() if copied else parameter.detach()
-            twin = nn.Parameter(data, requires_grad=False)
-        shared[id(parameter)] = twin
-        for value in vars(parameter).values():  # how quantised weights are read
-            shared[id(value)] = value
-    shared |= {id(buffer): buffer for buffer in model.buffers()}
-    for module in model.modules():
-        for value in vars(module).values():
-            if type(value).__name__ == "MatmulLtState":  # 8-bit weights of bitsandbytes
-                shared[id(value)] = value
-    return shared
 
 
 def _strip(module: nn.Module) -> None:

@@ -140,6 +140,33 @@ def test_a_live_adapter_stays_where_the_base_began_though_that_is_trained(saved,
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_an_adapter_on_a_4_bit_base_copies_no_weights(batch, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = tiny_model("llama", hidden_size=64)  # whole blocks of 64 weights
+    model.save_pretrained(tmp_path / "base")
+    saved = str(tmp_path / "sft"), move(lora(model, r=3))
+    saved[1].save_pretrained(saved[0])
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=four_bits, dtype=torch.float32
+        )
+
+    wanted = logps(peft.PeftModel.from_pretrained(load(), saved[0]), batch)
+    policy = lora(load())
+    reference, scorer = named(saved, policy).load()
+    torch.testing.assert_close(reference.score(batch).per_token_logps, wanted)
+    mine = dict(policy.get_base_model().model.layers[0].mlp.named_modules())["up_proj"]
+    twin = scorer.model.get_base_model().model.layers[0].mlp.up_proj
+    assert twin is not mine
+    assert twin.weight.data_ptr() == mine.weight.data_ptr()
+    assert twin.weight.quant_state is mine.weight.quant_state
+
+
 def test_nothing_of_it_stays_in_memory(saved, batch):
     source = named(saved, lora())
     reference, scorer = source.load()
