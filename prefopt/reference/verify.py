@@ -30,7 +30,9 @@ _HALF_TOLERANCE = 0.5  # bfloat16, and whatever is quantised
 _NAMES_OF_AUTOCAST = {"fp16": "float16", "bf16": "bfloat16"}
 
 # What a fingerprint is made of, and how two are told apart for people.
-_PARTS = ("weights", "config", "quantization", "adapters", "autocast", "engine")
+_PARTS = (
+    "weights", "config", "class", "quantization", "adapters", "scalings", "autocast", "engine"
+)  # fmt: skip
 
 
 # Whole --------------------------------------------------------------------------------------------
