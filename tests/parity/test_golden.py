@@ -4,6 +4,7 @@ Each case of the golden file is either matched, in float64 and within the case's
 it is listed in ``NOT_TARGETS`` with the reason. ``docs/faithfulness.md`` prints the numbers.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -161,3 +162,19 @@ def test_extreme_sets_are_finite_in_float32_and_close_to_float64(golden):
             torch.testing.assert_close(grads.double(), high.grads[key], rtol=1e-3, atol=1e-5)
     # These have cases on token log-probs, small sets or averages only.
     assert {*MATCHED} - seen == {"arpo", "exo_ranked", "infonca", "ld_dpo", "orpo", "simpo_hinge"}
+
+
+def test_exo_of_its_authors_differs_by_the_missing_normaliser(golden):
+    cases = [case for case in golden.cases if case["name"].startswith("exo@a8ab36011e/exo-pref/")]
+    assert len(cases) == 2
+    epsilon = math.exp(-10)
+    for case in cases:
+        beta = case["hyperparameters"]["beta_model"]
+        _, inputs = token_inputs(case, golden.sets["tokens"], torch.float64)
+        exo = get_loss("exo")
+        output = exo(
+            **{name: inputs[name] for name in exo.inputs}, beta=beta, label_smoothing=epsilon
+        )
+        margins = output.chosen_rewards - output.rejected_rewards
+        theirs = output.losses.detach() + math.log1p(-epsilon) * margins.sigmoid()
+        assert theirs.mean().item() == pytest.approx(float(case["mean_loss"]), rel=1e-9)
