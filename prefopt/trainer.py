@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend
+from datasets import Dataset
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerCallback
@@ -36,6 +37,7 @@ from prefopt.data.inspection import (
     is_stream,
 )
 from prefopt.data.prepared import examples_of
+from prefopt.data.sampling import MixedLabels, single_labels
 from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
@@ -247,6 +249,16 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
         if self._signature_columns is None:
             self._signature_columns = list(PREPARED_COLUMNS)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the order of the rows; a random one of thumbs mixes their labels evenly."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "random" and isinstance(dataset, Dataset):
+            labels = single_labels(dataset)
+            if labels is not None:
+                data_seed = self.args.data_seed
+                return MixedLabels(labels, self.args.seed if data_seed is None else data_seed)
+        return super()._get_train_sampler(train_dataset)
+
     # One step -------------------------------------------------------------------------------------
 
     def train(
@@ -350,7 +362,7 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
             wrapped,
             self.accelerator.autocast,
             router_loss=self.router_loss,
-            statistics=TOKEN_METRICS if self.args.log_token_metrics else (),
+            statistics=self._statistics,
             divergence_from=None if reference is None else reference.predictions,
         )
         if reference is None:
@@ -361,6 +373,12 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
         elif self.objective.needs_kl and "kl_estimate" not in batch:
             mismatched = self._mismatched_log_ratios(batch)
         return Scored(scores, reference.logps, mismatched, reference.per_token_logps)
+
+    @property
+    def _statistics(self) -> tuple[str, ...]:
+        """What metrics and weights need of each token beside its log-prob."""
+        of_metrics = TOKEN_METRICS if self.args.log_token_metrics else ()
+        return (*of_metrics, *(("log_collisions",) if self.objective.needs_collisions else ()))
 
     def _add_metrics(
         self,

@@ -162,6 +162,7 @@ class DataReport:
         if self.desirable or self.undesirable:
             text = f"{self.desirable:,} desirable, {self.undesirable:,} undesirable"
             lines.append(("labels", text))
+            lines += _proposed_weights(self.desirable, self.undesirable)
         if self.mismatched_further:
             completions = _plural(self.mismatched_further, "completion")
             text = f"{completions} could not come from the row before"
@@ -175,6 +176,20 @@ class DataReport:
             f"{lengths.total:,} {self.unit} in {lengths.count:,}, "
             f"mean {lengths.mean:.1f}, longest {lengths.longest:,}"
         )
+
+
+def _proposed_weights(desirable: int, undesirable: int) -> list[tuple[str, str]]:
+    """Return the line that proposes KTO's weights, where equal ones suit the labels badly.
+
+    The paper (arXiv:2402.01306, Eq. 8) asks that desirable rows weigh 1 to 4/3 of undesirable ones.
+    """
+    if not desirable or not undesirable or 1 <= desirable / undesirable <= 4 / 3:
+        return []
+    if desirable > undesirable:
+        name, least = "undesirable_weight", desirable / undesirable / (4 / 3)
+    else:
+        name, least = "desirable_weight", undesirable / desirable
+    return [("weights", f"for kto, {name} {least:.2f} to {least * 4 / 3:.2f} would balance them")]
 
 
 def _plural(count: int, noun: str) -> str:

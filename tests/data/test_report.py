@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import DataReport, Lengths, SetAside, prepare_dataset
+from prefopt.data.report import _proposed_weights
 from prefopt.engine.layout import Example, build_layout
 
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=6)
@@ -50,6 +51,7 @@ def test_it_renders_every_count():
         "boundary     5 rows where the tokenised prompt is not how prompt + completion begins; "
         "there the completion begins where they part",
         "labels       90 desirable, 7 undesirable",
+        "weights      for kto, undesirable_weight 9.64 to 12.86 would balance them",
         "mismatched   1 completion could not come from the row before",
         "note         the tokenizer has no end-of-sequence token; none was appended",
         "prompts      19,940 tokens in 997, mean 20.0, longest 60",
@@ -134,3 +136,19 @@ def test_token_counts_are_those_of_the_layouts(rows, batch_size):
     assert report.padded_tokens == sum(layout.input_ids.size for layout in padded)
     assert report.separate_tokens == sum(layout.attention_mask.sum() for layout in padded)
     assert report.saving == pytest.approx(1 - report.shared_tokens / report.separate_tokens)
+
+
+@pytest.mark.parametrize(
+    ("desirable", "undesirable", "wanted"),
+    [
+        (100, 100, []),
+        (130, 100, []),
+        (0, 100, []),
+        (200, 100, "for kto, undesirable_weight 1.50 to 2.00 would balance them"),
+        (100, 200, "for kto, desirable_weight 2.00 to 2.67 would balance them"),
+    ],
+)
+def test_weights_are_proposed_where_labels_are_out_of_balance(desirable, undesirable, wanted):
+    """KTO's Eq. 8: desirable rows times their weight are 1 to 4/3 of the undesirable ones."""
+    proposed = _proposed_weights(desirable, undesirable)
+    assert [text for _, text in proposed] == ([wanted] if wanted else [])
