@@ -219,10 +219,10 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
         """
         if self._references is None:
             return
-        if resume_from_checkpoint:
-            folder = resume_from_checkpoint
-            if folder is True:
-                folder = get_last_checkpoint(self.args.output_dir) or ""
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
             self._resume_reference(Path(folder))
         self._serve_own_references()
         self._references.policy_moves()
