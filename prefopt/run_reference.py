@@ -63,12 +63,18 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
     _moving: MovingCopy | None = None
 
     def _check_reference(self, args: PreferenceConfig, ref_model: Any) -> None:
-        """Raise where a reference is given in two ways, or to a loss that uses none."""
+        """Raise where a reference is given in two ways, or to a loss that cannot use it."""
         adapter = args.reference.startswith(ADAPTER)
         if ref_model is not None and adapter:
             raise ValueError(
                 f"the reference is given twice: ref_model and reference={args.reference!r}; leave "
                 "one of them out"
+            )
+        if self.objective.needs_divergences and args.reference_mode == "cached":
+            raise ValueError(
+                f"the loss {self.objective.name!r} compares all that policy and reference predict "
+                "at each token, and a cache holds log-probs of the tokens that follow; use "
+                "reference='live' (which 'auto' is for this loss), without precompute_ref_log_probs"
             )
         if self.objective.needs_reference:
             return
@@ -87,7 +93,7 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
     def _set_up_reference(self, ref_model: Any) -> None:
         """Decide where reference log-probs come from, and compute those that can be kept."""
         args = self.args
-        mode = "live" if args.sync_ref_model else args.reference_mode
+        mode = self._reference_mode()
         folder = Path(args.reference_cache_dir) if args.reference_cache_dir else default_folder()
         self._database = None if mode == "live" else open_database(folder)
         processes = Processes(
@@ -111,6 +117,28 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
         if not _is_checkpoint(whence(self.model).get("name_or_path")):
             self._serve_own_references()
         self._console.print(f"prefopt: reference: {self._references}", markup=False)
+
+    def _reference_mode(self) -> str:
+        """Return when reference log-probs are computed: ``auto``, ``cached`` or ``live``.
+
+        Raises:
+            ValueError: If the loss needs of the reference what no process has whole.
+        """
+        mode = "live" if self.args.sync_ref_model else self.args.reference_mode
+        if not self.objective.needs_divergences:
+            return mode
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"the loss {self.objective.name!r} needs the reference's output layer whole in "
+                "each process, which sharded training (FSDP, DeepSpeed) does not keep"
+            )
+        if mode == "auto":
+            self._console.print(
+                f"prefopt: the reference is live, as the loss {self.objective.name!r} compares all "
+                "that it predicts at each token",
+                markup=False,
+            )
+        return "live"
 
     def _serve_own_references(self) -> None:
         """Make sure that the trainer's own data can be served."""

@@ -153,6 +153,7 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
             scored.ref_logps,
             scores.per_token_logps,
             scored.ref_per_token_logps,
+            scores.divergences,
             scalars=scalars,
         )
 

@@ -6,13 +6,20 @@ beyond a fixed budget the backward pass computes each chunk's logits again.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prefopt.engine.linear_head import (
+    HeadGradients,
+    LinearHead,
+    at_least_float32,
+    computing_dtype,
+    is_bare_linear,
+    rows_within,
+)
 from prefopt.engine.token_statistics import StatisticsCollector
 
 # Logits of one chunk, in bytes: large enough for full speed of the matrix product, small beside any
@@ -63,6 +70,12 @@ class LMHead:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
 
+    def rows_within(self, size: int) -> int:
+        """Return how many rows of logits fit into so many bytes."""
+        weight = getattr(self.module, "weight", None)
+        vocabulary = int(weight.shape[0]) if weight is not None and weight.ndim == 2 else 2**17
+        return rows_within(size, vocabulary)
+
     def logps(
         self, hidden: Tensor, targets: Tensor, collector: StatisticsCollector | None = None
     ) -> Tensor:
@@ -76,7 +89,7 @@ class LMHead:
         Returns:
             Log-probs; (M,), nats, float32 or better.
         """
-        if isinstance(self.module, nn.Linear) and _is_bare_linear(self.module):
+        if is_bare_linear(self.module):
             return chunked_logps(
                 hidden,
                 self.module.weight,
@@ -88,9 +101,7 @@ class LMHead:
             )
         # Quantised, adapted (LoRA) or offloaded heads: their own forward, recomputed chunk by
         # chunk.
-        weight = getattr(self.module, "weight", None)
-        vocabulary = int(weight.shape[0]) if weight is not None and weight.ndim == 2 else 2**17
-        rows = _rows_of(CHUNK_BYTES, vocabulary)
+        rows = self.rows_within(CHUNK_BYTES)
         parts = [
             checkpoint(self._module_logps, part, target, collector, use_reentrant=False)
             for part, target in zip(
@@ -108,24 +119,6 @@ class LMHead:
         return plain_logps(logits, targets, collector)
 
 
-def _is_bare_linear(module: nn.Linear) -> bool:
-    """Whether a module computes ``x @ weight.T + bias`` and nothing else, with plain weights."""
-    return (
-        type(module) is nn.Linear
-        and "forward" not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not hasattr(module, "parametrizations")
-        and not hasattr(module.weight, "ds_id")
-        and type(module.weight) is nn.Parameter
-    )
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or in its own dtype where that is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def plain_logps(
     logits: Tensor, targets: Tensor, collector: StatisticsCollector | None = None
 ) -> Tensor:
@@ -138,12 +131,8 @@ def plain_logps(
     """
     normalisers = logits.logsumexp(-1)
     if collector is not None:
-        collector.add(logits, normalisers, targets, _rows_of(CHUNK_BYTES, logits.shape[-1]))
+        collector.add(logits, normalisers, targets, rows_within(CHUNK_BYTES, logits.shape[-1]))
     return logits.gather(-1, targets[:, None])[:, 0] - normalisers
-
-
-def _rows_of(size: int, vocabulary: int) -> int:
-    return max(16, size // (4 * vocabulary))
 
 
 def chunked_logps(
@@ -178,64 +167,18 @@ def chunked_logps(
     Returns:
         Log-probs; (M,), nats.
     """
-    device = hidden.device.type
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = computing_dtype(hidden)
     vocabulary = weight.shape[0]
-    rows = _rows_of(CHUNK_BYTES, vocabulary) if chunk_rows is None else chunk_rows
-    kept = _rows_of(KEPT_BYTES, vocabulary) if kept_rows is None else kept_rows
+    rows = rows_within(CHUNK_BYTES, vocabulary) if chunk_rows is None else chunk_rows
+    kept = rows_within(KEPT_BYTES, vocabulary) if kept_rows is None else kept_rows
     # Without a backward pass nothing is worth keeping.
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
-    head = _Head(scale, softcap, dtype, rows, kept if trained and torch.is_grad_enabled() else 0)
+    kept = kept if trained and torch.is_grad_enabled() else 0
+    head = LinearHead(scale, softcap, dtype, rows, kept)
     result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call] # as torch ships it
         hidden, weight, bias, targets, head, collector
     )
     return result
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What maps hidden states to logits beside the weights, and by how many rows at a time."""
-
-    scale: float
-    softcap: float | None
-    dtype: torch.dtype
-    chunk_rows: int
-    kept_rows: int
-
-    @property
-    def exact(self) -> torch.dtype:
-        return torch.promote_types(self.dtype, torch.float32)
-
-    def blocks(self, rows: int) -> list[slice]:
-        """Return the rows of each block; the first is the one that is kept, if any."""
-        borders = [0, *range(min(self.kept_rows, rows), rows, self.chunk_rows), rows]
-        return [slice(start, stop) for start, stop in pairwise(borders) if stop > start]
-
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the logits of some rows; (rows, V), float32 or better."""
-        logits = at_least_float32(hidden.to(self.dtype) @ weight.T)
-        if bias is not None:
-            logits += bias
-        if self.scale != 1.0:
-            logits *= self.scale
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
-
-    def error(self, logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
-        """Turn logits, in place, into minus the gradient of each log-prob by its raw logits.
-
-        That is softmax less the one-hot target, through soft-cap and scale; (rows, V).
-        """
-        if self.softcap is not None:
-            slope = 1 - (logits / self.softcap).square_()
-        error = logits.sub_(normalisers[:, None]).exp_()
-        error.scatter_add_(1, targets[:, None], error.new_full((len(error), 1), -1.0))
-        if self.softcap is not None:
-            error.mul_(slope)
-        return error.mul_(self.scale) if self.scale != 1.0 else error
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -246,7 +189,7 @@ class _ChunkedLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        head: _Head,
+        head: LinearHead,
         collector: StatisticsCollector | None,
     ) -> Tensor:
         blocks = head.blocks(len(hidden))
@@ -269,50 +212,32 @@ class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
-        head: _Head = ctx.head
+        head: LinearHead = ctx.head
         # What was kept is used up here; a second backward pass would compute it again.
         kept, ctx.kept = ctx.kept, None
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        cast_weight = weight.to(head.dtype)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias, dtype=head.exact) if wants_bias else None
+        gradients = HeadGradients(head, hidden, weight, bias, ctx.needs_input_grad[:3])
         for block in head.blocks(len(hidden)):
             logits, kept = kept, None
             if logits is None:
-                logits = head.logits(hidden[block], cast_weight, bias)
-            error = head.error(logits, normalisers[block], targets[block])
-            incoming = grads[0][block, None]
-            if grad_bias is not None:
-                # For once the incoming gradient meets (rows, V); elsewhere it scales (rows, D).
-                grad_bias -= incoming[:, 0] @ error
-            error = error.to(head.dtype)
-            if grad_hidden is not None:
-                grad_hidden[block] = (error @ cast_weight) * -incoming
-            if wants_weight:
-                part = (hidden[block] * -incoming).to(head.dtype)
-                grad_weight = _add_product(grad_weight, error.T, part, head.exact)
+                logits = gradients.logits(block)
+            error = _error(head, logits, normalisers[block], targets[block])
+            gradients.add(block, error, -grads[0][block])
             del logits, error
-        if wants_weight and grad_weight is None:
-            grad_weight = torch.zeros_like(weight)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 3,
-        )
+        return *gradients.result(), None, None, None
+
+
+def _error(head: LinearHead, logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits, in place, into minus the gradient of each log-prob by its raw logits.
+
+    That is softmax less the one-hot target, through soft-cap and scale; (rows, V).
+    """
+    slope = head.slope(logits)
+    error = logits.sub_(normalisers[:, None]).exp_()
+    error.scatter_add_(1, targets[:, None], error.new_full((len(error), 1), -1.0))
+    return head.raw_gradient(error, slope)
 
 
 def _normalise(logits: Tensor, rows: int, out: Tensor) -> None:
     """Write the log of the sum of exponentials of each row; by parts, for it takes a copy."""
     for part, result in zip(torch.split(logits, rows), torch.split(out, rows), strict=True):
         result.copy_(part.logsumexp(-1))
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor, exact: torch.dtype) -> Tensor:
-    """Return total + left @ right, summed over chunks in ``exact``; None is an empty sum."""
-    if total is None:
-        return (left @ right).to(exact)
-    if left.dtype == exact:
-        return total.addmm_(left, right)
-    return total.add_(left @ right)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from prefopt.engine import attention
+from prefopt.engine.divergences import Predictions, divergences
 from prefopt.engine.last_layer import last_mlp, only_at
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
-from prefopt.engine.logprobs import LMHead, at_least_float32, plain_logps
+from prefopt.engine.linear_head import at_least_float32
+from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.probe import (
     causal_lm_of,
     close,
@@ -40,9 +42,37 @@ _EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 _LAYOUTS: tuple[LayoutName, ...] = ("shared_prefix", "padded")
 
-# Log-probs of the M predictions; the router loss; log-probs of the predictions of a continuation.
-# Tuples are what parallel wrappers look into.
-_Predicted = tuple[Tensor, Tensor | None, Tensor | None]
+# What stands for the head where a model's own forward gives the logits themselves.
+_LOGITS = LMHead(nn.Identity())
+
+
+class _Predicted(NamedTuple):
+    """What a forward pass gives; a tuple, since parallel wrappers look into these.
+
+    Attributes:
+        logps: Log-probs of the M predictions.
+        router_loss: Without its weight.
+        divergences: Of the M predictions.
+        predictions: What was predicted at each of the M places.
+        continuation: Log-probs of the predictions of a continuation.
+    """
+
+    logps: Tensor
+    router_loss: Tensor | None = None
+    divergences: Tensor | None = None
+    predictions: Predictions | None = None
+    continuation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is wanted of a forward pass beside log-probs; see ``Scorer.score``."""
+
+    router_loss: RouterLoss | None
+    collector: StatisticsCollector | None
+    divergence_from: Predictions | None
+    predictions: bool
+
 
 _LAYOUT_FIELDS = (
     "input_ids",
@@ -68,6 +98,10 @@ class Scores:
         router_loss: Load-balancing loss of the forward pass, without its weight; None unless asked
             for.
         statistics: Of the scored tokens, summed over each completion; None unless asked for.
+        divergences: KL(reference || policy) at each scored token, over the whole vocabulary, summed
+            over each completion, with gradient; (N,), None unless asked for.
+        predictions: What was predicted at each place, without gradient, for the divergences of
+            another model from this one; None unless asked for.
         continuation: Of the batch's continuation, without gradient; None where it has none.
     """
 
@@ -76,11 +110,14 @@ class Scores:
     lengths: Tensor
     router_loss: Tensor | None = None
     statistics: TokenStatistics | None = None
+    divergences: Tensor | None = None
+    predictions: Predictions | None = None
     continuation: "Scores | None" = None
 
     def summed(self) -> "Scores":
         """Return the same without what is as long as the texts."""
-        return replace(self, per_token_logps=self.per_token_logps[:0], continuation=None)
+        nothing = self.per_token_logps[:0]
+        return replace(self, per_token_logps=nothing, predictions=None, continuation=None)
 
 
 def layout_tensors(layout: Layout) -> dict[str, Any]:
@@ -185,6 +222,8 @@ class Scorer:
         context: Callable[[], Any] = nullcontext,
         router_loss: RouterLoss | None = None,
         statistics: Collection[str] = (),
+        divergence_from: Predictions | None = None,
+        keep_predictions: bool = False,
     ) -> Scores:
         """Score a batch laid out as ``self.layout``, and without gradient its continuation.
 
@@ -195,28 +234,43 @@ class Scorer:
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
             router_loss: What to make of the router logits; None to ask for none.
             statistics: What of ``Scores.statistics`` to take too, by the names of its fields.
+            divergence_from: What another model, the reference, predicts of the same batch in the
+                same layout: ``Scores.divergences`` are taken too.
+            keep_predictions: Whether ``Scores.predictions`` are wanted; no wrapped model gives
+                them.
 
         Returns:
             Log-probs of every completion.
 
         Raises:
-            ValueError: If there is no statistic of a name.
+            ValueError: If there is no statistic of a name, or the reference has another vocabulary.
         """
         collector = StatisticsCollector(statistics) if statistics else None
+        wanted = _Wanted(router_loss, collector, divergence_from, keep_predictions)
 
         def forward() -> _Predicted:
             with context():
-                return self._predictions(batch, router_loss, collector)
+                return self._predicted(batch, wanted)
 
-        predictions, aux_loss, more = _through(wrapped, self.model, forward, batch["input_ids"])
-        scores = _summed(predictions, batch)
-        taken = None
+        predicted = _through(wrapped, self.model, forward, batch["input_ids"])
+        scores = _summed(predicted.logps, batch)
+        index, completions = batch["completion_index"], len(scores.lengths)
+        taken = further = apart = None
         if collector is not None:
-            taken = collector.summed(
-                batch["token_index"], batch["completion_index"], len(scores.lengths)
-            )
-        continuation = None if more is None else _summed(more, batch["continuation"])
-        return replace(scores, router_loss=aux_loss, statistics=taken, continuation=continuation)
+            taken = collector.summed(batch["token_index"], index, completions)
+        if predicted.divergences is not None:
+            per_token = predicted.divergences.index_select(0, batch["token_index"])
+            apart = sum_by_completion(per_token, index, completions)
+        if predicted.continuation is not None:
+            further = _summed(predicted.continuation, batch["continuation"])
+        return replace(
+            scores,
+            router_loss=predicted.router_loss,
+            statistics=taken,
+            divergences=apart,
+            predictions=predicted.predictions,
+            continuation=further,
+        )
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with its tensors on the model's device."""
@@ -228,41 +282,57 @@ class Scorer:
         """Switch the model's dropout off for a while, and back on exactly where it was."""
         return evaluating(self.model)
 
-    def _predictions(
-        self,
-        batch: Mapping[str, Any],
-        router_loss: RouterLoss | None,
-        collector: StatisticsCollector | None,
-    ) -> _Predicted:
+    def _predicted(self, batch: Mapping[str, Any], wanted: _Wanted) -> _Predicted:
         """Return the log-prob of each of the M predictions of a batch, and what goes with them."""
         positions, targets = batch["predict_positions"], batch["target_ids"]
-        extras: dict[str, Any] = {"output_router_logits": True} if router_loss is not None else {}
+        routed = wanted.router_loss is not None
+        extras: dict[str, Any] = {"output_router_logits": True} if routed else {}
         memory = None
         if "continuation" in batch:
             memory = attention.Memory(batch["segments"].segments)
-        if batch["input_ids"].numel() == 0:  # nothing precedes any scored token
-            logps = self._nothing()
-            aux_loss = None if router_loss is None else logps.sum()
-            hidden = logps.new_zeros(0, self._hidden_size, dtype=self._causal_lm.dtype)
+        if batch["input_ids"].numel() == 0:
+            return self._nothing_predicted(batch, wanted, memory)
+        inputs = self._inputs(batch)
+        if self._head is None:
+            output = self.model(**inputs, **extras, use_cache=False)
+            hidden, head = output.logits.flatten(0, 1), _LOGITS
+            predicting = at_least_float32(hidden.index_select(0, positions))
+            logps = plain_logps(predicting, targets, wanted.collector)
         else:
-            inputs = self._inputs(batch)
-            if self._head is None:
-                output = self.model(**inputs, **extras, use_cache=False)
-                logits = at_least_float32(output.logits.flatten(0, 1).index_select(0, positions))
-                logps = plain_logps(logits, targets, collector)
-            else:
-                with only_at(last_mlp(self._backbone), batch["hidden_positions"]):
-                    output = self._backbone_output(
-                        inputs, batch["segments"].segments, keep=memory, **extras
-                    )
-                hidden = output.last_hidden_state.flatten(0, 1)
-                logps = self._head.logps(hidden.index_select(0, positions), targets, collector)
-            aux_loss = None
-            if router_loss is not None:
-                aux_loss = router_loss(output.router_logits, batch.get("attention_mask"))
-        if memory is None:
-            return logps, aux_loss, None
-        return logps, aux_loss, self._continued(batch["continuation"], hidden.detach(), memory)
+            with only_at(last_mlp(self._backbone), batch["hidden_positions"]):
+                output = self._backbone_output(
+                    inputs, batch["segments"].segments, keep=memory, **extras
+                )
+            hidden, head = output.last_hidden_state.flatten(0, 1), self._head
+            predicting = hidden.index_select(0, positions)
+            logps = head.logps(predicting, targets, wanted.collector)
+        aux_loss = apart = kept = more = None
+        if wanted.router_loss is not None:
+            aux_loss = wanted.router_loss(output.router_logits, batch.get("attention_mask"))
+        if wanted.divergence_from is not None:
+            apart = divergences(head, predicting, wanted.divergence_from)
+        if wanted.predictions:
+            kept = Predictions.of(head, predicting)
+        if memory is not None:
+            more = self._continued(batch["continuation"], hidden.detach(), memory)
+        return _Predicted(logps, aux_loss, apart, kept, more)
+
+    def _nothing_predicted(
+        self, batch: Mapping[str, Any], wanted: _Wanted, memory: attention.Memory | None
+    ) -> _Predicted:
+        """Return no predictions, of a batch in which nothing precedes any scored token."""
+        logps = self._nothing()
+        hidden = logps.new_zeros(0, self._hidden_size, dtype=self._causal_lm.dtype)
+        more = None
+        if memory is not None:
+            more = self._continued(batch["continuation"], hidden.detach(), memory)
+        return _Predicted(
+            logps,
+            None if wanted.router_loss is None else logps.sum(),
+            None if wanted.divergence_from is None else logps,
+            Predictions.of(_LOGITS, hidden) if wanted.predictions else None,
+            more,
+        )
 
     @torch.no_grad()
     def _continued(

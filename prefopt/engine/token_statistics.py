@@ -117,7 +117,8 @@ def _mean_logits(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor
 def _log_collisions(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
     # At least -log V: squares so small that they vanish are not missed.
     probabilities = (logits - normalisers[:, None]).exp_()
-    return 2 * torch.linalg.vector_norm(probabilities, dim=-1).log()
+    norms: Tensor = torch.linalg.vector_norm(probabilities, dim=-1)
+    return 2 * norms.log()
 
 
 _COMPUTE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

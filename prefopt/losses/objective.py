@@ -87,6 +87,11 @@ class Objective:
         return any(name.endswith("head_logps") for name in self.inputs)
 
     @property
+    def needs_divergences(self) -> bool:
+        """Whether a term compares what policy and reference predict over the vocabulary."""
+        return any(name.endswith("divergences") for name in self.inputs)
+
+    @property
     def by_kind(self) -> bool:
         """Whether its losses look at the rows of one kind each."""
         return any(term.rows is not None for term in self.terms)

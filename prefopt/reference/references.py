@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefopt.data.inspection import is_stream
 from prefopt.engine import Scorer
+from prefopt.engine.divergences import Predictions
 from prefopt.engine.score import sum_by_completion
 from prefopt.reference.database import Database
 from prefopt.reference.fill import Filler, FillOptions, Wanted
@@ -31,11 +32,13 @@ class ReferenceLogps(NamedTuple):
         logps: Of each completion; (N,).
         continuation: The same of the batch's continuation; None where it has none.
         per_token_logps: Of each scored token; (L,).
+        predictions: What the reference predicted at each place; None unless asked for.
     """
 
     logps: Tensor
     continuation: Tensor | None
     per_token_logps: Tensor
+    predictions: Predictions | None = None
 
 
 class References:
@@ -160,22 +163,27 @@ class References:
         self.computed += computed
         return computed
 
-    def logps(self, batch: Mapping[str, Any]) -> ReferenceLogps:
+    def logps(self, batch: Mapping[str, Any], with_predictions: bool = False) -> ReferenceLogps:
         """Return the reference log-probs of the completions of a batch.
 
         Args:
             batch: A collated batch; ``ref_per_token_logps`` (L,) are those that the store knew
                 when it was made, ``unknown`` is what it did not know.
+            with_predictions: Whether the policy's divergences from the reference are wanted; no
+                store holds what they need.
 
         Raises:
-            ValueError: If they are not known, and the reference cannot be had again.
+            ValueError: If they are not known, and the reference cannot be had again; or if
+                predictions are asked for of what a store keeps.
         """
         if self.store is None:
             assert self._live is not None  # kept since the run began
-            scores = self._live.score(batch, self._options.context)
+            scores = self._live.score(batch, self._options.context, with_predictions)
             more = scores.continuation
             further = None if more is None else more.logps
-            return ReferenceLogps(scores.logps, further, scores.per_token_logps)
+            return ReferenceLogps(scores.logps, further, scores.per_token_logps, scores.predictions)
+        if with_predictions:
+            raise ValueError("a store keeps log-probs; divergences need reference='live'")
         logps, per_token = self._looked_up(batch)
         continuation = batch.get("continuation")
         further = None if continuation is None else self._looked_up(continuation)[0]

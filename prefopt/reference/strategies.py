@@ -27,8 +27,20 @@ class LiveReference(Protocol):
 
     description: str
 
-    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
-        """Return reference log-probs of the completions of a batch; nats, no gradient."""
+    def score(
+        self,
+        batch: Mapping[str, Any],
+        context: Callable[[], Any] = nullcontext,
+        keep_predictions: bool = False,
+    ) -> Scores:
+        """Return reference log-probs of the completions of a batch; nats, no gradient.
+
+        Args:
+            batch: As ``Scorer.score`` takes it.
+            context: Makes the context of the forward pass.
+            keep_predictions: Whether the policy's divergences from the reference are wanted, and so
+                ``Scores.predictions``.
+        """
 
 
 class ReferenceModel:
@@ -43,10 +55,15 @@ class ReferenceModel:
         self._scorer = scorer
         self.description = description
 
-    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
+    def score(
+        self,
+        batch: Mapping[str, Any],
+        context: Callable[[], Any] = nullcontext,
+        keep_predictions: bool = False,
+    ) -> Scores:
         """See ``LiveReference``."""
         with self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context)
+            return self._scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
 
 class AdapterOff:
@@ -61,10 +78,15 @@ class AdapterOff:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
-    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
+    def score(
+        self,
+        batch: Mapping[str, Any],
+        context: Callable[[], Any] = nullcontext,
+        keep_predictions: bool = False,
+    ) -> Scores:
         """See ``LiveReference``."""
         with self._scorer.model.disable_adapter(), self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context)
+            return self._scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
 
 class FrozenCopy:
@@ -87,10 +109,15 @@ class FrozenCopy:
             if parameter.requires_grad
         }
 
-    def score(self, batch: Mapping[str, Any], context: Callable[[], Any] = nullcontext) -> Scores:
+    def score(
+        self,
+        batch: Mapping[str, Any],
+        context: Callable[[], Any] = nullcontext,
+        keep_predictions: bool = False,
+    ) -> Scores:
         """See ``LiveReference``."""
         with self._swapped_in(), self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context)
+            return self._scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
     @contextmanager
     def _swapped_in(self) -> Iterator[None]:

@@ -1,0 +1,158 @@
+"""A bare linear output layer, some rows at a time: their logits, and gradients summed over rows."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in its own dtype where that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def is_bare_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module computes ``x @ weight.T + bias`` and nothing else, with plain weights."""
+    return (
+        type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not hasattr(module, "parametrizations")
+        and not hasattr(module.weight, "ds_id")
+        and type(module.weight) is nn.Parameter
+    )
+
+
+def computing_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype of a matrix product with hidden states: autocast's, or their own."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def rows_within(size: int, vocabulary: int) -> int:
+    """Return how many rows of logits fit into so many bytes; at least 16."""
+    return max(16, size // (4 * vocabulary))
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """What maps hidden states to logits beside the weights, and by how many rows at a time.
+
+    Attributes:
+        scale: Factor on the raw logits.
+        softcap: Bound of the soft-capped logits, or None.
+        dtype: Of the matrix products; sums and logits are float32 or better.
+        chunk_rows: Rows per chunk.
+        kept_rows: Rows of a first chunk whose logits are kept for the backward pass; 0 for none.
+    """
+
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    chunk_rows: int
+    kept_rows: int = 0
+
+    @property
+    def exact(self) -> torch.dtype:
+        """The dtype of logits and of sums."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def blocks(self, rows: int) -> list[slice]:
+        """Return the rows of each block; the first is the one that is kept, if any."""
+        borders = [0, *range(min(self.kept_rows, rows), rows, self.chunk_rows), rows]
+        return [slice(start, stop) for start, stop in pairwise(borders) if stop > start]
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the logits of some rows; (rows, V), float32 or better."""
+        logits = at_least_float32(hidden.to(self.dtype) @ weight.T)
+        if bias is not None:
+            logits += bias
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Return the slope of the soft-cap where it gave these logits; None without one."""
+        return None if self.softcap is None else 1 - (logits / self.softcap).square_()
+
+    def raw_gradient(self, gradient: Tensor, slope: Tensor | None) -> Tensor:
+        """Turn a gradient by logits, in place, into that by the raw logits of the layer."""
+        if slope is not None:
+            gradient.mul_(slope)
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+class HeadGradients:
+    """Gradients by hidden states, weight and bias, summed over blocks in float32 or better.
+
+    Args:
+        head: Of what.
+        hidden: (M, D).
+        weight: (V, D).
+        bias: (V,) or None.
+        wanted: Which of the three are wanted.
+    """
+
+    def __init__(
+        self,
+        head: LinearHead,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        wanted: tuple[bool, bool, bool],
+    ) -> None:
+        self._head, self._hidden, self._weight, self._bias = head, hidden, weight, bias
+        self._cast_weight = weight.to(head.dtype)
+        self._of_hidden = torch.empty_like(hidden) if wanted[0] else None
+        self._wants_weight = wanted[1]
+        self._of_weight: Tensor | None = None
+        self._of_bias: Tensor | None = None
+        if wanted[2] and bias is not None:
+            self._of_bias = torch.zeros_like(bias, dtype=head.exact)
+
+    def logits(self, block: slice) -> Tensor:
+        """Return the logits of a block, computed again; (rows, V)."""
+        return self._head.logits(self._hidden[block], self._cast_weight, self._bias)
+
+    def add(self, block: slice, error: Tensor, incoming: Tensor) -> None:
+        """Add what a block contributes.
+
+        Args:
+            block: Its rows.
+            error: Gradient of each row's value by its raw logits; (rows, V).
+            incoming: Gradient of the loss by each row's value; (rows,).
+        """
+        if self._of_bias is not None:
+            # For once the incoming gradient meets (rows, V); elsewhere it scales (rows, D).
+            self._of_bias += incoming @ error
+        error = error.to(self._head.dtype)
+        if self._of_hidden is not None:
+            self._of_hidden[block] = (error @ self._cast_weight) * incoming[:, None]
+        if self._wants_weight:
+            part = (self._hidden[block] * incoming[:, None]).to(self._head.dtype)
+            self._of_weight = _add_product(self._of_weight, error.T, part, self._head.exact)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients, each in the dtype of what it belongs to."""
+        of_weight, of_bias = self._of_weight, self._of_bias
+        if self._wants_weight and of_weight is None:
+            of_weight = torch.zeros_like(self._weight)
+        return (
+            self._of_hidden,
+            None if of_weight is None else of_weight.to(self._weight.dtype),
+            None if of_bias is None or self._bias is None else of_bias.to(self._bias.dtype),
+        )
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, exact: torch.dtype) -> Tensor:
+    """Return total + left @ right, summed over chunks in ``exact``; None is an empty sum."""
+    if total is None:
+        return (left @ right).to(exact)
+    if left.dtype == exact:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
