@@ -142,20 +142,34 @@ def _readable(
 
     It is come to from both sides.
     """
-    end = bytes([first + 1]) if first < 255 else b"\xff" * 17
     keys: set[bytes] = set()
-    for order in ("ASC", "DESC"):
+    for which in ("min", "max"):
         with suppress(sqlite3.DatabaseError):
-            for (key,) in damaged.connection.execute(
-                "SELECT key FROM completion WHERE reference = ? AND key >= ? AND key < ? "
-                f"ORDER BY key {order}",
-                (reference, bytes([first]), end),
-            ):
-                if isinstance(key, bytes):
-                    keys.add(key)
+            keys.update(_keys(damaged.connection, reference, first, which))
             break  # nothing is damaged here
     for key in keys:
         with suppress(sqlite3.DatabaseError):
             logps = damaged.get(reference, fingerprint, key)
             if logps is not None:
                 yield key, logps
+
+
+def _keys(
+    connection: sqlite3.Connection, reference: int, first: int, which: str
+) -> Iterator[bytes]:
+    """Yield the keys that begin with a byte, from the least (``min``) or from the greatest.
+
+    One at a time: of many, Python's sqlite3 loses the last before an error.
+    """
+    low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 17
+    seen: set[bytes] = set()
+    while True:
+        (key,) = connection.execute(
+            f"SELECT {which}(key) FROM completion WHERE reference = ? AND key > ? AND key < ?",
+            (reference, low, high),
+        ).fetchone()
+        if not isinstance(key, bytes) or key in seen:  # there are no more, or they are in disorder
+            return
+        yield key
+        seen.add(key)
+        low, high = (key, high) if which == "min" else (low, key)

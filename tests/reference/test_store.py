@@ -177,7 +177,7 @@ def test_a_damaged_index_page_costs_only_what_it_held(filled, caplog):
     told = "\n".join(caplog.messages)
     assert "cannot be read everywhere" in told
     assert "set aside as reference.sqlite.damaged-" in told
-    assert survived - 4 <= taken_over(caplog) <= survived
+    assert taken_over(caplog) == survived
 
 
 def test_the_name_of_a_reference_is_not_needed_to_save_its_values(filled, caplog):
@@ -281,8 +281,7 @@ def test_damage_is_repaired_once_by_two_that_meet_it(filled, caplog):
     add_all(second, values)
     assert second.in_memory == 0
     assert known(first, values) == known(second, values) == len(values)
-    aside = [file.name for file in folder.iterdir() if "damaged" in file.name]
-    assert len([name for name in aside if not name.endswith(("-wal", "-shm"))]) == 1
+    assert caplog.text.count("it was set aside") == 1
     assert second.database.in_place()
     first.database.close()
     second.database.close()
