@@ -41,7 +41,14 @@ def train(folder, loss, kind, processes, architecture="llama", accumulated=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("loss", "kind"), [("dpo + 0.3*sft", "paired"), ("kto", "unpaired"), ("dpo", "ranked")]
+    ("loss", "kind"),
+    [
+        ("dpo + 0.3*sft", "paired"),
+        ("kto", "unpaired"),
+        ("dpo", "ranked"),
+        ("aot", "paired"),
+        ("bco", "paired"),
+    ],
 )
 def test_two_processes_train_and_evaluate_as_one(tmp_path, loss, kind):
     one = train(tmp_path / "one", loss, kind, 1)
