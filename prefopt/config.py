@@ -7,7 +7,7 @@ runs.
 
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from prefopt.engine.attention import BACKENDS, check_request
 from prefopt.losses import Objective, parse_objective
+from prefopt.losses.options import BETA_SCHEDULES, F_DIVERGENCES, LossOptions
 
 # Options that are hyper-parameters of losses, by the field that sets them.
 _LOSS_OPTIONS = {
@@ -50,22 +51,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         (None, "auto"),
         "rows are not padded; leave it out",
     ),
-    "use_weighting": (
-        (None, False),
-        "WPO weights are not available yet; leave it out",
-    ),
-    "ld_alpha": (
-        (None, 1.0),
-        "LD-DPO is not available yet; leave it out",
-    ),
-    "f_divergence_type": (
-        (None, "reverse_kl"),
-        "other divergences are not available yet; leave it at 'reverse_kl'",
-    ),
-    "f_alpha_divergence_coef": (
-        (None, 0.5),
-        "other divergences are not available yet; leave it out",
-    ),
     "use_liger_kernel": (
         (None, False),
         "the LM head is chunked here already, for every loss; leave it out",
@@ -90,6 +75,10 @@ TRL_FIELDS: dict[str, str] = {
     "beta": "same meaning; None is the loss's own default",
     "label_smoothing": "same meaning, and it acts on 'sigmoid' too (cDPO), where TRL ignores it",
     "discopop_tau": "same meaning",
+    "ld_alpha": "same meaning, for every loss on pairs that it goes with; 1 is off",
+    "f_divergence_type": "same meaning and constants, for every loss of log-ratios alone",
+    "f_alpha_divergence_coef": "same meaning and default (0.5)",
+    "use_weighting": "WPO's weights, at most 1 as in the authors' code; TRL 1.16 has no limit",
     "desirable_weight": "same meaning",
     "undesirable_weight": "same meaning",
     "precompute_ref_log_probs": "True is reference='cached', which 'auto' does anyway",
@@ -154,7 +143,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     loss_type: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Loss by name, a sum such as 'dpo + 0.2*sft', or a list with loss_weights. "
+            "help": "Loss by name, a sum such as 'dpo + 0.2*sft', a list with loss_weights, or one "
+            'for each kind of rows: {"paired": "dpo", "unpaired": "kto"}. '
             "Default: dpo on pairs and rankings, kto on unpaired data. `prefopt losses` lists them."
         },
     )
@@ -184,6 +174,50 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     )
     discopop_tau: float | None = field(
         default=None, metadata={"help": "DiscoPOP's temperature (TRL's name of its `tau`)."}
+    )
+
+    length_normalize: bool = field(
+        default=False,
+        metadata={"help": "Log-probs per token in place of sums: any loss as ln_dpo is to dpo."},
+    )
+    margin_scale: float = field(
+        default=0.0,
+        metadata={
+            "help": "The margin of rewards must exceed this times the margin of the data (column "
+            "margin, else the difference of scores), as in ODPO."
+        },
+    )
+    beta_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How beta goes to beta_final over training; it is logged as `beta`.",
+            "choices": list(BETA_SCHEDULES),
+        },
+    )
+    beta_final: float | None = field(
+        default=None, metadata={"help": "Beta at the end of training, for a beta_schedule."}
+    )
+    ld_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the tokens beyond the shorter completion's length, from 0 to 1 "
+            "(LD-DPO), for policy and reference. Default: 1."
+        },
+    )
+    f_divergence_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Divergence from the reference (f-DPO). Default: reverse_kl, the log-ratio.",
+            "choices": list(F_DIVERGENCES),
+        },
+    )
+    f_alpha_divergence_coef: float | None = field(
+        default=None,
+        metadata={"help": "Coefficient of alpha_divergence, 1 minus the paper's (default 0.5)."},
+    )
+    use_weighting: bool = field(
+        default=False,
+        metadata={"help": "Weigh pairs by how usual they are for the policy, at most 1 (WPO)."},
     )
 
     max_length: int | None = field(
@@ -305,16 +339,6 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     pad_to_multiple_of: int | str | None = field(
         default=None, metadata={"help": "TRL's; refused: rows are not padded."}
     )
-    use_weighting: bool = field(default=False, metadata={"help": "TRL's WPO; refused for now."})
-    ld_alpha: float | None = field(
-        default=None, metadata={"help": "TRL's LD-DPO; refused for now."}
-    )
-    f_divergence_type: str | None = field(
-        default=None, metadata={"help": "TRL's; only 'reverse_kl' for now."}
-    )
-    f_alpha_divergence_coef: float | None = field(
-        default=None, metadata={"help": "TRL's; refused for now."}
-    )
 
     def __post_init__(self) -> None:
         """Check every field against the others, and the loss's options against the loss."""
@@ -369,7 +393,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         weighs_thumbs = (self.desirable_weight, self.undesirable_weight) != (None, None)
         return self._parse("kto" if data_kinds == {"unpaired"} or weighs_thumbs else "dpo")
 
-    def _parse(self, loss_type: str | list[str]) -> Objective:
+    def _parse(self, loss_type: Any) -> Objective:
+        if isinstance(loss_type, str) and loss_type.lstrip().startswith("{"):
+            loss_type = _read_object("loss_type", loss_type)
         options: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
         terms = parse_objective(loss_type, self.loss_weights).terms
         taken = {name for term in terms for name in term.loss.hyperparameters}
@@ -383,16 +409,19 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
                     f"{options[option]}; choose one"
                 )
             options[option] = value
-        return parse_objective(loss_type, self.loss_weights, options)
+        return parse_objective(loss_type, self.loss_weights, options, self._loss_options)
+
+    @property
+    def _loss_options(self) -> LossOptions:
+        """Options of every loss."""
+        given = {item.name: getattr(self, item.name) for item in fields(LossOptions)}
+        return LossOptions(**{name: value for name, value in given.items() if value is not None})
 
     def _read_json(self, name: str) -> None:
         """Replace an object that was written as JSON, as on a command line, by what it says."""
         value = getattr(self, name)
         if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{name} is not JSON: {error}, in {value!r}") from None
+            value = _read_object(name, value)
             setattr(self, name, value)
         if value is not None and not isinstance(value, dict):
             raise ValueError(f'{name} must be an object like {{"a": 1}}, got {value!r}')
@@ -412,6 +441,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             )
 
     def _check_values(self) -> None:
+        _ = self._loss_options  # raises for a value out of its range
         for name in ("layout", "attn_backend"):
             _check_choice(name, getattr(self, name), self._choices(name))
         if not self.reference.startswith(ADAPTER):
@@ -453,6 +483,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     def _choices(self, name: str) -> list[str]:
         choices: list[str] = self.__dataclass_fields__[name].metadata["choices"]
         return choices
+
+
+def _read_object(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}, in {text!r}") from None
 
 
 def _check_choice(name: str, value: str, choices: list[str]) -> None:

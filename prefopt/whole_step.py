@@ -65,6 +65,9 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
             for part in parts:
                 part["kl_estimate"] = estimate
             self._sums.add("kl", estimate, 1.0)
+        scheduled = [term.beta for term in self._terms if term.options.beta_final is not None]
+        if scheduled:
+            self._sums.add("beta", denominators.new_tensor(scheduled[0]), 1.0)
         if self.objective.needs_step and (len(parts) > 1 or self.args.world_size > 1):
             self._look_ahead(parts)
         return denominators
@@ -94,7 +97,7 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         """Compute pooled losses over all micro-batches of all processes, for each of ours."""
         for part in parts:
             part["pooled"] = {}
-        for index, term in enumerate(self.objective.terms):
+        for index, term in enumerate(self._terms):
             if term.loss.pooled:
                 mine = [
                     self._pooled_inputs(term, *pair) for pair in zip(parts, scored, strict=True)
@@ -106,8 +109,9 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         self, term: Term, part: Mapping[str, Any], scored: Scored
     ) -> dict[str, Tensor]:
         views = rows_of(term, part)
-        (inputs,) = loss_inputs(term.loss, views, self._completions(part, scored, None))
-        weights = term_weights(term, views)
+        completions = self._completions(part, scored, None)
+        (inputs,) = loss_inputs(term, views, completions)
+        weights = term_weights(term, views, completions)
         return inputs if weights is None else inputs | {"weights": weights}
 
     def _pooled(self, term: Term, mine: Sequence[dict[str, Tensor]]) -> list[Pooled]:
@@ -122,6 +126,12 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
             for pooled in pool(term, everyone)[first : first + len(mine)]
         ]
 
+    @property
+    def _terms(self) -> list[Term]:
+        """The terms of the objective at this point of training."""
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        return [term.at(progress) for term in self.objective.terms]
+
     # One batch ------------------------------------------------------------------------------------
 
     def _outputs(
@@ -131,10 +141,10 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         completions = self._completions(batch, scored, kl)
         pooled = batch.get("pooled", {})
         outputs = []
-        for index, term in enumerate(self.objective.terms):
+        for index, term in enumerate(self._terms):
             views = rows_of(term, batch)
             if index in pooled:
-                (inputs,) = loss_inputs(term.loss, views, completions)
+                (inputs,) = loss_inputs(term, views, completions)
                 outputs.append(with_gradient(pooled[index], inputs))
             else:
                 outputs.append(term_output(term, views, completions))
@@ -154,6 +164,7 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
             scores.per_token_logps,
             scored.ref_per_token_logps,
             scores.divergences,
+            None if scores.statistics is None else scores.statistics.log_collisions,
             scalars=scalars,
         )
 

@@ -25,6 +25,20 @@ def average_logps(logps: Tensor, lengths: Tensor) -> Tensor:
     return logps / lengths.clamp(min=1)
 
 
+def head_and_tail(logps: Tensor, head_logps: Tensor, alpha: float) -> Tensor:
+    """Return the log-prob of the first tokens plus alpha times that of the others.
+
+    Args:
+        logps: Log-prob of a completion, summed over tokens; (B,), nats.
+        head_logps: That of its first tokens; (B,), nats.
+        alpha: Weight of the others; 1 gives ``logps``.
+
+    Returns:
+        Weighted sums; (B,), nats.
+    """
+    return alpha * logps + (1 - alpha) * head_logps
+
+
 def exponential(exponents: Tensor) -> Tensor:
     """Return exp(x), continued along its tangent where it leaves the range of the number format.
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.objective import Term
+from prefopt.losses.options import transformed, with_whole_rewards, wpo_weights
 from prefopt.losses.registry import SCALARS, Loss, LossOutput
 
 # Which weights belong to the units of a loss, by its data kind.
@@ -44,6 +45,8 @@ class Completions:
             needed for heads only.
         ref_per_token_logps: Reference counterpart; (L,).
         divergences: KL(reference || policy) at each token, summed over tokens; (N,).
+        log_collisions: Log of the sum of squared probabilities over the vocabulary, summed over
+            tokens; (N,), needed for WPO's weights only.
         scalars: Inputs that are one number for the whole batch, by name; ().
     """
 
@@ -53,41 +56,54 @@ class Completions:
     per_token_logps: Tensor | None = None
     ref_per_token_logps: Tensor | None = None
     divergences: Tensor | None = None
+    log_collisions: Tensor | None = None
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def loss_inputs(
-    loss: Loss, batch: Mapping[str, Any], completions: Completions
+    term: Term, views: Mapping[str, Any], completions: Completions
 ) -> list[dict[str, Tensor]]:
-    """Return the inputs a loss asks for, picked from the completions of a batch.
+    """Return what the loss of a term eats: of the completions of a batch, its options applied.
 
     Args:
-        loss: Whose inputs.
-        batch: Holds the views named above.
+        term: Whose loss.
+        views: The views that it looks at, named above.
         completions: What is known of the completions.
 
     Returns:
         Tensors by the names of the loss's parameters; for a ranked loss once for each number of
         completions that is ranked, else once.
     """
-    views = {
+    return [
+        transformed(term.options, term.loss, term.hyperparameters, inputs)
+        for inputs in _gathered(term.loss, term.inputs, views, completions)
+    ]
+
+
+def _gathered(
+    loss: Loss, names: Sequence[str], views: Mapping[str, Any], completions: Completions
+) -> list[dict[str, Tensor]]:
+    """Return the tensors of these names, in the view of a batch that belongs to a loss."""
+    view_of_kind = {
         "paired": _pairs,
         "unpaired": _thumbs,
         "preferred": _preferred,
         "ranked": _rankings,
     }[loss.data_kind]
     return [
-        {name: values[name] for name in loss.inputs if name in values}
-        for values in (view | completions.scalars for view in views(loss, batch, completions))
+        {name: values[name] for name in names if name in values}
+        for values in (
+            view | completions.scalars for view in view_of_kind(names, views, completions)
+        )
     ]
 
 
 def _pairs(
-    loss: Loss, batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
     chosen, rejected = batch["chosen_index"], batch["rejected_index"]
     values = _picked("chosen_", chosen, completions) | _picked("rejected_", rejected, completions)
-    if any(name.endswith("head_logps") for name in loss.inputs):
+    if any(map(_is_head, names)):
         values |= _heads(chosen, rejected, completions)
     yield values | {
         "margins": _column(batch, "margins", chosen, 0.0),
@@ -96,19 +112,19 @@ def _pairs(
 
 
 def _thumbs(
-    loss: Loss, batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
     yield _picked("", batch["labelled_index"], completions) | {"desirable": batch["desirable"]}
 
 
 def _preferred(
-    loss: Loss, batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
     yield _picked("chosen_", batch["preferred_index"], completions)
 
 
 def _rankings(
-    loss: Loss, batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
     for ranking in batch["rankings"]:
         index = ranking["index"]
@@ -130,6 +146,10 @@ def _picked(prefix: str, index: Tensor, completions: Completions) -> dict[str, T
         for name, values in sources.items()
         if values is not None
     }
+
+
+def _is_head(name: str) -> bool:
+    return name.endswith("head_logps")
 
 
 def _column(batch: Mapping[str, Any], name: str, like: Tensor, default: float) -> Tensor:
@@ -183,11 +203,10 @@ def term_counts(term: Term, batch: Mapping[str, Any], lengths: Tensor) -> Tensor
     unknown = Completions(
         nothing, lengths, nothing, scalars={name: nothing.sum() for name in SCALARS}
     )
-    if any(name.endswith("head_logps") for name in term.loss.inputs):
-        return nothing.new_tensor(float(len(rows_of(term, batch)["chosen_index"])))
+    names = [name for name in term.loss.inputs if not _is_head(name)]
     counts = [
         term.loss.unit_counts(inputs, term.hyperparameters).sum()
-        for inputs in loss_inputs(term.loss, rows_of(term, batch), unknown)
+        for inputs in _gathered(term.loss, names, rows_of(term, batch), unknown)
     ]
     return torch.stack(counts).sum() if counts else nothing.sum()
 
@@ -199,19 +218,34 @@ def term_output(term: Term, views: Mapping[str, Any], completions: Completions) 
     """
     outputs = [
         term.loss(**inputs, **term.hyperparameters)
-        for inputs in loss_inputs(term.loss, views, completions)
+        for inputs in loss_inputs(term, views, completions)
     ]
     if term.loss.data_kind == "ranked":
         output = _joined_rankings(outputs, views, completions)
     else:
         (output,) = outputs
-    weights = term_weights(term, views)
+    output = with_whole_rewards(term.options, views, output)
+    weights = term_weights(term, views, completions)
     return output if weights is None else output._replace(losses=output.losses * weights)
 
 
-def term_weights(term: Term, views: Mapping[str, Any]) -> Tensor | None:
-    """Return the weight of each unit that a term looks at; (B,), None where the data have none."""
-    return views.get(_WEIGHTS[term.loss.data_kind])
+def term_weights(term: Term, views: Mapping[str, Any], completions: Completions) -> Tensor | None:
+    """Return the weight of each unit that a term looks at; (B,), None where all count as one.
+
+    It is that of the data, times WPO's if the term weighs pairs.
+    """
+    weights: Tensor | None = views.get(_WEIGHTS[term.loss.data_kind])
+    if not term.options.use_weighting:
+        return weights
+    assert completions.log_collisions is not None  # whoever scores for such a term takes them
+    usual = wpo_weights(
+        completions.logps,
+        completions.log_collisions,
+        completions.lengths,
+        views["chosen_index"],
+        views["rejected_index"],
+    )
+    return usual if weights is None else usual * weights
 
 
 def _joined_rankings(

@@ -18,7 +18,7 @@ completion.
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_choice, check_positive
+from prefopt.losses.common import check_choice, check_positive, head_and_tail
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -66,16 +66,11 @@ def ld_dpo_loss(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
     reference_alpha = alpha if reference == "alike" else 1.0
-    chosen = _weighted(chosen_logps, chosen_head_logps, alpha)
-    rejected = _weighted(rejected_logps, rejected_head_logps, alpha)
-    ref_chosen = _weighted(ref_chosen_logps, ref_chosen_head_logps, reference_alpha)
-    ref_rejected = _weighted(ref_rejected_logps, ref_rejected_head_logps, reference_alpha)
+    chosen = head_and_tail(chosen_logps, chosen_head_logps, alpha)
+    rejected = head_and_tail(rejected_logps, rejected_head_logps, alpha)
+    ref_chosen = head_and_tail(ref_chosen_logps, ref_chosen_head_logps, reference_alpha)
+    ref_rejected = head_and_tail(ref_rejected_logps, ref_rejected_head_logps, reference_alpha)
     chosen_rewards = beta * (chosen - ref_chosen)
     rejected_rewards = beta * (rejected - ref_rejected)
     losses = -logsigmoid(chosen_rewards - rejected_rewards)
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
-
-
-def _weighted(logps: Tensor, head_logps: Tensor, alpha: float) -> Tensor:
-    """Return the log-prob of the head plus alpha times that of the rest; (B,), nats."""
-    return alpha * logps + (1 - alpha) * head_logps

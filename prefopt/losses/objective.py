@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prefopt.losses.options import LossOptions, fit_options, scheduled_beta
 from prefopt.losses.registry import SCALARS, Loss, get_loss
 
 _TERM = re.compile(
@@ -23,12 +24,35 @@ class Term:
         weight: What its mean is multiplied by; at least 0.
         hyperparameters: Those set by the user; the others are at the loss's defaults.
         rows: Kind of the rows that it looks at; None for all that it can learn from.
+        options: Options of every loss, those that this one can take.
     """
 
     loss: Loss
     weight: float = 1.0
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     rows: str | None = None
+    options: LossOptions = field(default_factory=LossOptions)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the loss and its options take."""
+        return (*self.loss.inputs, *self.options.extra_inputs(self.loss))
+
+    @property
+    def beta(self) -> float | None:
+        """Its beta; None for a loss that has none."""
+        return self.hyperparameters.get("beta", self.loss.hyperparameters.get("beta"))
+
+    def at(self, progress: float) -> "Term":
+        """Return the term at a point of training, its beta as scheduled.
+
+        Args:
+            progress: Share of the optimiser steps that are done, from 0 to 1.
+        """
+        if self.options.beta_final is None or self.beta is None:
+            return self
+        beta = scheduled_beta(self.options, self.beta, progress)
+        return replace(self, hyperparameters={**self.hyperparameters, "beta": beta})
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class Objective:
     @property
     def inputs(self) -> frozenset[str]:
         """Names of all tensors that its losses take."""
-        return frozenset(name for term in self.terms for name in term.loss.inputs)
+        return frozenset(name for term in self.terms for name in term.inputs)
 
     @property
     def needs_reference(self) -> bool:
@@ -92,6 +116,11 @@ class Objective:
         return any(name.endswith("divergences") for name in self.inputs)
 
     @property
+    def needs_collisions(self) -> bool:
+        """Whether a term weighs pairs by how usual they are for the policy."""
+        return any(term.options.use_weighting for term in self.terms)
+
+    @property
     def by_kind(self) -> bool:
         """Whether its losses look at the rows of one kind each."""
         return any(term.rows is not None for term in self.terms)
@@ -120,6 +149,7 @@ def parse_objective(
     loss_type: LossType,
     loss_weights: Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
+    loss_options: LossOptions | None = None,
 ) -> Objective:
     """Return the objective that names, weights and options describe.
 
@@ -130,10 +160,11 @@ def parse_objective(
         loss_weights: One weight per loss; only where the expression has none.
         options: Hyper-parameters by name, given to every loss that has them; a mapping under the
             name of a loss is for that loss alone and comes first. ``lambda`` is ``lambda_``.
+        loss_options: Options of every loss; each goes to all losses that can take it.
 
     Raises:
         ValueError: If a loss is unknown or listed twice, the expression or the weights cannot be
-            read, an option belongs to no loss of the sum, or a loss refuses its value.
+            read, an option goes with no loss of the sum, or a loss refuses its value.
 
     Examples:
         >>> objective = parse_objective("sigmoid + 0.2*sft", options={"beta": 0.3})
@@ -160,7 +191,8 @@ def parse_objective(
     settings = _assign_options(losses, options or {})
     for loss, values in zip(losses, settings, strict=True):
         loss.check_hyperparameters(values)
-    return Objective(tuple(map(Term, losses, weights, settings, rows)))
+    fitted = fit_options(loss_options or LossOptions(), losses, settings)
+    return Objective(tuple(map(Term, losses, weights, settings, rows, fitted)))
 
 
 def _read_parts(loss_type: LossType) -> list[tuple[str | None, tuple[float | None, str]]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.losses import Loss, get_loss
 from prefopt.losses.common import average_logps
+from prefopt.losses.options import LossOptions, fit_options, transformed, wpo_weights
 from prefopt.losses.orpo import log_odds_ratio
 
 
@@ -53,6 +54,7 @@ class Part:
     loss: Loss
     options: Mapping[str, Any]
     weight: float = 1.0
+    of_every_loss: LossOptions = field(default_factory=LossOptions)
 
 
 def compute(case: dict[str, Any], golden: Golden, dtype: torch.dtype = torch.float64) -> Ours:
@@ -61,11 +63,13 @@ def compute(case: dict[str, Any], golden: Golden, dtype: torch.dtype = torch.flo
     parts = parts_of(case)
     values, means = [], []
     for part in parts:
-        given = inputs_of(part.loss, inputs)
+        given = inputs_of(part, inputs)
         if case["loss"] == "orpo_or":
             losses = odds_ratio_losses(inputs, **part.options)
         else:
             losses = part.loss(**given, **part.options).losses
+        if part.of_every_loss.use_weighting:
+            losses = losses * inputs["wpo_weights"]
         values.append(losses)
         means.append(part.weight * losses.sum() / part.loss.unit_counts(given, part.options).sum())
     mean_loss = torch.stack(means).sum()
@@ -95,15 +99,31 @@ def parts_of(case: dict[str, Any]) -> list[Part]:
             Part(get_loss(name), settings, weight)
             for (name, settings), weight in zip(parts, given["loss_weights"], strict=True)
         ]
-    parts = [Part(get_loss(target.loss), options)]
+    loss = get_loss(target.loss)
+    (fitted,) = fit_options(loss_options_of(case), [loss], [options])
+    parts = [Part(loss, options, 1.0, fitted)]
     likelihood = given.get("cpo_alpha", 0) or given.get("sft_weight", 0)
     return [*parts, Part(get_loss("sft"), {}, likelihood)] if likelihood else parts
 
 
-def inputs_of(loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def loss_options_of(case: dict[str, Any]) -> LossOptions:
+    """Return the options of every loss that a case uses, by our names."""
+    target, given = LABELS[label_of(case)], case["hyperparameters"]
+    options = dict(target.options)
+    if options.get("f_divergence_type") == "alpha_divergence":
+        alpha = given.get("alpha", given.get("alpha_divergence_coef"))  # of the f-DPO paper
+        options["f_alpha_divergence_coef"] = 1 - alpha
+    names = ["f_divergence_type", "f_alpha_divergence_coef"]
+    names += ["ld_alpha"] if "ld_alpha" not in target.renames else []
+    return LossOptions(**options, **{name: given[name] for name in names if name in given})
+
+
+def inputs_of(part: Part, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the inputs that a loss asks for; pairs as rankings with scores 1 and 0 if it does."""
+    loss, extra = part.loss, part.of_every_loss.extra_inputs(part.loss)
     if loss.data_kind != "ranked":
-        return {name: inputs[name] for name in loss.inputs}
+        picked = {name: inputs[name] for name in (*loss.inputs, *extra)}
+        return transformed(part.of_every_loss, loss, part.options, picked)
     logps, ref_logps = (
         torch.stack([inputs[f"{prefix}chosen_logps"], inputs[f"{prefix}rejected_logps"]], 1)
         for prefix in ("", "ref_")
@@ -215,6 +235,14 @@ def token_inputs(
             sums = torch.where(counted, values, 0).sum(1)
             inputs[f"{prefix}chosen_{part}logps"] = sums[:pairs]
             inputs[f"{prefix}rejected_{part}logps"] = sums[pairs:]
+    collisions = as_tensor(data["policy_log_sum_sq_probs"]).to(dtype)
+    inputs["wpo_weights"] = wpo_weights(
+        torch.where(mask, scores, 0).sum(1),
+        torch.where(mask, collisions, 0).sum(1),
+        lengths,
+        torch.arange(pairs),
+        torch.arange(pairs, 2 * pairs),
+    )
     leaves = {"policy_logits": logits, "policy_logits_chosen": chosen, "policy_token_logps": tokens}
     return leaves, inputs
 

@@ -1,0 +1,408 @@
+"""Options that go with every loss they make sense for: what a loss eats is changed, not the loss.
+
+Each is a transform of a loss's inputs before it is called, in this order, and is written here once:
+
+- ``ld_alpha``: tokens beyond the shorter completion's length count less (LD-DPO, Liu et al. 2024,
+  arXiv:2409.06411), for policy and reference alike;
+- ``f_divergence_type``: the log-ratio log r gives way to f'(r) of another divergence than reverse
+  KL (f-DPO, Wang et al. 2023, arXiv:2309.16240, in the parametrisation of TRL 1.16), 0 at r = 1;
+- ``length_normalize``: log-probs per token in place of sums;
+- ``margin_scale``: the margin of rewards must exceed an offset, ``margin_scale`` times the margin
+  of the data (ODPO, Amini et al. 2024, arXiv:2402.10571, its offset the identity).
+
+Beside them ``beta_schedule`` moves beta over training, and ``use_weighting`` weighs pairs by how
+likely the policy is to produce them (WPO, Zhou et al. 2024, arXiv:2406.11827).
+
+Which of them a loss can take is seen from its inputs, and from what it does with made-up ones: so a
+loss registered elsewhere needs no entry in a list.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.losses.common import average_logps, check_choice, check_not_negative, head_and_tail
+from prefopt.losses.contract import make_inputs
+from prefopt.losses.registry import SCALARS, Loss, LossOutput
+
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+BETA_SCHEDULES = ("constant", "linear", "cosine")
+
+# Fields that say more of another option than of themselves.
+_OF_OPTION = {"f_alpha_divergence_coef": "f_divergence_type", "beta_final": "beta_schedule"}
+
+# Below this distance from 1 an alpha-divergence is reverse KL, as in TRL.
+_ALPHA_IS_1 = 1e-6
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Options of every loss; all are off by default.
+
+    Attributes:
+        length_normalize: Log-probs per token in place of sums.
+        f_divergence_type: One of ``F_DIVERGENCES``.
+        f_alpha_divergence_coef: c of the alpha-divergence, f'(r) = (r^(c - 1) - 1) / (c - 1); the
+            f-DPO paper's alpha is 1 - c.
+        ld_alpha: Weight of the tokens beyond the shorter completion's length, from 0 to 1.
+        margin_scale: Reward per unit of the data's margin; at least 0.
+        beta_schedule: How beta goes to ``beta_final``: one of ``BETA_SCHEDULES``.
+        beta_final: Beta at the end of training.
+        use_weighting: Whether pairs are weighed by WPO's weights.
+
+    Raises:
+        ValueError: If a value is out of its range, or belongs to an option that is off.
+    """
+
+    length_normalize: bool = False
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    ld_alpha: float = 1.0
+    margin_scale: float = 0.0
+    beta_schedule: str = "constant"
+    beta_final: float | None = None
+    use_weighting: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
+        check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_not_negative(margin_scale=self.margin_scale)
+        if not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"ld_alpha must be from 0 to 1, got {self.ld_alpha}")
+        coefficient = self.f_alpha_divergence_coef
+        if not math.isfinite(coefficient):
+            raise ValueError(f"f_alpha_divergence_coef must be finite, got {coefficient}")
+        if self.f_divergence_type != "alpha_divergence" and coefficient != 0.5:
+            raise ValueError(
+                f"f_alpha_divergence_coef={coefficient} has no effect without "
+                "f_divergence_type='alpha_divergence'"
+            )
+        if (self.beta_schedule == "constant") != (self.beta_final is None):
+            raise ValueError(
+                f"beta_schedule={self.beta_schedule!r} does not go with beta_final="
+                f"{self.beta_final}: a schedule other than 'constant' needs the beta at its end"
+            )
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the options that are on."""
+        return tuple(
+            item.name
+            for item in fields(self)
+            if item.name not in _OF_OPTION and getattr(self, item.name) != item.default
+        )
+
+    def extra_inputs(self, loss: Loss) -> tuple[str, ...]:
+        """Return the names of the inputs that the options need beside the loss's own."""
+        logps = [name for name in loss.inputs if name.endswith("logps")]
+        extra: list[str] = []
+        if self.ld_alpha < 1:
+            extra += [name.replace("logps", "head_logps") for name in logps]
+        if self.length_normalize:
+            extra += [_lengths_of(name) for name in logps if not name.startswith("ref_")]
+        if self.margin_scale:
+            extra.append("margins")
+        return tuple(extra)
+
+
+# Which loss takes which option -------------------------------------------------------------------
+
+
+def fit_options(
+    options: LossOptions, losses: Sequence[Loss], settings: Sequence[Settings]
+) -> list[LossOptions]:
+    """Return for each loss of a sum those of the options that it can take.
+
+    Args:
+        options: What was asked for.
+        losses: The losses.
+        settings: The hyper-parameters of each that are not at their default.
+
+    Raises:
+        ValueError: If none of the losses can take an option, with the reason of each.
+    """
+    refused: list[set[str]] = [set() for _ in losses]
+    for name in options.active:
+        problems = [
+            _PROBLEMS[name](loss, {**loss.hyperparameters, **own}, options)
+            for loss, own in zip(losses, settings, strict=True)
+        ]
+        if all(problems):
+            reasons = "; ".join(
+                f"{loss.name} {problem}" for loss, problem in zip(losses, problems, strict=True)
+            )
+            raise ValueError(f"{name}={getattr(options, name)!r} cannot be used here: {reasons}")
+        for its, problem in zip(refused, problems, strict=True):
+            if problem:
+                its.add(name)
+    return [_without(options, its) for its in refused]
+
+
+def _without(options: LossOptions, refused: set[str]) -> LossOptions:
+    kept = {
+        item.name: getattr(options, item.name)
+        for item in fields(options)
+        if _OF_OPTION.get(item.name, item.name) not in refused
+    }
+    return LossOptions(**kept)
+
+
+def _length_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
+    if any(name.endswith("lengths") for name in loss.inputs):
+        own = " and has the option `normalize`" if "normalize" in settings else ""
+        return f"takes the lengths of completions itself{own}: leave length_normalize out"
+    return _of_sums(loss)
+
+
+def _f_divergence_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
+    if loss.data_kind == "preferred" or not loss.needs_reference:
+        return "compares no completions by their log-ratios to a reference"
+    if loss.name == "chi_po":
+        return "has a divergence of its own: use dpo"
+    problem = _of_sums(loss)
+    if problem is None and not _is_blind_to(loss, settings, _shifted_with_reference):
+        return "depends on more than the log-ratios of policy and reference"
+    return problem
+
+
+def _ld_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
+    return _not_on_pairs(loss) or _of_sums(loss)
+
+
+def _margin_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
+    if "margins" in loss.inputs:
+        return "uses the margins of the data itself: leave margin_scale out"
+    problem = _not_on_pairs(loss) or _of_several_pairs(loss) or _of_heads(loss)
+    if problem is None and not _is_blind_to(loss, settings, _shifted_together):
+        return "depends on more than the margin between two summed log-probs or log-ratios"
+    return problem
+
+
+def _schedule_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
+    if "beta" not in settings:
+        return "has no hyper-parameter beta"
+    loss.check_hyperparameters({**settings, "beta": options.beta_final})
+    return None
+
+
+def _weighting_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
+    return _not_on_pairs(loss) or _of_several_pairs(loss)
+
+
+_PROBLEMS: dict[str, Callable[[Loss, Settings, LossOptions], str | None]] = {
+    "length_normalize": _length_problem,
+    "f_divergence_type": _f_divergence_problem,
+    "ld_alpha": _ld_problem,
+    "margin_scale": _margin_problem,
+    "beta_schedule": _schedule_problem,
+    "use_weighting": _weighting_problem,
+}
+
+
+def _not_on_pairs(loss: Loss) -> str | None:
+    return None if loss.data_kind == "paired" else f"is a loss on {loss.data_kind} data, not pairs"
+
+
+def _of_several_pairs(loss: Loss) -> str | None:
+    return "compares the pairs of a step with each other" if loss.pooled else None
+
+
+def _of_heads(loss: Loss) -> str | None:
+    if any(name.endswith("head_logps") for name in loss.inputs):
+        return "weighs tokens itself: use dpo with ld_alpha"
+    return None
+
+
+def _of_sums(loss: Loss) -> str | None:
+    """Return what keeps a loss to log-probs that are sums over all tokens."""
+    for name in loss.inputs:
+        if name in SCALARS or name.endswith("divergences"):
+            return f"takes `{name}`, which is of sums over whole completions"
+    if loss.data_kind == "preferred":
+        return "looks at preferred completions alone"
+    return _of_heads(loss)
+
+
+def _is_blind_to(loss: Loss, settings: Settings, shifted: Callable[..., dict[str, Tensor]]) -> bool:
+    """Return whether the losses of made-up examples stay as they are under a shift."""
+    inputs = make_inputs(loss, torch.float64, size=16)
+    generator = torch.Generator().manual_seed(0)
+    moved = inputs | shifted(inputs, generator)
+    own = {name: settings[name] for name in loss.hyperparameters}
+    with torch.no_grad():
+        before, after = loss(**inputs, **own).losses, loss(**moved, **own).losses
+    return torch.allclose(before, after, rtol=1e-11, atol=1e-12)
+
+
+def _shifted_with_reference(
+    inputs: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return log-probs of policy and reference, both moved by a number for each completion."""
+    moved = {}
+    for name, reference in _policy_and_reference(inputs):
+        shifts = 9 * torch.randn(inputs[name].shape, generator=generator, dtype=torch.float64)
+        moved |= {name: inputs[name] + shifts, reference: inputs[reference] + shifts}
+    return moved
+
+
+def _shifted_together(
+    inputs: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the policy's log-probs of both completions, moved by a number for each pair."""
+    shifts = 9 * torch.randn(inputs["chosen_logps"].shape, generator=generator, dtype=torch.float64)
+    return {name: inputs[name] + shifts for name in ("chosen_logps", "rejected_logps")}
+
+
+# What they do ------------------------------------------------------------------------------------
+
+
+def transformed(
+    options: LossOptions, loss: Loss, settings: Settings, inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what a loss eats under the options that it takes.
+
+    Args:
+        options: As ``fit_options`` left them for this loss.
+        loss: The loss.
+        settings: Its hyper-parameters that are not at their default.
+        inputs: Its inputs and the options' ``extra_inputs``.
+
+    Returns:
+        The loss's inputs; rewards that it makes of them lack ``margin_offsets``.
+    """
+    moved = dict(inputs)
+    if options.ld_alpha < 1:
+        for name in _logps(loss.inputs):
+            head = moved[name.replace("logps", "head_logps")]
+            moved[name] = head_and_tail(moved[name], head, options.ld_alpha)
+    if options.f_divergence_type != "reverse_kl":
+        for name, reference in _policy_and_reference(moved):
+            moved[name] = divergence_scores(
+                moved[name] - moved[reference],
+                options.f_divergence_type,
+                options.f_alpha_divergence_coef,
+            )
+            moved[reference] = torch.zeros_like(moved[reference])
+    if options.length_normalize:
+        for name in _logps(loss.inputs):
+            moved[name] = average_logps(moved[name], moved[_lengths_of(name)])
+    if options.margin_scale:
+        beta = settings.get("beta", loss.hyperparameters.get("beta", 1.0))
+        offsets = margin_offsets(options, moved["margins"]) / beta
+        if "ref_chosen_logps" in moved:  # the policy's own are left as they are
+            moved["ref_chosen_logps"] = moved["ref_chosen_logps"] + offsets
+        else:
+            moved["chosen_logps"] = moved["chosen_logps"] - offsets
+    return {name: moved[name] for name in loss.inputs if name in moved}
+
+
+def divergence_scores(log_ratios: Tensor, divergence: str, coefficient: float = 0.5) -> Tensor:
+    """Return f'(r) of an f-divergence, 0 at r = 1.
+
+    Exponentials go on along their tangent where they leave what a square of them can hold: beyond
+    22 nats in float32, 643 in float64.
+
+    Args:
+        log_ratios: log r, policy to reference; any shape, nats.
+        divergence: One of ``F_DIVERGENCES``.
+        coefficient: That of the alpha-divergence.
+    """
+    if divergence == "forward_kl":
+        return -_exponential_less_1(-log_ratios)
+    if divergence == "js_divergence":
+        return math.log(2) + logsigmoid(log_ratios)
+    if divergence == "alpha_divergence" and abs(coefficient - 1) >= _ALPHA_IS_1:
+        return _exponential_less_1((coefficient - 1) * log_ratios) / (coefficient - 1)
+    return log_ratios
+
+
+def margin_offsets(options: LossOptions, margins: Tensor) -> Tensor:
+    """Return by how much the reward of the chosen completion must be the higher; (B,).
+
+    Args:
+        options: With their ``margin_scale``.
+        margins: Those of the data; (B,).
+    """
+    return options.margin_scale * margins
+
+
+def with_whole_rewards(
+    options: LossOptions, views: Mapping[str, Any], output: LossOutput
+) -> LossOutput:
+    """Return an output whose rewards are the policy's again, before the offset of the margin.
+
+    Args:
+        options: As ``fit_options`` left them.
+        views: Holds the data's ``margins`` (B,), if there are any.
+        output: What the loss made of the transformed inputs.
+    """
+    if not options.margin_scale or output.chosen_rewards is None or "margins" not in views:
+        return output
+    offsets = margin_offsets(options, views["margins"])
+    return output._replace(chosen_rewards=output.chosen_rewards + offsets)
+
+
+def scheduled_beta(options: LossOptions, first: float, progress: float) -> float:
+    """Return beta at a point of training.
+
+    Args:
+        options: With schedule and final value.
+        first: Beta at the beginning.
+        progress: Share of the optimiser steps that are done, from 0 to 1.
+    """
+    if options.beta_final is None:
+        return first
+    gone = progress if options.beta_schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return first + gone * (options.beta_final - first)
+
+
+def wpo_weights(
+    logps: Tensor, log_collisions: Tensor, lengths: Tensor, chosen: Tensor, rejected: Tensor
+) -> Tensor:
+    """Return WPO's weight of each pair, at most 1 and without gradient; (P,).
+
+    The mean over tokens of log p minus the log of the sum of squared probabilities says how usual a
+    completion is for the policy; the weight is the exponential of the sum of both completions'.
+
+    Args:
+        logps: Policy log-probs, summed over tokens; (N,), nats.
+        log_collisions: Log of the sum of squared probabilities over the vocabulary, summed over
+            tokens; (N,).
+        lengths: Scored tokens; (N,).
+        chosen: Chosen completion of each pair; (P,).
+        rejected: Rejected completion of each pair; (P,).
+    """
+    usual = average_logps(logps.detach() - log_collisions.detach(), lengths)
+    return (usual[chosen] + usual[rejected]).clamp(max=0).exp()
+
+
+def _exponential_less_1(exponents: Tensor) -> Tensor:
+    limit = math.log(torch.finfo(exponents.dtype).max) - 66
+    # Not expm1, whose gradient is 0 where its value rounds to -1.
+    exact = torch.exp(exponents.clamp(max=limit)) - 1
+    tangent = math.expm1(limit) + math.exp(limit) * (exponents - limit)
+    return torch.where(exponents <= limit, exact, tangent)
+
+
+def _logps(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.endswith("logps")]
+
+
+def _policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Return the names of the policy's log-probs, each with that of the reference."""
+    return [
+        (name.removeprefix("ref_"), name)
+        for name in inputs
+        if name.startswith("ref_") and not name.endswith("head_logps")
+    ]
+
+
+def _lengths_of(name: str) -> str:
+    return name.removeprefix("ref_").replace("logps", "lengths")
