@@ -222,6 +222,7 @@ def test_under_autocast_the_reference_is_read_again_as_it_was_computed(bare):
         inside = given.reader()(slice(None))
         ours = chunked_divergences(hidden, weight, given, bias=bias)
     assert torch.equal(given.reader()(slice(None)), inside)
+    assert not torch.equal(inside, module(given.hidden))
     assert ours.dtype == torch.float32
     ours.sum().backward()
     wanted = plain(hidden @ weight.T + bias, inside)
