@@ -123,3 +123,11 @@ def test_auto_is_live_for_it_and_says_so(tmp_path, capsys):
 def test_a_cached_reference_is_an_error(tmp_path, options):
     with pytest.raises(ValueError, match=r"'tdpo' compares .* use reference='live'"):
         run(tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_training_is_an_error(tmp_path, kind):
+    trained = run(tmp_path)
+    setattr(trained, kind, True)
+    with pytest.raises(ValueError, match="'tdpo' needs the reference's output layer whole"):
+        trained._set_up_reference(None)
