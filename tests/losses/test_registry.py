@@ -101,8 +101,8 @@ def test_registering_the_same_function_again_replaces_it():
 
 
 def test_an_unknown_name_raises_with_the_nearest_and_all_names():
-    with pytest.raises(ValueError, match="unknown loss 'dop'; did you mean 'dpo'") as error:
-        get_loss("dop")
+    with pytest.raises(ValueError, match="unknown loss 'ipoo'; did you mean 'ipo'") as error:
+        get_loss("ipoo")
     assert all(loss.name in str(error.value) for loss in list_losses())
 
 
