@@ -90,12 +90,10 @@ def _gathered(
         "preferred": _preferred,
         "ranked": _rankings,
     }[loss.data_kind]
-    return [
-        {name: values[name] for name in names if name in values}
-        for values in (
-            view | completions.scalars for view in view_of_kind(names, views, completions)
-        )
-    ]
+    everything = (
+        {**view, **completions.scalars} for view in view_of_kind(names, views, completions)
+    )
+    return [{name: values[name] for name in names if name in values} for values in everything]
 
 
 def _pairs(

@@ -245,7 +245,7 @@ def _shifted_with_reference(
     inputs: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Return log-probs of policy and reference, both moved by a number for each completion."""
-    moved = {}
+    moved: dict[str, Tensor] = {}
     for name, reference in _policy_and_reference(inputs):
         shifts = 9 * torch.randn(inputs[name].shape, generator=generator, dtype=torch.float64)
         moved |= {name: inputs[name] + shifts, reference: inputs[reference] + shifts}

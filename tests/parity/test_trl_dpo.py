@@ -77,6 +77,21 @@ def test_accumulates_as_trl_does(tmp_path, loss):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"f_divergence_type": "js_divergence", "ld_alpha": 0.3},
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+    ],
+    ids=lambda options: "-".join(options),
+)
+@pytest.mark.parametrize("loss", ["dpo", "ipo"])
+def test_trains_with_options_as_trl_does(tmp_path, loss, options):
+    ours, theirs = train_both(tmp_path, tiny_rows(24), tiny_tokenizer(), **LOSSES[loss], **options)
+    assert_same_training(ours, theirs)
+
+
+@pytest.mark.slow
 def test_trains_sums_of_losses_as_trl_does(tmp_path):
     """TRL's sft is a mean over the tokens of the batch, as ours with normalize='token'."""
     rows, tokenizer, model = tiny_rows(24), tiny_tokenizer(), tiny_model("llama")
