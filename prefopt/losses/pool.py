@@ -6,9 +6,10 @@ once of all x, without a model, and each micro-batch, in whatever process, then 
 through its own x with its own g.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -39,9 +40,8 @@ class Pooled:
 
     def to(self, device: torch.device) -> "Pooled":
         """Return the same on a device."""
-        moved = (None if item is None else item.to(device) for item in self.output)
         gradients = {name: gradient.to(device) for name, gradient in self.gradients.items()}
-        return Pooled(LossOutput(*moved), gradients)
+        return Pooled(_each(self.output, lambda item: item.to(device)), gradients)
 
 
 def pool(term: Term, micro_batches: Sequence[Inputs]) -> list[Pooled]:
@@ -77,7 +77,7 @@ def pool(term: Term, micro_batches: Sequence[Inputs]) -> list[Pooled]:
     parts = LossOutput(losses.detach(), *output[1:])
     return [
         Pooled(
-            LossOutput(*(None if item is None else item[piece] for item in parts)),
+            _each(parts, itemgetter(piece)),
             {name: gradient[piece] for name, gradient in gradients.items()},
         )
         for piece in _pieces(sizes)
@@ -101,6 +101,12 @@ def with_gradient(pooled: Pooled, inputs: Inputs) -> LossOutput:
 def of_policy(name: str) -> bool:
     """Whether an input of that name has a gradient."""
     return name.endswith(("logps", "divergences")) and not name.startswith("ref_")
+
+
+def _each(output: LossOutput, change: Callable[[Tensor], Tensor]) -> LossOutput:
+    """Return an output with each of its tensors changed."""
+    changed: Any = [None if item is None else change(item) for item in output]
+    return LossOutput._make(changed)
 
 
 def _first(inputs: Inputs) -> Tensor:
