@@ -33,7 +33,7 @@ def model_card(trainer: Any) -> str:
     )
     lines += ["", "## Objective", "", f"`{trainer.objective.name}`", ""]
     for term in trainer.objective.terms:
-        values = {**term.loss.hyperparameters, **term.hyperparameters}
+        values = {**term.loss.hyperparameters, **term.hyperparameters, **term.options.chosen()}
         settings = ", ".join(f"{name}={value}" for name, value in values.items())
         lines.append(
             f"- **{term.loss.name}** ({settings}): {term.loss.summary}. {term.loss.source}"

@@ -93,11 +93,12 @@ class LossOptions:
     @property
     def active(self) -> tuple[str, ...]:
         """Names of the options that are on."""
-        return tuple(
-            item.name
-            for item in fields(self)
-            if item.name not in _OF_OPTION and getattr(self, item.name) != item.default
-        )
+        return tuple(name for name in self.chosen() if name not in _OF_OPTION)
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields that are not at their default, by name."""
+        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
     def extra_inputs(self, loss: Loss) -> tuple[str, ...]:
         """Return the names of the inputs that the options need beside the loss's own."""

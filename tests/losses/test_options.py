@@ -464,6 +464,31 @@ def test_accumulation_changes_nothing_under_options(tmp_path, loss):
     assert_same_training(parts, whole, tolerance=3e-5)
 
 
+@pytest.mark.parametrize("loss", ["dpo", "aot_unpaired"])
+def test_evaluation_under_options_does_not_depend_on_its_batch_size(tmp_path, loss):
+    policy, losses = tiny_model("llama"), []
+    for batch_size in (1, 16):
+        evaluator = trainer(
+            tmp_path / str(batch_size),
+            tiny_rows(4, seed=1),
+            model=policy,
+            ref_model=tiny_model("llama", seed=5),
+            eval_dataset=tiny_rows(11),
+            per_device_eval_batch_size=batch_size,
+            **TOGETHER | {"loss_type": loss, "use_weighting": loss == "dpo"},
+        )
+        losses.append(evaluator.evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_model_card_names_the_options(tmp_path):
+    trained = trainer(tmp_path, tiny_rows(4), ld_alpha=0.5, max_steps=1)
+    trained.save_model(str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "ld_alpha=0.5" in card
+    assert "length_normalize" not in card
+
+
 def test_options_apply_in_their_order():
     """Tails, then the divergence, then lengths, then the margin of the data."""
     views, completions = batch()
