@@ -82,7 +82,7 @@ def test_the_printed_command_runs_as_it_is(small_demo, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--losses", "dop"], "unknown loss 'dop'; did you mean 'dpo'"),
+        (["--losses", "ipoo"], "unknown loss 'ipoo'; did you mean 'ipo'"),
         (["--losses", "sft"], "tells no better from worse"),
         (["--steps", "0"], "--steps must be at least 1"),
     ],

@@ -153,7 +153,7 @@ MODEL_AND_DATA = ("--model", "MODEL", "--dataset", "DATA")
         ((*MODEL_AND_DATA, "more"), "'more' belongs to no option"),
         ((*MODEL_AND_DATA, "--beta", "two"), "invalid float value: 'two'"),
         ((*MODEL_AND_DATA, "--beta", "-1"), "beta must be greater than 0.*got -1"),
-        ((*MODEL_AND_DATA, "--loss_type", "dop"), "unknown loss 'dop'; did you mean 'dpo'"),
+        ((*MODEL_AND_DATA, "--loss_type", "ipoo"), "unknown loss 'ipoo'; did you mean 'ipo'"),
         ((*MODEL_AND_DATA, "--loss_type", "orpo", "--beta", "1"), "beta"),
         ((*MODEL_AND_DATA, "--loss_kwargs", "{tau"), "--loss_kwargs: not a JSON object"),
         ((*MODEL_AND_DATA, "--config", "nowhere.yaml"), "cannot read the config file: .*nowhere"),
