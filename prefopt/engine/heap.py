@@ -21,22 +21,27 @@ _NEVER = -1
 _LARGEST_THRESHOLD = 32 << 20
 _DEFAULT_MMAP_MAX = 65_536
 
+_within = False  # the settings are the process's
+
 
 @contextmanager
 def heap_kept() -> Iterator[None]:
     """Within it, memory that is freed stays with the process; afterwards it is given back.
 
-    Where the C library is not glibc nothing changes.
+    Where the C library is not glibc nothing changes; within another one neither.
     """
+    global _within
     libc = _glibc()
-    if libc is None:
+    if libc is None or _within:
         yield
         return
+    _within = True
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)  # -1 as the size that it is: more than any heap
     libc.mallopt(_MMAP_MAX, 0)
     try:
         yield
     finally:
+        _within = False
         libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 from prefopt.data.keys import KEY_BYTES, completion_keys
 from prefopt.data.prepared import read_examples
 from prefopt.engine import Scorer, build_layout
+from prefopt.engine.heap import heap_kept
 from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores, layout_tensors
 from prefopt.reference.store import LogpStore
@@ -191,7 +192,8 @@ class Filler:
             disable=not self._options.show_progress,
         )
         score = partial(reference.score, context=self._options.context)
-        with bar:
+        on_cpu = next(scorer.model.parameters()).device.type == "cpu"
+        with bar, heap_kept() if on_cpu else nullcontext():
             for batch in self._batches(mine(), wanted):
                 self._compute_batch(dataset, wanted, batch, score, scorer)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))

@@ -28,7 +28,8 @@ faults()
 before = faults()
 small = resident()
 with heap_kept():
-    faults()
+    with heap_kept():  # filling a store while training
+        faults()
     within, kept = faults(), resident()
 print(before, within, small, kept, resident())
 """
