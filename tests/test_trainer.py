@@ -184,13 +184,17 @@ def test_the_reference_of_a_trained_adapter_is_that_adapter(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_4_bit_policy_trains_its_adapter(tmp_path, folder_of_model):
+def test_a_4_bit_policy_trains_its_adapter(tmp_path):
     peft = pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    # A block of 4-bit weights is 64 wide.
+    folder = tmp_path / "model"
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     trained = PreferenceTrainer(
-        str(folder_of_model),
+        str(folder),
         args=config(tmp_path / "out", max_steps=4),
         train_dataset=tiny_rows(8),
         quantization_config=BitsAndBytesConfig(

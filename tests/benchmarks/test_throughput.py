@@ -196,7 +196,7 @@ def test_the_code_of_the_gpu_runs_on_the_cpu(tmp_path, shared_dir):
 def test_scaling_scores_alike_on_all_sides_and_is_written(tmp_path):
     run("scaling.py", tmp_path, "--quick", "--repeats", "1")
     found = json.loads((tmp_path / "throughput_scaling.json").read_text())["found"]
-    assert list(found) == ["prompt", "completions", "vocabulary", "examples"]
+    assert list(found) == ["examples", "prompt", "completions", "vocabulary"]
     two, four = found["completions"]
     assert two["sides"]["shared prefix"]["positions"] == 2 * (1024 + 2 * 63)
     assert four["sides"]["shared prefix"]["positions"] == 2 * (1024 + 4 * 63)
