@@ -32,6 +32,7 @@ from prefopt.engine.probe import (
     quiet_transformers,
     takes_token_types,
 )
+from prefopt.engine.quantised import keep_trainable
 from prefopt.engine.router import RouterLoss
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 
@@ -178,8 +179,8 @@ class Scorer:
 
     Raises:
         ValueError: If the model cannot be scored (no output embeddings, an encoder-decoder, prompt
-            tuning), or a layout or backend is insisted on that the model or the machine cannot
-            have.
+            tuning, 4-bit weights packed for inference), or a layout or backend is insisted on that
+            the model or the machine cannot have.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Scorer:
         context: Callable[[], Any] = nullcontext,
     ) -> None:
         layout = attention.check_request(layout, attn_backend)
+        keep_trainable(model)
         self.model = model
         self._causal_lm = causal_lm_of(model)
         self._backbone = self._causal_lm.base_model
