@@ -18,6 +18,7 @@ from page_tables import markdown, table
 
 from prefopt.cli.guide import ADVICE, FAMILIES
 from prefopt.losses import Loss, get_loss, list_losses
+from prefopt.losses.common import without_warnings
 from prefopt.losses.registry import VOCABULARY
 
 HERE = Path(__file__).resolve().parent
@@ -71,14 +72,15 @@ def write_pictures(folder: Path) -> None:
     drawing = {HERE / "pictures.py", HERE / "loss_curves.py"}
     newest = max(path.stat().st_mtime for path in sources | drawing)
     folder.mkdir(exist_ok=True)
-    for loss in list_losses():
-        path = folder / f"{loss.name}.svg"
-        if not path.exists() or path.stat().st_mtime < newest:
-            pictures.write_picture(loss, path)
-    for name, losses in families.items():
-        path = folder / f"family_{name}.svg"
-        if not path.exists() or path.stat().st_mtime < newest:
-            pictures.write_gallery(losses, path)
+    with without_warnings():  # a picture may go where no paper has been
+        for loss in list_losses():
+            path = folder / f"{loss.name}.svg"
+            if not path.exists() or path.stat().st_mtime < newest:
+                pictures.write_picture(loss, path)
+        for name, losses in families.items():
+            path = folder / f"family_{name}.svg"
+            if not path.exists() or path.stat().st_mtime < newest:
+                pictures.write_gallery(losses, path)
 
 
 def loss_index(losses: Sequence[Loss]) -> str:

@@ -1,6 +1,5 @@
 """Pictures of the losses: loss and slope, beside DPO's, one by one and family by family."""
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,9 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from prefopt.losses import Loss
-
-# A picture may go where no paper has been: the losses need not warn of it.
-logging.getLogger("prefopt").setLevel(logging.ERROR)
 
 COLOURS = ("#1b6ca8", "#d1603d", "#3a8f5c", "#8a5aa8", "#c2951b", "#5b6770")
 STYLE = {

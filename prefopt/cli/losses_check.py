@@ -1,10 +1,8 @@
 """``prefopt losses check``: does a loss, or every loss of a package, hold the contract?"""
 
 import argparse
-import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -13,6 +11,7 @@ from rich.table import Table
 
 from prefopt.cli.errors import UserError
 from prefopt.losses import Loss, list_losses
+from prefopt.losses.common import without_warnings
 from prefopt.losses.contract import CHECKS, broken_checks
 from prefopt.losses.registry import ENTRY_POINT_GROUP
 
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(argv))
     found = {loss.name: loss for name in options.name for loss in losses_of(name)}
-    with _no_warnings():  # the checks go beyond published hyper-parameters
+    with without_warnings():  # the checks go beyond published hyper-parameters
         broken = {loss.name: broken_checks(loss) for loss in found.values()}
     print_results(list(found.values()), broken)
     return 1 if any(broken.values()) else 0
@@ -95,17 +94,6 @@ def print_results(losses: Sequence[Loss], broken: dict[str, dict[str, str]]) -> 
     # A pipe has no width of its own: give it one that a message fits into.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table, markup=False)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    logger = logging.getLogger("prefopt")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _is_inside(module: str, package: str) -> bool:

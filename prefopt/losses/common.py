@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -116,3 +118,14 @@ def warn_outside(name: str, value: float, low: float, high: float, source: str) 
     _warned.add((source, name))
     published = f"{low}" if low == high else f"{low} to {high}"
     logger.warning("%s=%s is untried: %s used %s", name, value, source, published)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Let losses be tried, for a while, where no paper has been, without a warning."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
