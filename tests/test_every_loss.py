@@ -49,7 +49,6 @@ def test_twenty_steps_lower_every_loss(tmp_path, name):
         max_steps=20,
         per_device_train_batch_size=8,
         learning_rate=RATES.get(name, 1e-2),
-        reference="live" if name == "tdpo" else "auto",
     )
     trained.train()
     logged = [entry["loss"] for entry in steps(trained)]
@@ -109,7 +108,6 @@ def test_every_loss_takes_a_step_on_real_rows(tmp_path, real, name):
         max_steps=1,
         per_device_train_batch_size=6,
         max_length=512,
-        reference="live" if name == "tdpo" else "auto",
     )
     before = [parameter.detach().clone() for parameter in trained.model.parameters()]
     trained.train()

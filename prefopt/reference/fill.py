@@ -109,13 +109,21 @@ class Wanted:
         """Return some of the keys."""
         return [key.tobytes() for key in self.keys[indices]]
 
-    def missing(self, store: LogpStore) -> NDArray[np.bool_]:
-        """Return which of them a store does not have; (n,). Each is read: damage is missing."""
-        missing = np.zeros(len(self), dtype=bool)
-        for start in range(0, len(self), _CHUNK):
-            indices = np.arange(start, min(start + _CHUNK, len(self)))
-            found = store.look_up(self.keys_at(indices))
-            missing[indices] = [logps is None for logps in found]
+    def missing(
+        self, store: LogpStore, indices: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Return which of them a store does not have. Each is read: damage is missing.
+
+        Args:
+            store: Where they are looked up.
+            indices: Of which to look up; (m,), None for all n.
+        """
+        indices = np.arange(len(self)) if indices is None else indices
+        missing = np.zeros(len(indices), dtype=bool)
+        for start in range(0, len(indices), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            found = store.look_up(self.keys_at(indices[chunk]))
+            missing[chunk] = [logps is None for logps in found]
         return missing
 
 
@@ -242,11 +250,7 @@ class Filler:
         """Send each process what its store lacks: only those that share a file lack nothing."""
         if self._processes.count == 1 or not len(indices):
             return
-        have = np.ones(len(indices), dtype=bool)
-        for start in range(0, len(indices), _CHUNK):
-            found = self.store.look_up(wanted.keys_at(indices[start : start + _CHUNK]))
-            have[start : start + _CHUNK] = [logps is not None for logps in found]
-        has = np.array(self._processes.all(have))
+        has = ~np.array(self._processes.all(wanted.missing(self.store, indices)))
         lacking = np.flatnonzero(~has.all(0))
         sender = has.argmax(0)  # the first that has it
         for start in range(0, len(lacking), _CHUNK):
