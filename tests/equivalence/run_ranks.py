@@ -1,38 +1,72 @@
-"""Train a tiny model and write what came out; started once per process by the tests beside it."""
+"""Train tiny models and write what came out; started once per process by the tests beside it."""
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 
+from prefopt import PreferenceTrainer
 from tests.models import tiny_model, tiny_rows
 from tests.training import steps, trainer
 
+# What rows may say beside their text; values that repeat in neither batches nor ranks.
+COLUMNS = {"margin": [0.5, 1.5, -0.5, 1.0, 2.0], "weight": [1.0, 0.25, 2.0]}
 
-def main(
-    folder: Path, loss: str, kind: str, batch_size: int, architecture: str, accumulated: int
-) -> None:
-    """Train three steps and write losses, gradient norms, metrics and weights."""
+
+def rows(count: int, kind: str, columns: list[str], seed: int = 0) -> Dataset:
+    """Return tiny rows with some of ``COLUMNS``."""
+    made = tiny_rows(count, kind, seed)
+    for name in columns:
+        values = COLUMNS[name]
+        made = made.add_column(name, [values[i % len(values)] for i in range(count)])
+    return made
+
+
+def train(
+    folder: Path,
+    kind: str = "paired",
+    *,
+    batch_size: int,
+    architecture: str = "llama",
+    columns: tuple[str, ...] = (),
+    other_reference: bool = False,
+    **options: Any,
+) -> PreferenceTrainer:
+    """Train three steps of ``batch_size`` examples each, over all processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulated = options.setdefault("gradient_accumulation_steps", 1)
     trained = trainer(
         folder,
-        tiny_rows(24, kind),
+        rows(24, kind, list(columns)),
         model=tiny_model(architecture),
-        loss_type=loss,
-        eval_dataset=tiny_rows(7, kind, seed=1),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulated,
+        ref_model=tiny_model(architecture, seed=3) if other_reference else None,
+        eval_dataset=rows(7, kind, list(columns), seed=1),
+        per_device_train_batch_size=batch_size // processes // accumulated,
         ddp_find_unused_parameters=False,
         # Adam's first steps go as far for a gradient of rounding errors as for any other.
         optim="sgd",
+        **options,
     )
     trained.train()
-    evaluated = trained.evaluate()
-    if trained.is_world_process_zero():
+    return trained
+
+
+def main(folder: Path) -> None:
+    """Train each case of ``cases.json`` and write losses, gradient norms, metrics and weights."""
+    cases: dict[str, Any] = json.loads((folder / "cases.json").read_text())
+    results, kept = {}, []
+    for name, case in cases.items():
+        trained = train(folder / name, **case)
+        evaluated = trained.evaluate()
         weights = torch.cat([p.detach().flatten() for p in trained.model.parameters()])
-        result = {"steps": steps(trained), "eval": evaluated, "weights": weights.tolist()}
-        Path(folder, "result.json").write_text(json.dumps(result))
+        results[name] = {"steps": steps(trained), "eval": evaluated, "weights": weights.tolist()}
+        kept.append(trained)
+    if trained.is_world_process_zero():
+        (folder / "results.json").write_text(json.dumps(results))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     # Torch's gloo can deadlock when DDP is torn down (a worker thread waits for the interpreter
@@ -42,5 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    folder, loss, kind, batch_size, architecture, accumulated = sys.argv[1:]
-    main(Path(folder), loss, kind, int(batch_size), architecture, int(accumulated))
+    main(Path(sys.argv[1]))
