@@ -25,7 +25,7 @@ class Scored(NamedTuple):
     Attributes:
         scores: By the policy.
         ref_logps: By the reference; (N,), nats; None if no loss needs it.
-        mismatched: Sum and count of the log-ratios of mismatched completions; (2,).
+        mismatched: Sums over mismatched completions: log-ratios, those per token, 1; (3,).
         ref_per_token_logps: By the reference, of each scored token; (L,), nats.
     """
 
@@ -54,7 +54,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
     _counts: Callable[[Mapping[str, Any]], Tensor]
     _pool: Callable[[Sequence[dict[str, Any]], Sequence[Scored]], None]
     _add_metrics: Callable[..., None]
-    _kl_estimate: Callable[[Iterable[Tensor | float]], Tensor]
+    _kl_estimate: Callable[[Iterable[Tensor | float]], dict[str, Tensor]]
     _sum_over_processes: Callable[[Tensor], Tensor]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -95,7 +95,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         parts = list(self._evaluated(dataloader))
-        kl = None
+        kl: dict[str, Tensor] = {}
         if self.objective.needs_kl:
             kl = self._kl_estimate(scored.mismatched for _, scored in parts)
         if self.objective.needs_step:
@@ -113,8 +113,7 @@ class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
         means["loss"] = sum(
             term.weight * value for term, value in zip(self.objective.terms, terms, strict=True)
         )
-        if kl is not None:
-            means["kl"] = float(kl)
+        means |= {name: float(estimate) for name, estimate in kl.items()}
         predictions, labels = self._collected(rewards)
         if self.compute_metrics is not None:
             means |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))

@@ -66,7 +66,7 @@ from prefopt.policy import (
 )
 from prefopt.reference import References
 from prefopt.run_reference import RunReference
-from prefopt.whole_step import WholeStep, sum_and_count
+from prefopt.whole_step import WholeStep, mismatched_sums
 
 
 class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
@@ -179,7 +179,7 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
         self.router_loss = RouterLoss.of(self.model, args.router_aux_loss_coef)
         self._references: References | None = None
         self._sums = MetricSums()
-        self._running = RunningMeans()
+        self._running = RunningMeans(len(self.objective.terms))
         self._sequence_tokens = torch.zeros((), dtype=torch.int64)
         if self.objective.needs_reference:
             self._set_up_reference(ref_model)
@@ -305,11 +305,11 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
         mean over all examples of the step.
         """
         scored = self._score(inputs, wrapped=model)
-        kl = inputs.get("kl_estimate")
-        if kl is None and self.objective.needs_kl:
+        kl = inputs.get("kl_estimate", {})
+        if not kl and self.objective.needs_kl:
             kl = self._kl_estimate([scored.mismatched])
             if self.model.training:
-                self._sums.add("kl", kl, 1.0)
+                self._log_kl(kl)
         outputs, scores = self._outputs(inputs, scored, kl), scored.scores
         counts = inputs["counts"] if "counts" in inputs else self._counts(inputs)
         denominators = inputs.get("denominators", counts)  # of its own when called by hand
@@ -369,7 +369,7 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
             return Scored(scores)
         mismatched: Tensor | float = 0.0
         if scores.continuation is not None and reference.continuation is not None:
-            mismatched = sum_and_count(scores.continuation.logps - reference.continuation)
+            mismatched = mismatched_sums(scores.continuation, reference.continuation)
         elif self.objective.needs_kl and "kl_estimate" not in batch:
             mismatched = self._mismatched_log_ratios(batch)
         return Scored(scores, reference.logps, mismatched, reference.per_token_logps)

@@ -17,8 +17,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from prefopt.engine import Scorer
 from prefopt.engine.router import RouterLoss, routed_tokens
+from prefopt.engine.score import Scores
 from prefopt.exact_evaluation import Scored, gather_objects
 from prefopt.losses import LossOutput, Objective
+from prefopt.losses.common import average_logps
 from prefopt.losses.inputs import (
     Completions,
     loss_inputs,
@@ -29,7 +31,7 @@ from prefopt.losses.inputs import (
 )
 from prefopt.losses.metrics import MetricSums
 from prefopt.losses.objective import Term
-from prefopt.losses.pool import Pooled, RunningMeans, pool, step_sums, with_gradient
+from prefopt.losses.pool import Pooled, RunningMeans, pool, running_sums, with_gradient
 from prefopt.reference import References
 
 # What a checkpoint keeps of means over training.
@@ -64,7 +66,7 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
             estimate = self._kl_estimate(map(self._mismatched_log_ratios, parts))
             for part in parts:
                 part["kl_estimate"] = estimate
-            self._sums.add("kl", estimate, 1.0)
+            self._log_kl(estimate)
         scheduled = [term.beta for term in self._terms if term.options.beta_final is not None]
         if scheduled:
             self._sums.add("beta", denominators.new_tensor(scheduled[0]), 1.0)
@@ -87,8 +89,9 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         """Score all micro-batches once without gradient, for losses that need all examples."""
         scored = [self._score(part, wrapped=None) for part in parts]
         if self.objective.needs_running_means:
-            sums = torch.stack([_step_sums(*pair) for pair in zip(parts, scored, strict=True)])
-            means = self._running.updated(self._sum_over_processes(sums.sum(0)))
+            sums = [self._running_sums(*pair) for pair in zip(parts, scored, strict=True)]
+            total = self._sum_over_processes(torch.stack(sums).sum(0))
+            means = self._running.updated(total)
             for part in parts:
                 part["running_means"] = means
         self._pool(parts, scored)
@@ -100,16 +103,17 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         for index, term in enumerate(self._terms):
             if term.loss.pooled:
                 mine = [
-                    self._pooled_inputs(term, *pair) for pair in zip(parts, scored, strict=True)
+                    self._pooled_inputs(index, *pair) for pair in zip(parts, scored, strict=True)
                 ]
                 for part, pooled in zip(parts, self._pooled(term, mine), strict=True):
                     part["pooled"][index] = pooled
 
     def _pooled_inputs(
-        self, term: Term, part: Mapping[str, Any], scored: Scored
+        self, index: int, part: Mapping[str, Any], scored: Scored
     ) -> dict[str, Tensor]:
+        term = self._terms[index]
         views = rows_of(term, part)
-        completions = self._completions(part, scored, None)
+        completions = _completions(scored, self._running_means(part, scored)[index])
         (inputs,) = loss_inputs(term, views, completions)
         weights = term_weights(term, views, completions)
         return inputs if weights is None else inputs | {"weights": weights}
@@ -135,14 +139,15 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
     # One batch ------------------------------------------------------------------------------------
 
     def _outputs(
-        self, batch: Mapping[str, Any], scored: Scored, kl: Tensor | None
+        self, batch: Mapping[str, Any], scored: Scored, kl: Mapping[str, Tensor]
     ) -> list[LossOutput]:
         """Return what each loss of the objective makes of a scored batch."""
-        completions = self._completions(batch, scored, kl)
+        running = self._running_means(batch, scored)
         pooled = batch.get("pooled", {})
         outputs = []
         for index, term in enumerate(self._terms):
             views = rows_of(term, batch)
+            completions = _completions(scored, {**kl, **running[index]})
             if index in pooled:
                 (inputs,) = loss_inputs(term, views, completions)
                 outputs.append(with_gradient(pooled[index], inputs))
@@ -150,29 +155,21 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
                 outputs.append(term_output(term, views, completions))
         return outputs
 
-    def _completions(
-        self, batch: Mapping[str, Any], scored: Scored, kl: Tensor | None
-    ) -> Completions:
-        scalars = {} if kl is None else {"kl": kl}
-        if self.objective.needs_running_means:
-            scalars |= batch.get("running_means") or self._means_with(batch, scored)
-        scores = scored.scores
-        return Completions(
-            scores.logps,
-            scores.lengths,
-            scored.ref_logps,
-            scores.per_token_logps,
-            scored.ref_per_token_logps,
-            scores.divergences,
-            None if scores.statistics is None else scores.statistics.log_collisions,
-            scalars=scalars,
-        )
-
-    def _means_with(self, batch: Mapping[str, Any], scored: Scored) -> dict[str, Tensor]:
-        """Return the running means; in training, with a step that is this batch alone."""
-        if not self.model.training:
+    def _running_means(self, batch: Mapping[str, Any], scored: Scored) -> list[dict[str, Tensor]]:
+        """Return the running means of each term; in training, with the step of this batch."""
+        if "running_means" in batch:
+            known: list[dict[str, Tensor]] = batch["running_means"]
+            return known
+        if not (self.objective.needs_running_means and self.model.training):
             return self._running.means()
-        return self._running.updated(_step_sums(batch, scored))
+        return self._running.updated(self._running_sums(batch, scored))
+
+    def _running_sums(self, batch: Mapping[str, Any], scored: Scored) -> Tensor:
+        """Return what a micro-batch adds to the running means of each term; (terms, 4)."""
+        completions = _completions(scored, {})
+        return torch.stack(
+            [running_sums(term, rows_of(term, batch), completions) for term in self._terms]
+        )
 
     def _save_running_means(self, folder: Path) -> None:
         if self.objective.needs_running_means:
@@ -180,7 +177,7 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _load_running_means(self, resume_from_checkpoint: str | bool | None) -> None:
         """Go on with the running means of a checkpoint, or begin anew."""
-        self._running = RunningMeans()
+        self._running = RunningMeans(len(self.objective.terms))
         folder = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(self.args.output_dir)
@@ -209,38 +206,61 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         )
         return "separate" if several or self.scorer.layout == "padded" else "continued"
 
-    def _kl_estimate(self, log_ratios: Iterable[Tensor | float]) -> Tensor:
-        """Return max(0, mean log-ratio of mismatched completions) over all processes; nats.
+    def _kl_estimate(self, log_ratios: Iterable[Tensor | float]) -> dict[str, Tensor]:
+        """Return max(0, mean log-ratio of mismatched completions) over all processes; () each.
 
         Args:
-            log_ratios: Their sum and count, in parts; (2,).
+            log_ratios: ``mismatched_sums``, in parts; (3,).
+
+        Returns:
+            What the objective takes of ``kl``, in nats, and ``mean_kl``, in nats per token.
         """
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         for part in log_ratios:
             total += part
         total = self._sum_over_processes(total)
-        return (total[0] / total[1].clamp(min=1)).clamp(min=0).float()
+        means = (total[:2] / total[2].clamp(min=1)).clamp(min=0).float()
+        estimates = dict(zip(("kl", "mean_kl"), means, strict=True))
+        return {name: value for name, value in estimates.items() if name in self.objective.inputs}
+
+    def _log_kl(self, estimates: Mapping[str, Tensor]) -> None:
+        for name, value in estimates.items():
+            self._sums.add(name, value, 1.0)
 
     @torch.no_grad()
     def _mismatched_log_ratios(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return sum and count of policy minus reference over mismatched completions; (2,)."""
+        """Return ``mismatched_sums`` of a batch whose mismatched completions are its own; (3,)."""
         assert self._references is not None  # no loss eats a KL estimate without a reference
         scores = self.scorer.score(batch["kl"], context=self.accelerator.autocast)
         reference = self._references.logps(batch["kl"])
-        return sum_and_count(scores.logps - reference.logps)
+        return mismatched_sums(scores, reference.logps)
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return summed
 
 
-def sum_and_count(values: Tensor) -> Tensor:
-    """Return the sum of values and how many they are; (2,), float64."""
-    return torch.stack([values.sum(), values.new_tensor(len(values))]).double()
+def mismatched_sums(scores: Scores, ref_logps: Tensor) -> Tensor:
+    """Return sums over mismatched completions: log-ratios, those per token, 1; (3,), float64.
+
+    Args:
+        scores: Of the mismatched completions, by the policy.
+        ref_logps: By the reference; (N,), nats.
+    """
+    log_ratios = (scores.logps - ref_logps).double()
+    per_token = average_logps(log_ratios, scores.lengths)
+    return torch.stack([log_ratios.sum(), per_token.sum(), log_ratios.new_tensor(len(log_ratios))])
 
 
-def _step_sums(batch: Mapping[str, Any], scored: Scored) -> Tensor:
-    assert scored.ref_logps is not None  # running means are of log-ratios
-    return step_sums(
-        scored.scores.logps, scored.ref_logps, batch["chosen_index"], batch["rejected_index"]
+def _completions(scored: Scored, scalars: Mapping[str, Tensor]) -> Completions:
+    scores = scored.scores
+    return Completions(
+        scores.logps,
+        scores.lengths,
+        scored.ref_logps,
+        scores.per_token_logps,
+        scored.ref_per_token_logps,
+        scores.divergences,
+        None if scores.statistics is None else scores.statistics.log_collisions,
+        scalars=scalars,
     )

@@ -39,8 +39,8 @@ def bco_pair_loss(
         rejected_logps: The same of the rejected completion; (B,), nats.
         ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
         ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
-        mean_log_ratio: Mean log-ratio of all completions trained on so far; (), nats. No gradient
-            flows through it.
+        mean_log_ratio: Mean log-ratio of all completions trained on so far, each counted once for
+            each of its pairs; (), nats. No gradient flows through it.
         beta: Reward per nat of log-ratio; greater than 0.
         shift: Whether rewards are compared with their running mean, or with 0.
 

@@ -47,7 +47,8 @@ class Completions:
         divergences: KL(reference || policy) at each token, summed over tokens; (N,).
         log_collisions: Log of the sum of squared probabilities over the vocabulary, summed over
             tokens; (N,), needed for WPO's weights only.
-        scalars: Inputs that are one number for the whole batch, by name; ().
+        scalars: Inputs that are one number for the whole batch, by name; (). ``mean_kl`` is
+            ``kl`` of log-ratios per token.
     """
 
     logps: Tensor

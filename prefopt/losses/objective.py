@@ -9,6 +9,9 @@ from typing import Any
 from prefopt.losses.options import LossOptions, fit_options, scheduled_beta
 from prefopt.losses.registry import SCALARS, Loss, get_loss
 
+# Inputs that are means over all of training.
+RUNNING_MEANS = SCALARS - {"kl"}
+
 _TERM = re.compile(
     r"\s*(?:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
     r"(?P<name>[A-Za-z_][\w-]*)\s*(?P<end>\+|\Z)"
@@ -98,7 +101,7 @@ class Objective:
     @property
     def needs_running_means(self) -> bool:
         """Whether a term asks for a mean over all of training."""
-        return bool(self.inputs & (SCALARS - {"kl"}))
+        return bool(self.inputs & RUNNING_MEANS)
 
     @property
     def needs_step(self) -> bool:

@@ -6,9 +6,11 @@ Each is a transform of a loss's inputs before it is called, in this order, and i
   arXiv:2409.06411), for policy and reference alike;
 - ``f_divergence_type``: the log-ratio log r gives way to f'(r) of another divergence than reverse
   KL (f-DPO, Wang et al. 2023, arXiv:2309.16240, in the parametrisation of TRL 1.16), 0 at r = 1;
-- ``length_normalize``: log-probs per token in place of sums;
+- ``length_normalize``: log-probs per token in place of sums, and so the divergences beside them;
 - ``margin_scale``: the margin of rewards must exceed an offset, ``margin_scale`` times the margin
   of the data (ODPO, Amini et al. 2024, arXiv:2402.10571, its offset the identity).
+
+KTO's KL estimate and the running means of other losses are made of the transformed log-probs too.
 
 Beside them ``beta_schedule`` moves beta over training, and ``use_weighting`` weighs pairs by how
 likely the policy is to produce them (WPO, Zhou et al. 2024, arXiv:2406.11827).
@@ -18,6 +20,7 @@ loss registered elsewhere needs no entry in a list.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,7 +31,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.losses.common import average_logps, check_choice, check_not_negative, head_and_tail
 from prefopt.losses.contract import make_inputs
-from prefopt.losses.registry import SCALARS, Loss, LossOutput
+from prefopt.losses.registry import Loss, LossOutput
 
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 BETA_SCHEDULES = ("constant", "linear", "cosine")
@@ -108,6 +111,7 @@ class LossOptions:
             extra += [name.replace("logps", "head_logps") for name in logps]
         if self.length_normalize:
             extra += [_lengths_of(name) for name in logps if not name.startswith("ref_")]
+            extra += ["mean_kl"] if "kl" in loss.inputs else []
         if self.margin_scale:
             extra.append("margins")
         return tuple(extra)
@@ -167,14 +171,14 @@ def _f_divergence_problem(loss: Loss, settings: Settings, options: LossOptions) 
         return "compares no completions by their log-ratios to a reference"
     if loss.name == "chi_po":
         return "has a divergence of its own: use dpo"
-    problem = _of_sums(loss)
+    problem = _of_divergences(loss) or _of_sums(loss)
     if problem is None and not _is_blind_to(loss, settings, _shifted_with_reference):
         return "depends on more than the log-ratios of policy and reference"
     return problem
 
 
 def _ld_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
-    return _not_on_pairs(loss) or _of_sums(loss)
+    return _not_on_pairs(loss) or _of_divergences(loss) or _of_sums(loss)
 
 
 def _margin_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
@@ -221,11 +225,16 @@ def _of_heads(loss: Loss) -> str | None:
     return None
 
 
+def _of_divergences(loss: Loss) -> str | None:
+    """Return which input knows neither another divergence than KL nor a part of a completion."""
+    for name in loss.inputs:
+        if name == "kl" or name.endswith("divergences"):
+            return f"takes `{name}`, which is a KL divergence over whole completions"
+    return None
+
+
 def _of_sums(loss: Loss) -> str | None:
     """Return what keeps a loss to log-probs that are sums over all tokens."""
-    for name in loss.inputs:
-        if name in SCALARS or name.endswith("divergences"):
-            return f"takes `{name}`, which is of sums over whole completions"
     if loss.data_kind == "preferred":
         return "looks at preferred completions alone"
     return _of_heads(loss)
@@ -247,7 +256,7 @@ def _shifted_with_reference(
 ) -> dict[str, Tensor]:
     """Return log-probs of policy and reference, both moved by a number for each completion."""
     moved: dict[str, Tensor] = {}
-    for name, reference in _policy_and_reference(inputs):
+    for name, reference in policy_and_reference(inputs):
         shifts = 9 * torch.randn(inputs[name].shape, generator=generator, dtype=torch.float64)
         moved |= {name: inputs[name] + shifts, reference: inputs[reference] + shifts}
     return moved
@@ -284,7 +293,7 @@ def transformed(
             head = moved[name.replace("logps", "head_logps")]
             moved[name] = head_and_tail(moved[name], head, options.ld_alpha)
     if options.f_divergence_type != "reverse_kl":
-        for name, reference in _policy_and_reference(moved):
+        for name, reference in policy_and_reference(moved):
             moved[name] = divergence_scores(
                 moved[name] - moved[reference],
                 options.f_divergence_type,
@@ -292,8 +301,10 @@ def transformed(
             )
             moved[reference] = torch.zeros_like(moved[reference])
     if options.length_normalize:
-        for name in _logps(loss.inputs):
+        for name in _sums(loss.inputs):
             moved[name] = average_logps(moved[name], moved[_lengths_of(name)])
+        if "kl" in moved:
+            moved["kl"] = moved["mean_kl"]
     if options.margin_scale:
         beta = settings.get("beta", loss.hyperparameters.get("beta", 1.0))
         offsets = margin_offsets(options, moved["margins"]) / beta
@@ -350,6 +361,19 @@ def with_whole_rewards(
     return output._replace(chosen_rewards=output.chosen_rewards + offsets)
 
 
+def policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Return the names of the policy's log-probs, each with that of the reference.
+
+    Args:
+        inputs: What a loss eats, by name.
+    """
+    return [
+        (name.removeprefix("ref_"), name)
+        for name in inputs
+        if name.startswith("ref_") and not name.endswith("head_logps")
+    ]
+
+
 def scheduled_beta(options: LossOptions, first: float, progress: float) -> float:
     """Return beta at a point of training.
 
@@ -396,14 +420,9 @@ def _logps(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.endswith("logps")]
 
 
-def _policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Return the names of the policy's log-probs, each with that of the reference."""
-    return [
-        (name.removeprefix("ref_"), name)
-        for name in inputs
-        if name.startswith("ref_") and not name.endswith("head_logps")
-    ]
+def _sums(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.endswith(("logps", "divergences"))]
 
 
 def _lengths_of(name: str) -> str:
-    return name.removeprefix("ref_").replace("logps", "lengths")
+    return re.sub("logps|divergences", "lengths", name.removeprefix("ref_"))

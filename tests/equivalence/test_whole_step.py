@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from prefopt.losses import get_loss, parse_objective
-from prefopt.losses.pool import RunningMeans, pool, step_sums, with_gradient
+from prefopt.losses.inputs import Completions
+from prefopt.losses.pool import RunningMeans, pool, running_sums, with_gradient
 from tests.equivalence.test_invariance import assert_same_training, run
 from tests.models import tiny_model, tiny_rows
 from tests.training import steps, trainer
@@ -76,37 +77,50 @@ def test_pooled_losses_and_gradients_are_those_of_the_whole(sizes):
 
 
 def test_running_means_count_completions_and_forget_margins_slowly():
-    means = RunningMeans()
-    assert {name: float(value) for name, value in means.means().items()} == {
-        "mean_log_ratio": 0.0,
-        "mean_margin": 0.0,
+    pairs, thumbs = parse_objective({"paired": "beta_dpo", "unpaired": "bco"}).terms
+    means = RunningMeans(2)
+    assert means.means() == [{"mean_log_ratio": 0.0, "mean_margin": 0.0}] * 2
+    log_ratios = torch.tensor([1.0, -1.0, 4.0, 1.0])
+    known = Completions(log_ratios, torch.ones(4), torch.zeros(4))
+    views = {
+        "chosen_index": torch.tensor([0, 2]),
+        "rejected_index": torch.tensor([1, 1]),
+        "labelled_index": torch.tensor([0, 1, 2]),
+        "desirable": torch.ones(3),
     }
-    logps, reference = torch.tensor([1.0, -1.0, 4.0]), torch.zeros(3)
-    chosen, rejected = torch.tensor([0, 2]), torch.tensor([1, 1])
-    first = means.updated(step_sums(logps, reference, chosen, rejected))
-    assert float(first["mean_log_ratio"]) == pytest.approx(4 / 3)
-    assert float(first["mean_margin"]) == pytest.approx(0.1 * 3.5)
-    second = means.updated(step_sums(logps[:1], reference[:1], chosen[:0], rejected[:0]))
-    assert float(second["mean_log_ratio"]) == pytest.approx(5 / 4)
-    assert float(second["mean_margin"]) == pytest.approx(0.1 * 3.5)  # a step without pairs
-    again = RunningMeans()
+    sums = [running_sums(term, views, known) for term in (pairs, thumbs)]
+    first = means.updated(torch.stack(sums))
+    assert float(first[0]["mean_margin"]) == pytest.approx(0.1 * 3.5)
+    assert float(first[1]["mean_log_ratio"]) == pytest.approx(4 / 3)
+    nothing = torch.tensor([], dtype=torch.int64)
+    views = {"chosen_index": nothing, "rejected_index": nothing}  # a step without pairs
+    views |= {"labelled_index": torch.tensor([3]), "desirable": torch.ones(1)}
+    sums = [running_sums(term, views, known) for term in (pairs, thumbs)]
+    second = means.updated(torch.stack(sums))
+    assert float(second[0]["mean_margin"]) == pytest.approx(0.1 * 3.5)
+    assert float(second[1]["mean_log_ratio"]) == pytest.approx(5 / 4)
+    again = RunningMeans(2)
     again.load_state_dict(means.state_dict())
     assert again.means() == means.means()
+    with pytest.raises(ValueError, match="means of 2 losses, this objective has 1"):
+        RunningMeans(1).load_state_dict(means.state_dict())
 
 
-def test_running_means_are_kept_in_checkpoints(tmp_path):
+@pytest.mark.parametrize("per_token", [{}, {"length_normalize": True}])
+def test_running_means_are_kept_in_checkpoints(tmp_path, per_token):
     rows = tiny_rows(16)
     options = {"loss_type": "bco", "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-    options |= {"beta": 1.0, "learning_rate": 5e-2, "optim": "sgd"}
+    options |= {"beta": 1.0, "learning_rate": 5e-2, "optim": "sgd"} | per_token
     whole = trainer(tmp_path / "whole", rows, **options)
     whole.train()
     resumed = trainer(tmp_path / "again", rows, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     wanted = [entry["loss"] for entry in steps(whole)][-1]
     assert [entry["loss"] for entry in steps(resumed)][-1] == pytest.approx(wanted, rel=1e-6)
-    assert abs(resumed._running.means()["mean_log_ratio"]) > 1e-3
-    for name, mean in whole._running.means().items():
-        assert float(resumed._running.means()[name]) == pytest.approx(float(mean), rel=1e-5)
+    ((found,), (wanted,)) = (its._running.means() for its in (resumed, whole))
+    assert abs(found["mean_log_ratio"]) > 1e-3
+    for name, mean in wanted.items():
+        assert float(found[name]) == pytest.approx(float(mean), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["aot", "beta_dpo", "bco"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses import get_loss, list_losses, parse_objective
+from prefopt.losses import LossOutput, get_loss, list_losses, parse_objective, register_loss
 from prefopt.losses.contract import make_inputs
 from prefopt.losses.inputs import Completions, loss_inputs, term_output
 from prefopt.losses.options import (
@@ -19,6 +19,7 @@ from prefopt.losses.options import (
     transformed,
     wpo_weights,
 )
+from prefopt.losses.pool import running_sums
 from tests.equivalence.test_invariance import assert_same_training, run
 from tests.models import tiny_model, tiny_rows
 from tests.training import steps, trainer
@@ -59,6 +60,7 @@ def batch(seed=0):
         log_collisions=leaf(6, generator, scale=12.0).detach(),
         scalars={
             "kl": torch.tensor(0.3, dtype=torch.float64),
+            "mean_kl": torch.tensor(0.07, dtype=torch.float64),
             "mean_log_ratio": torch.tensor(0.3, dtype=torch.float64),
             "mean_margin": torch.tensor(-1.0, dtype=torch.float64),
         },
@@ -133,15 +135,19 @@ def refusal(loss, option):
     [
         (
             "length_normalize",
-            {"dpo", "cpo", "aot", "plackett_luce"},
-            {"ipo", "simpo", "orpo", "kto"},
+            {"dpo", "cpo", "aot", "plackett_luce", "kto", "bco", "bco_pair", "beta_dpo", "tdpo"},
+            {"ipo", "simpo", "orpo"},
         ),
         (
             "f_divergence_type",
-            {"ipo", "exo", "plackett_luce"},
-            {"cpo", "aot", "bco_pair", "chi_po"},
+            {"ipo", "exo", "plackett_luce", "bco", "bco_pair", "beta_dpo"},
+            {"cpo", "aot", "chi_po", "kto", "tdpo"},
         ),
-        ("ld_alpha", {"ipo", "cpo", "aot"}, {"ld_dpo", "kto", "tdpo", "sft"}),
+        (
+            "ld_alpha",
+            {"ipo", "cpo", "aot", "bco_pair", "beta_dpo"},
+            {"ld_dpo", "kto", "bco", "tdpo", "sft"},
+        ),
         (
             "margin_scale",
             {"hinge", "cpo", "r_dpo", "tdpo"},
@@ -168,6 +174,10 @@ def test_a_refusal_names_loss_reason_and_what_to_use():
     assert "use dpo with ld_alpha" in refusal(get_loss("ld_dpo"), "ld_alpha")
     assert "leave margin_scale out" in refusal(get_loss("odpo"), "margin_scale")
     assert "no hyper-parameter beta" in refusal(get_loss("orpo"), "beta_schedule")
+    kl = refusal(get_loss("kto"), "f_divergence_type")
+    assert "kto takes `kl`, which is a KL divergence over whole completions" in kl
+    assert "tdpo takes `chosen_divergences`, which is a KL" in refusal(get_loss("tdpo"), "ld_alpha")
+    assert "bco is a loss on unpaired data, not pairs" in refusal(get_loss("bco"), "ld_alpha")
 
 
 def test_hyperparameters_decide_what_a_loss_can_take():
@@ -242,6 +252,26 @@ def test_a_ranking_of_two_per_token_is_ln_dpo():
     # Log-ratios 3 and -2 over 3 and 2 tokens: 1 and -1 nats per token.
     wanted = -logsigmoid(torch.tensor([0.5 * 2.0]))
     torch.testing.assert_close(loss(**moved, beta=0.5).losses, wanted)
+
+
+def test_kto_per_token_compares_with_the_kl_estimate_per_token():
+    _, completions = batch()
+    output, _ = outcome("kto", {"beta": 0.5}, length_normalize=True)
+    per_token = (completions.logps - completions.ref_logps).detach() / completions.lengths
+    sides = torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0, -1.0])
+    torch.testing.assert_close(
+        output.losses.detach(), torch.sigmoid(-0.5 * sides * (per_token - 0.07))
+    )
+
+
+def test_tdpo_per_token_takes_its_divergences_per_token_too():
+    views, completions = batch()
+    output, _ = outcome("tdpo", {"beta": 0.5, "alpha": 0.3}, length_normalize=True)
+    log_ratios = (completions.logps - completions.ref_logps).detach() / completions.lengths
+    drifts = completions.divergences.detach() / completions.lengths
+    chosen, rejected = views["chosen_index"], views["rejected_index"]
+    margins = log_ratios[chosen] - log_ratios[rejected] - 0.3 * (drifts[rejected] - drifts[chosen])
+    torch.testing.assert_close(output.losses.detach(), -logsigmoid(0.5 * margins))
 
 
 # Divergences --------------------------------------------------------------------------------------
@@ -319,6 +349,50 @@ def test_tokens_beyond_the_shorter_completion_count_by_alpha():
     longer = gradient[of_first == 1]
     torch.testing.assert_close(longer[3:], 0.25 * longer[:2])
     torch.testing.assert_close(gradient[of_first == 0], -longer[:3])
+
+
+# What running means are made of -------------------------------------------------------------------
+
+
+def test_running_sums_are_of_log_ratios_as_the_loss_is_given_them():
+    """Light tails, another divergence, per token: the first pair has 3 and 5 tokens."""
+    views, completions = batch()
+    views |= {"chosen_index": torch.tensor([0]), "rejected_index": torch.tensor([1])}
+    options = LossOptions(ld_alpha=0.5, f_divergence_type="js_divergence", length_normalize=True)
+    (term,) = parse_objective("bco_pair", loss_options=options).terms
+    ratios = (completions.per_token_logps - completions.ref_per_token_logps).detach()
+    chosen = (math.log(2) + logsigmoid(ratios[:3].sum())) / 3
+    rejected = (math.log(2) + logsigmoid(ratios[3:6].sum() + 0.5 * ratios[6:8].sum())) / 5
+    wanted = torch.stack([chosen + rejected, torch.tensor(2.0), chosen - rejected, torch.tensor(1)])
+    found = running_sums(term, views, completions)
+    torch.testing.assert_close(found, wanted)
+    assert not found.requires_grad
+
+
+def test_each_loss_of_a_sum_has_running_means_under_its_own_options():
+    """BCO on thumbs has no tails, so its mean stays that of whole completions."""
+    views, completions = batch()
+    options = LossOptions(ld_alpha=0.5)
+    pairs, thumbs = parse_objective("bco_pair + bco", loss_options=options).terms
+    whole = (completions.logps - completions.ref_logps).detach()
+    of_thumbs = running_sums(thumbs, views, completions)
+    torch.testing.assert_close(of_thumbs[:2], torch.stack([whole.sum(), torch.tensor(6.0)]))
+    assert of_thumbs[3] == 0
+    of_pairs = running_sums(pairs, views, completions)
+    twice = whole[views["chosen_index"]].sum() + whole[views["rejected_index"]].sum()
+    assert of_pairs[1] == 12
+    assert abs(of_pairs[0] - twice) > 0.1
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_a_running_mean_of_log_ratios_that_a_loss_is_not_given_is_an_error():
+    @register_loss("shifted")
+    def shifted(logps, desirable, mean_log_ratio):
+        return LossOutput(mean_log_ratio - logps, rewards=logps.detach())
+
+    (term,) = parse_objective("shifted").terms
+    with pytest.raises(ValueError, match="'shifted' asks for a running mean of log-ratios, but"):
+        running_sums(term, *batch())
 
 
 # Margins of the data ------------------------------------------------------------------------------
@@ -444,10 +518,20 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("loss", ["dpo + 0.1*sft", "aot_unpaired"])
+def together(loss):
+    """Return the fields of all those options that a loss takes."""
+    names = {name: {name} for name in EACH} | {"beta_schedule": {"beta_schedule", "beta_final"}}
+    refused = [names[name] for name in EACH if refusal(get_loss(loss.split()[0]), name)]
+    kept = set(TOGETHER).difference(*refused)
+    return {"loss_type": loss} | {name: TOGETHER[name] for name in kept}
+
+
+@pytest.mark.parametrize(
+    "loss", ["dpo + 0.1*sft", "aot_unpaired", "kto", "bco", "bco_pair", "beta_dpo", "tdpo"]
+)
 def test_accumulation_changes_nothing_under_options(tmp_path, loss):
     rows = tiny_rows(16)
-    options = TOGETHER | {"loss_type": loss}
+    options = together(loss)
     if loss.startswith("dpo"):
         rows = rows.add_column("margin", [0.1 * (index % 5) for index in range(16)])
         options |= {"margin_scale": 0.5, "use_weighting": True}
@@ -464,7 +548,7 @@ def test_accumulation_changes_nothing_under_options(tmp_path, loss):
     assert_same_training(parts, whole, tolerance=3e-5)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "aot_unpaired"])
+@pytest.mark.parametrize("loss", ["dpo", "aot_unpaired", "kto", "bco_pair", "beta_dpo"])
 def test_evaluation_under_options_does_not_depend_on_its_batch_size(tmp_path, loss):
     policy, losses = tiny_model("llama"), []
     for batch_size in (1, 16):
@@ -475,10 +559,50 @@ def test_evaluation_under_options_does_not_depend_on_its_batch_size(tmp_path, lo
             ref_model=tiny_model("llama", seed=5),
             eval_dataset=tiny_rows(11),
             per_device_eval_batch_size=batch_size,
-            **TOGETHER | {"loss_type": loss, "use_weighting": loss == "dpo"},
+            **together(loss) | {"use_weighting": loss == "dpo"},
         )
         losses.append(evaluator.evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_kto_per_token_evaluates_as_plain_forwards_do(tmp_path):
+    policy, reference = tiny_model("llama"), tiny_model("llama", seed=5)
+    options = {"loss_type": "kto", "length_normalize": True, "beta": 0.5}
+    rows = tiny_rows(9, "unpaired")
+    evaluator = trainer(
+        tmp_path, rows, model=policy, ref_model=reference, eval_dataset=rows, **options
+    )
+    metrics = evaluator.evaluate()
+    examples = list(evaluator.train_dataset)
+    own, mismatched = (
+        [
+            per_token_log_ratio(policy, reference, row["prompt_ids"], row[column][0])
+            for row in examples
+        ]
+        for column in ("completion_ids", "kl_completion_ids")
+    )
+    kl = max(0.0, sum(mismatched) / len(mismatched))
+    values = [
+        0.5 * (ratio - kl) * (1 if row["desirable"][0] else -1)
+        for ratio, row in zip(own, examples, strict=True)
+    ]
+    loss = sum(1 / (1 + math.exp(value)) for value in values) / len(values)
+    assert metrics["eval_mean_kl"] == pytest.approx(kl, rel=1e-4, abs=1e-6)
+    assert kl > 0.01  # it says something
+    assert metrics["eval_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@torch.no_grad()
+def per_token_log_ratio(policy, reference, prompt, completion):
+    ids = torch.tensor([[*prompt, *completion]])
+    logps = [
+        model(ids)
+        .logits[0]
+        .log_softmax(-1)[len(prompt) - 1 : -1]
+        .gather(1, ids[0, len(prompt) :, None])
+        for model in (policy, reference)
+    ]
+    return float((logps[0] - logps[1]).mean())
 
 
 def test_a_model_card_names_the_options(tmp_path):
