@@ -28,7 +28,7 @@ extensions = [
 exclude_patterns = ["_build", "examples"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-smartquotes = False  # the tables hold code: 'dpo + 0.2*sft'
+smartquotes_action = "D"  # dashes of autodoc; the tables hold quotes of code: 'dpo + 0.2*sft'
 suppress_warnings = ["myst.header"]  # the changelog starts where its own title ends
 
 autodoc_member_order = "bysource"
@@ -42,6 +42,8 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"prefopt {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["prefopt.css"]
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 
 

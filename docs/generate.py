@@ -18,7 +18,7 @@ from page_tables import markdown, table
 
 from prefopt.cli.guide import ADVICE, FAMILIES
 from prefopt.losses import Loss, get_loss, list_losses
-from prefopt.losses.common import without_warnings
+from prefopt.losses.common import published_range, without_warnings
 from prefopt.losses.registry import VOCABULARY
 
 HERE = Path(__file__).resolve().parent
@@ -91,16 +91,15 @@ def loss_index(losses: Sequence[Loss]) -> str:
     """
     rows = [
         (
-            f"[`{loss.name}`]({loss.name}.md)",
-            ", ".join(f"`{alias}`" for alias in loss.aliases),
+            ", ".join([f"[`{loss.name}`]({loss.name}.md)", *(f"`{one}`" for one in loss.aliases)]),
+            _title(loss)[1],
             loss.data_kind,
             "yes" if loss.needs_reference else "no",
             ", ".join(f"`{name}={value!r}`" for name, value in loss.hyperparameters.items()),
-            _title(loss)[1],
         )
         for loss in losses
     ]
-    headings = ("loss", "aliases", "data", "reference", "defaults", "what it is")
+    headings = ("loss, aliases", "what it is", "data", "reference", "defaults")
     toctree = "\n".join(loss.name for loss in losses)
     return f"""\
 # Losses
@@ -154,13 +153,13 @@ def loss_page(loss: Loss) -> str:
         ("name", f"`{loss.name}`"),
         ("aliases", ", ".join(f"`{alias}`" for alias in loss.aliases) or "none"),
         ("data", KINDS[loss.data_kind]),
-        ("reference", "needed" if loss.needs_reference else "not needed"),
+        ("reference", _reference(loss)),
         ("source", markdown(loss.source) or "not stated"),
         ("departures", markdown(loss.departures) or "not stated"),
     ]
     documented = docstring_section(inspect.getdoc(loss.function) or "", "Args")
     options = [
-        (f"`{name}`", f"`{default!r}`", markdown(documented.get(name, "")))
+        (f"`{name}`", f"`{default!r}`", _published(loss, name), markdown(documented.get(name, "")))
         for name, default in loss.hyperparameters.items()
     ]
     inputs = [
@@ -176,7 +175,6 @@ def loss_page(loss: Loss) -> str:
                 f"# {title}",
                 f"{what[:1].upper()}{what[1:]}." if what else "",
                 table(("", ""), facts),
-                notes(loss),
                 picture(loss),
                 "## Formula",
                 formula(loss),
@@ -185,13 +183,13 @@ def loss_page(loss: Loss) -> str:
                 "## Other implementations",
                 differences(loss),
                 "## Hyper-parameters" if options else "",
-                table(("name", "default", "meaning"), options) if options else "",
+                table(("name", "default", "published", "meaning"), options) if options else "",
                 "## Inputs",
                 table(("name", "meaning"), inputs),
                 "## Use",
                 f'```python\nPreferenceConfig("out", loss_type="{loss.name}"{setting})\n```',
                 "## Function",
-                f"```{{eval-rst}}\n.. autofunction:: {_dotted(loss)}\n   :no-index:\n```",
+                f"```{{eval-rst}}\n.. autofunction:: {_dotted(loss)}\n   :no-index-entry:\n```",
             )
             if part
         )
@@ -251,14 +249,15 @@ def _all_differences() -> dict[str, list[str]]:
 
 
 def formula(loss: Loss) -> str:
-    """Return the formula: the ``.. math::`` blocks of the docstring, and the code that computes it.
+    """Return the formula: the docstring's ``.. math::`` blocks and what it says of them, the code.
 
     Args:
         loss: The loss.
     """
     blocks = [f"$$\n{block}\n$$" for block in _math_blocks(_documentation(loss))]
-    legend = [LEGEND] if blocks else []
-    return "\n\n".join([*blocks, *legend, f"```python\n{_body(loss.function)}\n```"])
+    legend = LEGEND if blocks else ""
+    parts = [*blocks, notes(loss), legend, f"```python\n{_body(loss.function)}\n```"]
+    return "\n\n".join(filter(None, parts))
 
 
 def notes(loss: Loss) -> str:
@@ -291,6 +290,17 @@ def docstring_section(text: str, heading: str) -> dict[str, str]:
         elif name and line.strip():
             entries[name] += " " + line.strip()
     return entries
+
+
+def _reference(loss: Loss) -> str:
+    if any(name.endswith("divergences") for name in loss.inputs):
+        return "needed, and [live](../reference.md#losses-that-compare-whole-distributions)"
+    return "needed" if loss.needs_reference else "not needed"
+
+
+def _published(loss: Loss, name: str) -> str:
+    ends = loss.published.get(name)
+    return "" if ends is None else published_range(*ends)
 
 
 def _documentation(loss: Loss) -> str:

@@ -108,9 +108,11 @@ def test_the_page_of_a_loss_says_what_it_needs(generate, loss):
     assert re.search(r"## Formula\n\n\$\$\n\\ell\S* = ", page)
     assert all(f"`{name}`" in page for name in loss.inputs)
     for name, default in loss.hyperparameters.items():
-        row = re.search(rf"^\| `{name}` \| `{re.escape(repr(default))}` \| (.*) \|$", page, re.M)
+        cells = rf"^\| `{name}` \| `{re.escape(repr(default))}` \| ([^|]*) \| (.*) \|$"
+        row = re.search(cells, page, re.M)
         assert row, name
-        assert len(row[1]) > 10, f"{name} is not described"
+        assert bool(row[1]) == (name in loss.published)
+        assert len(row[2]) > 10, f"{name} is not described"
 
 
 def test_the_formula_in_the_docstring_is_typeset_and_the_code_shown(generate):
@@ -127,7 +129,7 @@ def test_the_formula_in_the_docstring_is_typeset_and_the_code_shown(generate):
         return chosen_logps + rejected_logps
 
     loss = prefopt.Loss("typeset", typeset_loss)
-    assert generate.formula(loss).startswith("$$\na + b\n$$\n")
+    assert generate.formula(loss).startswith("$$\na + b\n$$\n\nAfterwards.\n\n")
     assert generate.notes(loss) == "Afterwards."
     typeset_loss.__doc__ = "Sum: of two."
     assert generate.formula(loss) == "```python\nreturn chosen_logps + rejected_logps\n```"
