@@ -239,19 +239,19 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
         if self._moving is not None and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             save_file(self._moving.weights(), folder / WEIGHTS_FILE)
 
-    def _begin_with_reference(self, resume_from_checkpoint: str | bool | None) -> None:
+    def _begin_with_reference(self, folder: Path | None) -> None:
         """Serve the reference of the run that is resumed, or that of this one.
+
+        Args:
+            folder: The checkpoint from which training goes on; None to begin.
 
         Raises:
             ValueError: If the run that is resumed had another one, which cannot be had again.
         """
         if self._references is None:
             return
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if folder:
-            self._resume_reference(Path(folder))
+        if folder is not None:
+            self._resume_reference(folder)
         self._serve_own_references()
         self._references.policy_moves()
 
@@ -315,6 +315,18 @@ class _Follow(TrainerCallback):  # type: ignore[misc] # transformers is untyped
         """See ``transformers.TrainerCallback``."""
         if state.global_step % self._every == 0:
             self._copy.follow(self._alpha)
+
+
+def checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: str) -> Path | None:
+    """Return the folder from which training goes on; None if it begins.
+
+    Args:
+        resume_from_checkpoint: As ``Trainer.train`` takes it: True means the latest checkpoint.
+        output_dir: Where checkpoints are.
+    """
+    latest = get_last_checkpoint(output_dir) if resume_from_checkpoint is True else None
+    folder = latest if resume_from_checkpoint is True else resume_from_checkpoint
+    return Path(folder) if folder else None
 
 
 def _is_checkpoint(name: str | None) -> bool:

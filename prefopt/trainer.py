@@ -65,7 +65,7 @@ from prefopt.policy import (
     switch_off_dropout,
 )
 from prefopt.reference import References
-from prefopt.run_reference import RunReference
+from prefopt.run_reference import RunReference, checkpoint_folder
 from prefopt.whole_step import WholeStep, mismatched_sums
 
 
@@ -268,8 +268,9 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
 
         On a CPU denormal gradients count as zero, and memory is kept between steps.
         """
-        self._begin_with_reference(resume_from_checkpoint)
-        self._load_running_means(resume_from_checkpoint)
+        checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        self._begin_with_reference(checkpoint)
+        self._load_running_means(checkpoint)
         with ExitStack() as stack:
             if self.args.device.type == "cpu":
                 stack.enter_context(denormals_flushed())

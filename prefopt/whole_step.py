@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from prefopt.engine import Scorer
 from prefopt.engine.router import RouterLoss, routed_tokens
@@ -175,15 +174,12 @@ class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
         if self.objective.needs_running_means:
             (folder / RUNNING_FILE).write_text(json.dumps(self._running.state_dict()) + "\n")
 
-    def _load_running_means(self, resume_from_checkpoint: str | bool | None) -> None:
+    def _load_running_means(self, folder: Path | None) -> None:
         """Go on with the running means of a checkpoint, or begin anew."""
         self._running = RunningMeans(len(self.objective.terms))
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if not (folder and self.objective.needs_running_means):
+        if folder is None or not self.objective.needs_running_means:
             return
-        file = Path(folder) / RUNNING_FILE
+        file = folder / RUNNING_FILE
         if not file.is_file():
             raise ValueError(
                 f"{folder} has no {RUNNING_FILE}, which the loss {self.objective.name!r} needs to "

@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from prefopt.cli import is_main_process
 from prefopt.cli.cache import folder_of, model_text, printable, size_text, store_errors
 from prefopt.cli.errors import UserError, user_errors
@@ -21,6 +19,7 @@ from prefopt.reference.damage import is_damage
 from prefopt.reference.maintain import describe_store, open_store, references_of
 from prefopt.reference.store import FILE_NAME
 from prefopt.reference.verify import Comparison, nearest_reference, recompute, tolerance_of
+from prefopt.run_reference import checkpoint_folder
 from prefopt.trainer import PreferenceTrainer
 
 _SAMPLE = 100
@@ -50,16 +49,16 @@ by --seed).
 class FillingTrainer(PreferenceTrainer):
     """Fills the store as training does, and shows what it filled."""
 
-    def filled(self, resume_from_checkpoint: str | None) -> References | None:
+    def filled(self, folder: Path | None) -> References | None:
         """Do what training does of the reference before its first step.
 
         Args:
-            resume_from_checkpoint: The folder from which training would go on.
+            folder: The checkpoint from which training would go on; None to begin.
 
         Returns:
             Where reference log-probs come from; None for a loss that needs none.
         """
-        self._begin_with_reference(resume_from_checkpoint)
+        self._begin_with_reference(folder)
         return self._references
 
 
@@ -86,7 +85,7 @@ def fill(argv: Sequence[str]) -> int:
     data_args, config, model_args = _parse(list(argv), "fill", _FILL)
     folder = folder_of(config.reference_cache_dir)
     _check_folder(folder)
-    resume = _checkpoint(config)
+    resume = checkpoint_folder(checkpoint_of(config.resume_from_checkpoint), config.output_dir)
     start = time.perf_counter()
     trainer = _make(data_args, config, model_args, FillingTrainer)
     with user_errors():
@@ -250,12 +249,6 @@ def _make(data_args: Any, config: Any, model_args: Any, trainer_class: type) -> 
         config.output_dir = folder
         train_rows, eval_rows = load_splits(data_args, config)
         return make_trainer(config, model_args, train_rows, eval_rows, trainer_class)
-
-
-def _checkpoint(config: Any) -> str | None:
-    """Return the folder from which training would go on, if any."""
-    wanted = checkpoint_of(config.resume_from_checkpoint)
-    return get_last_checkpoint(config.output_dir) if wanted is True else wanted or None
 
 
 def _check_folder(folder: Path) -> None:
