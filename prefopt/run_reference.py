@@ -324,8 +324,9 @@ def checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: str
         resume_from_checkpoint: As ``Trainer.train`` takes it: True means the latest checkpoint.
         output_dir: Where checkpoints are.
     """
-    latest = get_last_checkpoint(output_dir) if resume_from_checkpoint is True else None
-    folder = latest if resume_from_checkpoint is True else resume_from_checkpoint
+    folder = resume_from_checkpoint
+    if folder is True:
+        folder = str(get_last_checkpoint(output_dir) or "")
     return Path(folder) if folder else None
 
 
