@@ -107,7 +107,10 @@ VARIANTS: dict[str, tuple[str, list[Variant]]] = {
     "simpo": ("gamma = 1", [Variant("gamma = 0", {"gamma": 0.0})]),
     "slic": ("lambda = 0.1", [Variant("lambda = 0", {"lambda_": 0.0})]),
     "soft_dpo": ("p = 1", [Variant("p = 0.8", {}, {"preference_probabilities": 0.8})]),
-    "sppo": ("p = 1", [Variant("p = 0.7", {}, {"preference_probabilities": 0.7})]),
+    "sppo": (
+        "win rates 1 and 0",
+        [Variant("0.7 and 0.3", {}, {"chosen_win_rates": 0.7, "rejected_win_rates": 0.3})],
+    ),
     "tdpo": ("no drift", [Variant("rejected drifts 40 nats", {}, {"rejected_divergences": 40})]),
 }
 
@@ -246,6 +249,8 @@ def make_inputs(loss: Loss, variant: Variant, x: Tensor) -> dict[str, Tensor]:
         "divergences": lambda: torch.zeros_like(x),
         "margins": lambda: torch.ones_like(x),
         "preference_probabilities": lambda: torch.ones_like(x),
+        "chosen_win_rates": lambda: torch.ones_like(x),
+        "rejected_win_rates": lambda: torch.zeros_like(x),
     }
     for name in loss.inputs:
         if name not in values:

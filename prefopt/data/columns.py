@@ -12,6 +12,8 @@ from prefopt.data.views import COLUMNS
 _RANGES = {
     "weight": (0.0, np.inf, "at least 0"),
     "preference_probability": (0.0, 1.0, "between 0 and 1"),
+    "win_rate_chosen": (0.0, 1.0, "between 0 and 1"),
+    "win_rate_rejected": (0.0, 1.0, "between 0 and 1"),
 }
 _ANY = (-np.inf, np.inf, "a number")
 
@@ -23,11 +25,15 @@ def check_columns(dataset: Dataset) -> None:
         dataset: Rows in any format.
 
     Raises:
-        DataError: If one is no finite number or out of its range; it names row and column.
+        DataError: If one is no finite number or out of its range, or if there is a win rate of one
+            side alone; it names row and column.
     """
     for column in COLUMNS:
         if column in dataset.column_names:
             _check_column(dataset, column)
+    alone = {"win_rate_chosen", "win_rate_rejected"} & set(dataset.column_names)
+    if len(alone) == 1:
+        raise DataError("win rates are of both completions: add the other's", None, *alone)
 
 
 def check_margins(columns: Iterable[str], inputs: Iterable[str]) -> None:

@@ -12,7 +12,15 @@ import torch
 Row = Mapping[str, Any]
 
 # Columns of the data beside prompt, completions and their ranks, scores or labels.
-COLUMNS = ("weight", "margin", "preference_probability", "score_chosen", "score_rejected")
+COLUMNS = (
+    "weight",
+    "margin",
+    "preference_probability",
+    "score_chosen",
+    "score_rejected",
+    "win_rate_chosen",
+    "win_rate_rejected",
+)
 
 # What of a batch losses and metrics look at.
 VIEWS = (
@@ -29,6 +37,8 @@ VIEWS = (
 OPTIONAL_VIEWS = (
     "margins",
     "preference_probabilities",
+    "chosen_win_rates",
+    "rejected_win_rates",
     "pair_weights",
     "labelled_weights",
     "preferred_weights",
@@ -124,7 +134,7 @@ def scores_of(row: Row) -> list[float]:
 
 
 def _pair_columns(rows: Sequence[Row], parts: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """Return margin and soft label of each pair, where any row has one."""
+    """Return margin, soft label and win rates of each pair, where any row has one."""
     columns: dict[str, torch.Tensor] = {}
     if any(row.get("margin") is not None or scores_of(row) for row in rows):
         margins = [m for row, part in zip(rows, parts, strict=True) for m in _margins(row, part)]
@@ -133,7 +143,24 @@ def _pair_columns(rows: Sequence[Row], parts: Sequence[Any]) -> dict[str, torch.
         columns["preference_probabilities"] = _repeated(
             rows, parts, "chosen_index", "preference_probability"
         )
+    if any(row.get("win_rate_chosen") is not None for row in rows):
+        rates = [
+            _win_rates(row)
+            for row, part in zip(rows, parts, strict=True)
+            for _ in part["chosen_index"]
+        ]
+        of_both = torch.tensor(rates, dtype=torch.float32).view(-1, 2)
+        columns["chosen_win_rates"], columns["rejected_win_rates"] = of_both.unbind(1)
     return columns
+
+
+def _win_rates(row: Row) -> tuple[float, float]:
+    """Return how often each completion wins; p and 1 - p of its soft label where none is given."""
+    chosen, rejected = row.get("win_rate_chosen"), row.get("win_rate_rejected")
+    if chosen is None or rejected is None:
+        chosen = _or_one(row.get("preference_probability"))
+        rejected = 1 - chosen
+    return float(chosen), float(rejected)
 
 
 def _margins(row: Row, part: Mapping[str, list[int]]) -> list[float]:

@@ -243,7 +243,7 @@ def _make_input(name: str, dtype: torch.dtype, size: int) -> Tensor:
         return torch.rand(shape, generator=generator) < 0.5
     if name in SCALARS:
         return torch.tensor(0.3, dtype=dtype)
-    if name in ("margins", "preference_probabilities") or name.endswith("scores"):
+    if name in ("margins", "preference_probabilities") or name.endswith(("scores", "win_rates")):
         return torch.rand(shape, generator=generator).to(dtype)
     if name.endswith("divergences"):
         return torch.rand(shape, generator=generator).to(dtype).requires_grad_()

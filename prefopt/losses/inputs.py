@@ -3,7 +3,8 @@
 A batch holds N completions. Index tensors, made by the collator, say how they may be seen:
 
 - ``chosen_index``, ``rejected_index`` (P,): every pair in which the first is better than the
-  second; with ``margins`` and ``preference_probabilities`` (P,) where the data say so;
+  second; with ``margins``, ``preference_probabilities``, ``chosen_win_rates`` and
+  ``rejected_win_rates`` (P,) where the data say so;
 - ``labelled_index`` (U,) and ``desirable`` (U,): every completion with a thumb;
 - ``preferred_index`` (S,): the best completion of each example, or each desirable one;
 - ``rankings``: for each number K of ranked completions that occurs, their indices (G, K), best
@@ -104,9 +105,12 @@ def _pairs(
     values = _picked("chosen_", chosen, completions) | _picked("rejected_", rejected, completions)
     if any(map(_is_head, names)):
         values |= _heads(chosen, rejected, completions)
+    probabilities = _column(batch, "preference_probabilities", chosen, 1.0)
     yield values | {
         "margins": _column(batch, "margins", chosen, 0.0),
-        "preference_probabilities": _column(batch, "preference_probabilities", chosen, 1.0),
+        "preference_probabilities": probabilities,
+        "chosen_win_rates": batch.get("chosen_win_rates", probabilities),
+        "rejected_win_rates": batch.get("rejected_win_rates", 1 - probabilities),
     }
 
 

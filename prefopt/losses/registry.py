@@ -41,6 +41,10 @@ VOCABULARY: dict[str, str] = {
     "margin, else the difference of the scores; (B,)",
     "preference_probabilities": "probability that the chosen completion is preferred, 1 where the "
     "data do not say; (B,)",
+    "chosen_win_rates": "how often the chosen completion wins against the policy's own, its "
+    "preference probability where the data do not say; (B,)",
+    "rejected_win_rates": "the same of the rejected completion, 1 less its opponent's preference "
+    "probability where the data do not say; (B,)",
     "mean_margin": "running mean over training of chosen minus rejected log-ratio, without "
     "gradient; (), nats",
     "logps": "policy log-prob of the completion, summed over tokens; (B,), nats",
@@ -48,8 +52,8 @@ VOCABULARY: dict[str, str] = {
     "lengths": "length of the completion; (B,), tokens",
     "desirable": "whether the completion is desirable; (B,), bool",
     "kl": "mean log-ratio of mismatched completions, at least 0, without gradient; (), nats",
-    "mean_log_ratio": "mean log-ratio of all completions trained on so far, the step's own "
-    "included, without gradient; (), nats",
+    "mean_log_ratio": "mean log-ratio of all completions the loss has been given in training, the "
+    "step's own included, without gradient; (), nats",
     "ranked_logps": "policy log-probs of ranked completions, best first; (B, K), nats",
     "ref_ranked_logps": "reference counterpart of ranked_logps; (B, K), nats",
     "ranked_lengths": "lengths of the ranked completions; (B, K), tokens",
@@ -433,6 +437,8 @@ def _example_tensor(name: str) -> Tensor:
         return torch.ones(shape, dtype=torch.bool)
     if name in SCALARS:
         return torch.zeros(())
-    if name in ("margins", "preference_probabilities") or name.endswith(("scores", "divergences")):
+    if name in ("margins", "preference_probabilities"):
+        return torch.ones(shape)
+    if name.endswith(("scores", "divergences", "win_rates")):
         return torch.ones(shape)
     return torch.full(shape, -1.0) if name.endswith("logps") else torch.ones(shape).long()

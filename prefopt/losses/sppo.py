@@ -1,13 +1,13 @@
 r"""SPPO: regression of each log-ratio on how often its completion wins, a step of self-play.
 
 Source: Wu et al. 2024, arXiv:2405.00675 (SPPO). Departures from it: the two completions of a pair
-stand for the paper's several samples per prompt, and their win rates against the policy are p and
-1 - p, where the authors' code reads one of each; where the data hold no preference probability it
-is 1, the "hard" loss.
+stand for the paper's several samples per prompt, each with its win rate P against the policy. Where
+the data hold no win rates these are p and 1 - p of the preference probability, or else 1 and 0, the
+"hard" loss.
 
 .. math::
-    \ell = \frac{1}{n} \Bigl[ \bigl(\rho_c - \tfrac{p - 1/2}{\beta}\bigr)^2
-        + \bigl(\rho_r + \tfrac{p - 1/2}{\beta}\bigr)^2 \Bigr],
+    \ell = \frac{1}{n} \Bigl[ \bigl(\rho_c - \tfrac{P_c - 1/2}{\beta}\bigr)^2
+        + \bigl(\rho_r - \tfrac{P_r - 1/2}{\beta}\bigr)^2 \Bigr],
     \quad n = 2 \text{ (mean) or } 1 \text{ (sum)},
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
@@ -28,7 +28,8 @@ def sppo_loss(
     rejected_logps: Tensor,
     ref_chosen_logps: Tensor,
     ref_rejected_logps: Tensor,
-    preference_probabilities: Tensor,
+    chosen_win_rates: Tensor,
+    rejected_win_rates: Tensor,
     *,
     beta: float = 0.001,
     reduction: str = "mean",
@@ -40,7 +41,8 @@ def sppo_loss(
         rejected_logps: The same of the rejected completion; (B,), nats.
         ref_chosen_logps: Reference counterpart of ``chosen_logps``; (B,), nats.
         ref_rejected_logps: Reference counterpart of ``rejected_logps``; (B,), nats.
-        preference_probabilities: Probability p that the chosen completion is preferred; (B,).
+        chosen_win_rates: How often the chosen completion wins against the policy's own; (B,).
+        rejected_win_rates: The same of the rejected completion; (B,).
         beta: The paper's 1 / eta; greater than 0.
         reduction: ``"mean"`` over the two completions of a pair, or their ``"sum"``.
 
@@ -55,8 +57,10 @@ def sppo_loss(
     warn_outside("beta", beta, 0.001, 0.001, "SPPO (arXiv:2405.00675)")
     chosen_log_ratios = chosen_logps - ref_chosen_logps
     rejected_log_ratios = rejected_logps - ref_rejected_logps
-    targets = (preference_probabilities - 0.5) / beta
-    losses = (chosen_log_ratios - targets) ** 2 + (rejected_log_ratios + targets) ** 2
+    chosen_targets = (chosen_win_rates - 0.5) / beta
+    rejected_targets = (rejected_win_rates - 0.5) / beta
+    losses = (chosen_log_ratios - chosen_targets) ** 2
+    losses = losses + (rejected_log_ratios - rejected_targets) ** 2
     if reduction == "mean":
         losses = losses / 2
     return LossOutput(

@@ -58,6 +58,14 @@ def test_soft_labels_are_one_where_the_data_do_not_say():
     torch.testing.assert_close(views["preference_probabilities"], torch.tensor([0.7, 1.0]))
 
 
+def test_win_rates_are_those_of_the_soft_label_where_the_data_do_not_say():
+    given = PAIR | {"win_rate_chosen": 0.75, "win_rate_rejected": 0.5}
+    views = views_of([given, PAIR, THUMB, PAIR | {"preference_probability": 0.25}])
+    assert views["chosen_win_rates"].tolist() == [0.75, 1.0, 0.25]
+    assert views["rejected_win_rates"].tolist() == [0.5, 0.0, 0.75]
+    assert "chosen_win_rates" not in views_of([PAIR])
+
+
 def test_weights_go_to_every_unit_of_their_row():
     views = views_of([RANKING | {"weight": 2.0}, THUMB | {"weight": 0.5}, PAIR])
     assert views["pair_weights"].tolist() == [2.0, 2.0, 1.0]
@@ -83,6 +91,8 @@ ROWS = {"prompt": ["w3"] * 3, "chosen": [" w4", " w5", " w6"], "rejected": [" w7
     [
         ("weight", [1.0, -1.0, 1.0], "train data, row 1, column 'weight': is -1.0; .* at least 0"),
         ("preference_probability", [0.0, 1.0, 1.5], "row 2, column 'preference_probability'"),
+        ("win_rate_chosen", [0.0, 1.0, -0.5], "row 2, column 'win_rate_chosen'"),
+        ("win_rate_rejected", [0.0, 1.0, 0.5], "win rates are of both completions: add"),
         ("margin", [0.0, float("nan"), 1.0], "row 1, column 'margin': is nan"),
         ("margin", ["a", "b", "c"], "column 'margin': must hold numbers"),
     ],

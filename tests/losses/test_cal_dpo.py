@@ -28,8 +28,8 @@ def test_gradient_is_that_of_dpo_plus_the_distance_from_the_targets(pairs, exact
 
 
 def test_it_is_dpo_at_beta_one_plus_twice_hard_sppo(pairs, exact):
-    certain = torch.ones(2, dtype=torch.float64)
-    calibration = 2 * sppo_loss(**pairs, preference_probabilities=certain, beta=0.4).losses
+    certain = {"chosen_win_rates": torch.ones(2), "rejected_win_rates": torch.zeros(2)}
+    calibration = 2 * sppo_loss(**pairs, **certain, beta=0.4).losses
     wanted = dpo_loss(**pairs, beta=1.0).losses + calibration
     exact(cal_dpo_loss(**pairs, beta=0.4).losses, wanted.tolist())
 

@@ -8,32 +8,44 @@ SOFT = torch.tensor([0.8, 0.35], dtype=torch.float64)
 HARD = torch.ones(2, dtype=torch.float64)
 
 
+def wins(probabilities):
+    return {"chosen_win_rates": probabilities, "rejected_win_rates": 1 - probabilities}
+
+
 def test_values_are_those_of_the_paper(pairs, exact):
     # By hand: targets 0.3 / 0.25 = 1.2 and -0.6; half of 0.2^2 + 0.45^2 and of 0.1^2 + 0.65^2.
-    output = sppo_loss(**pairs, preference_probabilities=SOFT, beta=0.25)
+    output = sppo_loss(**pairs, **wins(SOFT), beta=0.25)
     exact(output.losses, [0.12125, 0.21625])
     exact(output.chosen_rewards, [0.25, -0.125])
     exact(output.rejected_rewards, [-0.1875, 0.3125])
 
 
+def test_each_completion_has_a_win_rate_of_its_own(pairs, exact):
+    # By hand: the rejected ones' targets are 0.05 / 0.25 = 0.2 and -0.23 / 0.25 = -0.92.
+    rejected = torch.tensor([0.55, 0.27], dtype=torch.float64)
+    rates = {"chosen_win_rates": SOFT, "rejected_win_rates": rejected}
+    output = sppo_loss(**pairs, **rates, beta=0.25, reduction="sum")
+    exact(output.losses, [0.2**2 + 0.95**2, 0.1**2 + 2.17**2])
+
+
 def test_the_sum_of_trl_is_twice_the_mean_of_the_authors(pairs, exact):
-    output = sppo_loss(**pairs, preference_probabilities=SOFT, beta=0.25, reduction="sum")
+    output = sppo_loss(**pairs, **wins(SOFT), beta=0.25, reduction="sum")
     exact(output.losses, [0.2425, 0.4325])
 
 
 def test_gradient_is_the_distance_of_each_log_ratio_from_its_own_target(pairs, exact):
-    sppo_loss(**pairs, preference_probabilities=SOFT, beta=0.25).losses.sum().backward()
+    sppo_loss(**pairs, **wins(SOFT), beta=0.25).losses.sum().backward()
     exact(pairs["chosen_logps"].grad, [1 - 1.2, -0.5 + 0.6])
     exact(pairs["rejected_logps"].grad, [-0.75 + 1.2, 1.25 - 0.6])
 
 
 def test_policy_equal_to_reference_costs_the_squared_target(equal_pairs, exact):
-    output = sppo_loss(**equal_pairs, preference_probabilities=HARD, beta=0.1)
+    output = sppo_loss(**equal_pairs, **wins(HARD), beta=0.1)
     exact(output.losses, [25.0, 25.0])
 
 
 def test_a_coin_toss_pulls_both_completions_to_the_reference(equal_pairs, exact):
-    output = sppo_loss(**equal_pairs, preference_probabilities=HARD / 2, beta=0.1)
+    output = sppo_loss(**equal_pairs, **wins(HARD / 2), beta=0.1)
     exact(output.losses, [0.0, 0.0])
 
 
@@ -43,7 +55,7 @@ def test_swapping_the_completions_and_the_probability_changes_nothing(pairs, exa
         pairs["chosen_logps"],
         pairs["ref_rejected_logps"],
         pairs["ref_chosen_logps"],
-        1 - SOFT,
+        **wins(1 - SOFT),
         beta=0.25,
     )
     exact(swapped.losses, [0.12125, 0.21625])
@@ -55,17 +67,19 @@ def test_sppo_hard_is_the_name_trl_uses():
 
 def test_another_beta_than_the_papers_warns(pairs, caplog, monkeypatch):
     monkeypatch.setattr(common, "_warned", set())
-    sppo_loss(**pairs, preference_probabilities=HARD)
+    sppo_loss(**pairs, **wins(HARD))
     assert not caplog.messages
-    sppo_loss(**pairs, preference_probabilities=HARD, beta=0.1)
-    assert caplog.messages == ["beta=0.1 is untried: SPPO (arXiv:2405.00675) used 0.001"]
+    sppo_loss(**pairs, **wins(HARD), beta=0.1)
+    (message,) = caplog.messages
+    assert message.startswith("beta=0.1 is ")
+    assert message.endswith("SPPO (arXiv:2405.00675) used 0.001")
 
 
 def test_beta_must_be_positive(pairs):
     with pytest.raises(ValueError, match="beta must be greater than 0"):
-        sppo_loss(**pairs, preference_probabilities=HARD, beta=0.0)
+        sppo_loss(**pairs, **wins(HARD), beta=0.0)
 
 
 def test_reduction_must_be_one_of_two_words(pairs):
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):
-        sppo_loss(**pairs, preference_probabilities=HARD, reduction="max")
+        sppo_loss(**pairs, **wins(HARD), reduction="max")

@@ -195,8 +195,11 @@ def pair_inputs(
         inputs[f"ref_{side}_logps"] = torch.zeros_like(reference) if no_reference else reference
         inputs[f"{side}_lengths"] = values[f"{side}_lengths"]
     logps = inputs["chosen_logps"]
-    wins = case["hyperparameters"].get("chosen_probs", 1.0)
+    given = case["hyperparameters"]
+    wins = given.get("chosen_probs_win", given.get("chosen_probs", 1.0))
     inputs["preference_probabilities"] = torch.full_like(logps, wins)
+    inputs["chosen_win_rates"] = torch.full_like(logps, wins)
+    inputs["rejected_win_rates"] = torch.full_like(logps, given.get("chosen_probs_lose", 1 - wins))
     inputs["mean_log_ratio"] = running_mean(case, logps.dtype)
     return inputs
 
@@ -229,6 +232,8 @@ def token_inputs(
         "chosen_lengths": lengths[:pairs],
         "rejected_lengths": lengths[pairs:],
         "preference_probabilities": torch.ones(pairs, dtype=dtype),
+        "chosen_win_rates": torch.ones(pairs, dtype=dtype),
+        "rejected_win_rates": torch.zeros(pairs, dtype=dtype),
     }
     for prefix, values in (("", scores), ("ref_", ref_scores)):
         for part, counted in (("", mask), ("head_", head)):

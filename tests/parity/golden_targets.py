@@ -193,11 +193,6 @@ NOT_TARGETS: tuple[NotTarget, ...] = (
     ),
     NotTarget(r"^orpo@208d2d6480/", "the authors' code averages over one token too many", 4),
     NotTarget(
-        r"^sppo@5e61c4e908/sppo/",
-        "a win rate of its own for each completion; a pair here has one probability",
-        8,
-    ),
-    NotTarget(
         r"^exo@a8ab36011e/exo-pref/",
         "the authors' targets (0, -10) are not normalised: 4.5e-5 off the paper's loss",
         2,
@@ -243,7 +238,7 @@ MATCHED: dict[str, int] = {  # our loss -> cases
     "simpo": 78,
     "simpo_hinge": 6,
     "slic": 8,
-    "sppo": 30,
+    "sppo": 38,
 }
 NOT_TARGET: dict[str, int] = {  # our loss -> cases
     "aot": 4,
@@ -265,7 +260,7 @@ NOT_TARGET: dict[str, int] = {  # our loss -> cases
     "sft": 2,
     "simpo": 2,
     "slic": 1,
-    "sppo": 12,
+    "sppo": 4,
 }
 
 
