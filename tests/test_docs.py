@@ -13,7 +13,7 @@ import pytest
 
 import prefopt
 from prefopt.cli.guide import ADVICE, FAMILIES
-from prefopt.losses import get_loss, list_losses
+from prefopt.losses import list_losses
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -182,22 +182,6 @@ def test_the_readme_runs_when_pasted(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) > 0.6
-
-
-def test_the_loss_of_the_contributing_guide_works():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    code = re.search(r"( +)```python\n(.*?)```", text, re.DOTALL)
-    source = "\n".join(line.removeprefix(code[1]) for line in code[2].splitlines())
-    namespace: dict[str, object] = {"__name__": "guide"}
-    try:
-        exec(source, namespace)
-        loss = get_loss("square")
-        assert loss.needs_reference
-        assert loss.hyperparameters == {"beta": 0.1}
-    finally:
-        from prefopt.losses.registry import unregister_loss
-
-        unregister_loss("square")
 
 
 def test_every_repository_path_that_the_readme_links_to_exists():

@@ -14,6 +14,7 @@ from prefopt.cli import losses_check
 from prefopt.cli.errors import user_errors
 from prefopt.cli.guide import ADVICE, SITUATIONS
 from prefopt.losses import Loss, get_loss, list_losses
+from prefopt.losses.common import published_range
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,6 +60,7 @@ def describe(loss: Loss) -> dict[str, Any]:
         "needs_reference": loss.needs_reference,
         "inputs": list(loss.inputs),
         "hyperparameters": loss.hyperparameters,
+        "published": {name: list(ends) for name, ends in loss.published.items()},
         "summary": loss.summary,
         "source": loss.source,
         "departures": loss.departures,
@@ -77,6 +79,7 @@ def render(loss: Loss) -> str:
         "reference": "needed" if loss.needs_reference else "not needed",
         "inputs": ", ".join(loss.inputs),
         "defaults": _defaults(loss) or "no hyper-parameters",
+        "published": _published(loss) or "not known",
         "source": _plain(loss.source),
         "departures": _plain(loss.departures) or "none stated",
     }
@@ -140,6 +143,10 @@ def _print(table: Table) -> None:
 
 def _defaults(loss: Loss) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in loss.hyperparameters.items())
+
+
+def _published(loss: Loss) -> str:
+    return ", ".join(f"{name} {published_range(*ends)}" for name, ends in loss.published.items())
 
 
 def _plain(text: str) -> str:

@@ -13,8 +13,8 @@ Alpha towards 0 gives ``simpo``. A positive alpha makes the reward of an unlikel
 steeper, a negative one flatter. TRL's CPOTrainer applies alpha to summed log-probs unless its loss
 type is ``simpo`` or ``ipo``, and overflows there; this is its ``simpo`` with ``cpo_alpha=0``.
 
-The default of alpha is the paper's for Llama 3 and Mistral; beta and gamma are those of SimPO's run
-on Mistral.
+The defaults of alpha and beta are the paper's for Mistral, as TRL's list of papers gives them. It
+gives 0.1 for gamma: taken here for gamma divided by beta, as in SimPO's run on Mistral.
 """
 
 import math

@@ -5,7 +5,8 @@ so that a batch in another order gives the same losses in that order. Their mean
 paper; the loss of one example says little. With batches of one, both losses are ``dpo``.
 
 The larger the set that is sorted, the better the estimate of the distributions: these losses see
-all examples of an optimiser step at once, where TRL sorts each micro-batch of each device.
+all examples of an optimiser step at once, where TRL sorts each micro-batch of each device. The
+default of beta is TRL's; the paper's could not be checked.
 """
 
 from torch import Tensor

@@ -10,7 +10,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("apo_zero")
+@register_loss("apo_zero", published={"beta": (0.1, 0.1)})
 def apo_zero_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -51,7 +51,7 @@ def apo_zero_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("apo_down")
+@register_loss("apo_down", published={"beta": (0.1, 0.1)})
 def apo_down_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

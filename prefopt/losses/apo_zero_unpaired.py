@@ -12,7 +12,7 @@ paper.
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 This is ``kto`` with its reference point at 0, so that no mismatched completions are scored. On the
-completions of a pair the two losses sum to that of ``apo_zero``.
+completions of a pair the two losses sum to that of ``apo_zero``; the default of beta is the same.
 """
 
 import torch

@@ -8,7 +8,8 @@ Source: Xiao et al. 2024, arXiv:2412.14516 (Cal-DPO). Departures from it: none.
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 beta does not scale the logistic part: it sets the targets, which are those of hard ``sppo``. The
-default is that of the authors' configuration for a model of 2.8B parameters.
+default is that of the authors' run of 2.8B parameters on HH; they have 0.001 on TL;DR, and for a
+model of 7B 0.001 and 0.002.
 """
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("cal_dpo")
+@register_loss("cal_dpo", published={"beta": (0.001, 0.1)})
 def cal_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

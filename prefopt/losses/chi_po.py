@@ -13,6 +13,7 @@ clip the exponent instead).
 
 With phi(z) = log z it is DPO. The new term dominates as soon as a log-ratio is positive, and then
 exponentially: a sum over a long completion, at the reference's own beta, soon saturates the loss.
+The default of beta is that of ``dpo``; the paper's could not be checked.
 """
 
 from torch import Tensor

@@ -106,8 +106,11 @@ def check_label_smoothing(label_smoothing: float) -> None:
 def warn_outside(name: str, value: float, low: float, high: float, source: str) -> None:
     """Log a warning, once per process, if a hyper-parameter is outside its published range.
 
+    A range of one hyper-parameter is declared where the loss is registered (``published``); this is
+    for what is no hyper-parameter itself, such as a ratio of two.
+
     Args:
-        name: Name of the hyper-parameter.
+        name: Name of the loss and of the hyper-parameter.
         value: Its value.
         low: Smallest published value.
         high: Largest published value.
@@ -116,8 +119,23 @@ def warn_outside(name: str, value: float, low: float, high: float, source: str) 
     if low <= value <= high or (source, name) in _warned:
         return
     _warned.add((source, name))
-    published = f"{low}" if low == high else f"{low} to {high}"
-    logger.warning("%s=%s is untried: %s used %s", name, value, source, published)
+    logger.warning(
+        "%s=%s is outside the published range: %s used %s",
+        name,
+        value,
+        source,
+        published_range(low, high),
+    )
+
+
+def published_range(low: float, high: float) -> str:
+    """Return a range of published values in words.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+    """
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from prefopt.losses.common import average_logps, check_label_smoothing, check_po
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("cpo")
+@register_loss("cpo", published={"beta": (0.1, 0.1)})
 def cpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

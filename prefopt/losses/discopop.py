@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_positive, warn_outside
+from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("discopop", aliases=["lrml"])
+@register_loss("discopop", aliases=["lrml"], published={"beta": (0.025, 1.0), "tau": (0.05, 0.05)})
 def discopop_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -49,8 +49,6 @@ def discopop_loss(
         ValueError: If ``beta`` or ``tau`` is not greater than 0.
     """
     check_positive(beta=beta, tau=tau)
-    warn_outside("beta", beta, 0.025, 5.0, "DiscoPOP (arXiv:2406.08414)")
-    warn_outside("tau", tau, 0.05, 0.05, "DiscoPOP (arXiv:2406.08414)")
     chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
     rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from prefopt.losses.common import check_positive, exponential, warn_outside
+from prefopt.losses.common import check_positive, exponential
 from prefopt.losses.registry import LossOutput, register_loss
 
+# Beta where the paper compares losses over it, and the tau that it puts into all of them.
+_BETA = {"beta": (0.025, 1.0)}
+_BETA_AND_TAU = {**_BETA, "tau": (0.05, 0.05)}
 
-@register_loss("dbaql", pooled=True)
+
+@register_loss("dbaql", pooled=True, published=_BETA_AND_TAU)
 def dbaql_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -66,7 +70,7 @@ def dbaql_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("aql", pooled=True)
+@register_loss("aql", pooled=True, published=_BETA_AND_TAU)
 def aql_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -115,7 +119,7 @@ def aql_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("padll")
+@register_loss("padll", published=_BETA)
 def padll_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -155,7 +159,7 @@ def padll_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("aqfl", pooled=True)
+@register_loss("aqfl", pooled=True, published=_BETA_AND_TAU)
 def aqfl_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -203,7 +207,7 @@ def aqfl_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("cell")
+@register_loss("cell", published=_BETA)
 def cell_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -241,7 +245,7 @@ def cell_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("pfl")
+@register_loss("pfl", published=_BETA_AND_TAU)
 def pfl_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -297,7 +301,6 @@ def _rewards(
 ) -> tuple[Tensor, Tensor]:
     """Return the rewards of the chosen and the rejected completions, after a check of beta."""
     check_positive(beta=beta)
-    warn_outside("beta", beta, 0.025, 5.0, "DiscoPOP (arXiv:2406.08414)")
     chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
     return chosen_rewards, beta * (rejected_logps - ref_rejected_logps)
 

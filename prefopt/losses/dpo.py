@@ -9,7 +9,7 @@ conservative DPO (cDPO), ericmitchell.ai/cdpo.pdf, Eq. 3. Departures from it: no
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 TRL 1.16 ignores ``label_smoothing`` in its ``sigmoid`` loss; here, as in TRL up to 0.28, it is
-cDPO.
+cDPO. The paper takes beta 0.1, 0.5 for summaries, and 0.05 to 5 where it compares them.
 """
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("dpo", aliases=["sigmoid"])
+@register_loss("dpo", aliases=["sigmoid"], published={"beta": (0.05, 5.0)})
 def dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -13,7 +13,8 @@ log((1 - epsilon) / epsilon) and positive on both sides of it: as the margin gro
 -log(1 - epsilon), and as it falls to -log(epsilon), so pairs that are hopeless have no gradient.
 
 The authors' code takes (0, -10) for the two target log-probs, which do not sum to one: its loss is
-this one at epsilon = exp(-10), plus log(1 - epsilon) sigma(m), at most 4.6e-5 apart.
+this one at epsilon = exp(-10), plus log(1 - epsilon) sigma(m), at most 4.6e-5 apart. Their scripts
+have beta 0.1 on IMDB, 0.5 on HH and TL;DR; the default of epsilon is that of TRL up to 0.28.
 """
 
 import math
@@ -26,7 +27,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("exo", aliases=["exo_pair"])
+@register_loss("exo", aliases=["exo_pair"], published={"beta": (0.1, 0.5)})
 def exo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -12,8 +12,8 @@ completions from the reference.
 
 The reverse KL divergence seeks a mode of q; ``infonca`` is the forward one, up to the entropy of
 q. The paper's :math:`\beta_\pi` and :math:`\beta_r` are ``beta`` and ``alpha``, in the authors'
-scripts 0.1 each on IMDB and 0.5 each on TL;DR. For K = 2 this is EXO on pairs with the smoothing
-:math:`\epsilon = q_2`.
+scripts 0.1 each on IMDB and 0.5 each on HH and TL;DR; ``alpha`` is in the unit of the scores. For
+K = 2 this is EXO on pairs with the smoothing :math:`\epsilon = q_2`.
 """
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("exo_ranked")
+@register_loss("exo_ranked", published={"beta": (0.1, 0.5)})
 def exo_ranked_loss(
     ranked_logps: Tensor,
     ref_ranked_logps: Tensor,

@@ -16,7 +16,8 @@ tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
     \end{cases}
 
 ``logistic`` is ``dpo``, ``hinge`` is ``hinge``, and ``squared`` is beta^2 times ``ipo`` with
-``normalize="sum"`` at half the beta. ``savage`` is bounded and not convex.
+``normalize="sum"`` at half the beta. ``savage`` is bounded and not convex. The default of beta is
+that of ``dpo``; which one is best differs from member to member.
 """
 
 from collections.abc import Callable

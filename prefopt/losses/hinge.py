@@ -6,8 +6,9 @@ Source: Liu et al. 2023, arXiv:2309.06657 (RSO), hinge-norm loss. Departures fro
     \ell = \max\bigl(0,\, 1 - \beta (\rho_c - \rho_r)\bigr),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-This is ``hinge`` of TRL's DPOTrainer and ``RSOLoss`` of torchtune. In nats the margin is 1 / beta.
-SLiC-HF, which has no reference and a likelihood term, is ``slic``.
+This is ``hinge`` of TRL's DPOTrainer and ``RSOLoss`` of torchtune, which both have beta at 0.1; the
+paper's gamma, 0.05, is the default here. In nats the margin is 1 / beta. SLiC-HF, which has no
+reference and a likelihood term, is ``slic``.
 """
 
 from torch import Tensor
@@ -17,14 +18,14 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("hinge", aliases=["rso"])
+@register_loss("hinge", aliases=["rso"], published={"beta": (0.05, 0.05)})
 def hinge_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
     ref_chosen_logps: Tensor,
     ref_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: float = 0.05,
 ) -> LossOutput:
     """Return the hinge loss of each pair, unreduced.
 

@@ -19,7 +19,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("infonca")
+@register_loss("infonca", published={"beta": (0.01, 0.01)})
 def infonca_loss(
     ranked_logps: Tensor,
     ref_ranked_logps: Tensor,

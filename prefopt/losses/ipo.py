@@ -10,7 +10,8 @@ Source: Azar et al. 2023, arXiv:2310.12036, Eq. 17. Departures from it: with the
     \quad n_y = |y| \text{ (mean) or } 1 \text{ (sum)}
 
 The paper's tau is called ``beta`` here, as everywhere in practice: it is the strength of the pull
-towards the reference, and the target margin is 1 / (2 beta).
+towards the reference, and the target margin is 1 / (2 beta). The default is TRL's: the paper trains
+no language model.
 """
 
 from torch import Tensor

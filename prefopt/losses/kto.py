@@ -18,7 +18,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("kto")
+@register_loss("kto", published={"beta": (0.05, 0.5)})
 def kto_loss(
     logps: Tensor,
     ref_logps: Tensor,

@@ -12,7 +12,8 @@ there with ``score_scale``.
 
 The place of a completion among those of its prompt by the policy's reward is tau, 1 for the
 largest; the weights carry no gradient. For K = 2 they depend on the scores only, and this is
-``dpo`` times a constant of the pair.
+``dpo`` times a constant of the pair. The default of beta is that of ``dpo``; the paper's could not
+be checked.
 """
 
 import torch

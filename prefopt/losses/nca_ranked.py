@@ -20,7 +20,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("nca_ranked")
+@register_loss("nca_ranked", published={"beta": (0.01, 0.01)})
 def nca_ranked_loss(
     ranked_logps: Tensor,
     ref_ranked_logps: Tensor,

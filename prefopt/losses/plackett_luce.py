@@ -8,7 +8,8 @@ none.
     \quad \rho_k = \log \frac{\pi(y_k \mid x)}{\pi_{\mathrm{ref}}(y_k \mid x)},
     \quad y_1 \text{ best}
 
-For K = 2 this is ``dpo``. Completions with equal scores count as ranked in the order of the data.
+For K = 2 this is ``dpo``, whose beta is the default: the paper trains with pairs only. Completions
+with equal scores count as ranked in the order of the data.
 """
 
 import torch

@@ -8,7 +8,8 @@ Source: Park et al. 2024, arXiv:2403.19159 (length-regularised DPO). Departures 
 
 It is DPO for the reward r(y) - alpha |y|: whatever part of a preference the length explains is not
 learnt, so a longer chosen completion pulls less, a shorter one more. With the opposite sign, which
-some implementations have, it would pull more.
+some implementations have, it would pull more. The default of alpha is ours, that of beta is that of
+``dpo``; the paper's could not be checked.
 """
 
 from torch import Tensor

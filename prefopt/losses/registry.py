@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from prefopt.losses.common import warn_outside
+
 VOCABULARY: dict[str, str] = {
     "chosen_logps": "policy log-prob of the chosen completion, summed over tokens; (B,), nats",
     "rejected_logps": "policy log-prob of the rejected completion, summed over tokens; (B,), nats",
@@ -92,7 +94,7 @@ F = TypeVar("F", bound=LossFunction)
 
 @dataclass(frozen=True)
 class Loss:
-    """One registered loss; everything but the first five fields is read from ``function``.
+    """One registered loss; everything but the first six fields is read from ``function``.
 
     Attributes:
         name: The name it is picked by.
@@ -102,6 +104,8 @@ class Loss:
             it is then computed over all micro-batches and processes of an optimiser step at once.
         counts: What each loss weighs in the denominator of the mean, as a function of some of the
             loss's inputs and (keyword-only) hyper-parameters; None for one each.
+        published: Smallest and largest value of a hyper-parameter in the runs of its paper or of
+            the authors' code, by name; none of what could not be looked up.
         inputs: Names of the tensors it takes, from ``VOCABULARY``.
         hyperparameters: Names of its options with their defaults.
         data_kind: ``paired``, ``unpaired``, ``ranked``, or ``preferred`` for a loss that looks at
@@ -133,6 +137,7 @@ class Loss:
     aliases: tuple[str, ...] = ()
     counts: CountsFunction | None = None
     pooled: bool = False
+    published: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
     inputs: tuple[str, ...] = field(init=False, compare=False)
     hyperparameters: dict[str, Any] = field(init=False, compare=False)
     data_kind: str = field(init=False, compare=False)
@@ -162,6 +167,18 @@ class Loss:
                 raise ValueError(
                     f"loss {self.name!r}: counts asks for {unknown}, the loss does not"
                 )
+        for name, (low, high) in self.published.items():
+            if name not in hyperparameters or not low <= high:
+                raise ValueError(
+                    f"loss {self.name!r}: published[{name!r}] must be the smallest and the largest "
+                    f"value of a hyper-parameter, got {(low, high)}"
+                )
+
+    @property
+    def paper(self) -> str:
+        """Authors, year and number of the first paper in ``source``; all of it if there is none."""
+        found = re.search(r"[A-Z][^,;()]* \d{4}(?: \([^)]*\))?, arXiv:\d{4}\.\d{5}", self.source)
+        return found[0] if found else self.source
 
     def __call__(self, **values: Any) -> LossOutput:
         """Return the loss of each example, from tensors and hyper-parameters given by name.
@@ -218,6 +235,9 @@ class Loss:
     def check_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
         """Raise if the loss would refuse these hyper-parameters: before any model is loaded.
 
+        One outside the range that was published is logged, once per process. It is here that a
+        choice is made: a loss that is only called, to draw or to probe it, warns of nothing.
+
         Args:
             hyperparameters: Those that are not at their default.
 
@@ -233,6 +253,10 @@ class Loss:
             _check_type(f"loss {self.name!r}: {name}", value, self.hyperparameters[name])
         # The loss itself knows its ranges: ask it, on one made-up example.
         self(**{name: _example_tensor(name) for name in self.inputs}, **hyperparameters)
+        for name, (low, high) in self.published.items():
+            if name in hyperparameters:
+                value = hyperparameters[name]
+                warn_outside(f"{self.name}: {name}", value, low, high, f"{self.paper},")
 
 
 _LOSSES: dict[str, Loss] = {}
@@ -246,6 +270,7 @@ def register_loss(
     aliases: Sequence[str] = (),
     counts: CountsFunction | None = None,
     pooled: bool = False,
+    published: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[F], F]:
     """Return a decorator that registers a loss function and leaves it as it is.
 
@@ -256,9 +281,12 @@ def register_loss(
         aliases: Other names of the same function.
         counts: See ``Loss.counts``.
         pooled: See ``Loss.pooled``.
+        published: See ``Loss.published``. Values outside are warned of with the paper that the
+            docstring gives as its source.
 
     Raises:
-        ValueError: If a name is taken, or the signature does not follow the contract.
+        ValueError: If a name is taken, the signature does not follow the contract, or ``published``
+            does not fit the hyper-parameters.
 
     Examples:
         >>> from prefopt.losses import LossOutput, get_loss, register_loss
@@ -271,7 +299,7 @@ def register_loss(
     """
 
     def decorate(function: F) -> F:
-        loss = Loss(name, function, tuple(aliases), counts, pooled)
+        loss = Loss(name, function, tuple(aliases), counts, pooled, dict(published or {}))
         for key in (name, *loss.aliases):
             holder = _LOSSES.get(_NAMES.get(key, ""))
             if holder is not None and not (

@@ -13,7 +13,7 @@ from prefopt.losses.common import (
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("simpo")
+@register_loss("simpo", published={"beta": (2.0, 10.0)})
 def simpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -64,7 +64,7 @@ def simpo_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("simpo_hinge")
+@register_loss("simpo_hinge", published={"beta": (2.0, 10.0)})
 def simpo_hinge_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -108,5 +108,5 @@ def simpo_hinge_loss(
 def _check(beta: float, gamma: float) -> None:
     check_positive(beta=beta)
     check_not_negative(gamma=gamma)
-    warn_outside("beta", beta, 2.0, 10.0, "SimPO (arXiv:2405.14734)")
-    warn_outside("gamma / beta", gamma / beta, 0.1, 0.8, "SimPO (arXiv:2405.14734)")
+    ratio = gamma / beta
+    warn_outside("simpo: gamma / beta", ratio, 0.1, 0.8, "Meng et al. 2024, arXiv:2405.14734,")

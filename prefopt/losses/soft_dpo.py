@@ -1,6 +1,6 @@
 r"""DPO on soft labels: how likely the preference is, pair by pair, instead of a hard choice.
 
-Where the data hold no probability it is 1, and both losses are ``dpo``.
+Where the data hold no probability it is 1, and both losses are ``dpo``, whose beta is the default.
 """
 
 from torch import Tensor

@@ -18,11 +18,11 @@ twice this loss: ``reduction="sum"``.
 
 from torch import Tensor
 
-from prefopt.losses.common import check_choice, check_positive, warn_outside
+from prefopt.losses.common import check_choice, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("sppo", aliases=["sppo_hard"])
+@register_loss("sppo", aliases=["sppo_hard"], published={"beta": (0.001, 0.001)})
 def sppo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -54,7 +54,6 @@ def sppo_loss(
     """
     check_positive(beta=beta)
     check_choice("reduction", reduction, ("mean", "sum"))
-    warn_outside("beta", beta, 0.001, 0.001, "SPPO (arXiv:2405.00675)")
     chosen_log_ratios = chosen_logps - ref_chosen_logps
     rejected_log_ratios = rejected_logps - ref_rejected_logps
     chosen_targets = (chosen_win_rates - 0.5) / beta

@@ -33,6 +33,8 @@ def test_json_is_for_programs(prefopt):
     assert kto["needs_reference"] is True
     assert kto["inputs"] == list(get_loss("kto").inputs)
     assert kto["hyperparameters"]["desirable_weight"] == 1.0
+    ln_dpo = next(row for row in rows if row["name"] == "ln_dpo")
+    assert ln_dpo["published"] == {"beta": [2.0, 15.0]}
 
 
 def test_a_named_loss_is_shown_in_full_by_name_or_alias(prefopt):
@@ -40,6 +42,7 @@ def test_a_named_loss_is_shown_in_full_by_name_or_alias(prefopt):
     assert result.out.startswith("dpo\n  DPO: logistic loss")
     assert "2305.18290" in result.out
     assert "beta: Reward per nat of log-ratio" in result.out
+    assert "published   beta 0.05 to 5\n" in result.out
 
 
 def test_an_unknown_loss_is_a_mistake_of_the_user(prefopt):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefopt.losses import registry
+from prefopt.losses import common, registry
 
 CHOSEN = [-10.0, -20.5]
 REJECTED = [-12.25, -18.0]
@@ -79,6 +79,17 @@ def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test register losses that are gone after it."""
     monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
     monkeypatch.setattr(registry, "_NAMES", dict(registry._NAMES))
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What checks of hyper-parameters warn of from now on, whatever the level of the logger."""
+    messages: list[str] = []
+    monkeypatch.setattr(common, "_warned", set())
+    monkeypatch.setattr(
+        common.logger, "warning", lambda text, *values: messages.append(text % values)
+    )
+    return messages
 
 
 def assert_exact(actual: Tensor, expected: list[float]) -> None:

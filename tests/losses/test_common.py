@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from prefopt.losses.common import (
     check_not_negative,
     check_positive,
     exponential,
+    published_range,
     warn_outside,
 )
 
@@ -59,10 +61,20 @@ def test_exponential_is_exact_up_to_its_limit_and_a_tangent_beyond():
     assert (exponents.grad**2).isfinite().all()
 
 
-def test_a_value_outside_the_published_range_warns_once(caplog, monkeypatch):
-    monkeypatch.setattr(common, "_warned", set())
-    for value in (0.1, 0.05, 0.3, 0.4):
-        warn_outside("tau", value, 0.05, 0.2, "arXiv:0000.00000")
-    assert caplog.messages == ["tau=0.3 is untried: arXiv:0000.00000 used 0.05 to 0.2"]
-    warn_outside("beta", 2.0, 1.0, 1.0, "arXiv:0000.00000")
-    assert caplog.messages[1:] == ["beta=2.0 is untried: arXiv:0000.00000 used 1.0"]
+def test_a_value_outside_the_published_range_warns_once(warned):
+    for value in (0.1, 0.05, 0.2, 0.3, 0.4):
+        warn_outside("a: tau", value, 0.05, 0.2, "arXiv:0000.00000")
+    assert warned == [
+        "a: tau=0.3 is outside the published range: arXiv:0000.00000 used 0.05 to 0.2"
+    ]
+    warn_outside("a: beta", 2.0, 1.0, 1.0, "arXiv:0000.00000")
+    assert warned[1:] == ["a: beta=2.0 is outside the published range: arXiv:0000.00000 used 1"]
+
+
+def test_a_warning_goes_to_the_logger_of_the_package():
+    assert common.logger is logging.getLogger("prefopt")
+
+
+def test_a_range_is_one_value_or_two_ends():
+    assert published_range(0.05, 0.05) == "0.05"
+    assert published_range(0.025, 5.0) == "0.025 to 5"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from prefopt.losses import common, get_loss
+from prefopt.losses import get_loss
 from prefopt.losses.discopop_siblings import (
     aqfl_loss,
     aql_loss,
@@ -146,11 +146,11 @@ def test_the_blend_of_dbaql_does_not_lose_a_small_weight_of_a_large_exponential(
     torch.testing.assert_close(losses[0].item(), wanted, rtol=1e-12, atol=0)
 
 
-def test_a_beta_outside_the_papers_sweep_warns(pairs, caplog, monkeypatch):
-    monkeypatch.setattr(common, "_warned", set())
-    cell_loss(**pairs, beta=0.01)
-    assert caplog.messages == [
-        "beta=0.01 is untried: DiscoPOP (arXiv:2406.08414) used 0.025 to 5.0"
+def test_a_beta_outside_the_papers_sweep_warns(warned):
+    get_loss("cell").check_hyperparameters({"beta": 0.01})
+    assert warned == [
+        "cell: beta=0.01 is outside the published range: "
+        "Lu et al. 2024, arXiv:2406.08414, used 0.025 to 1"
     ]
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from prefopt.losses import common, get_loss
+from prefopt.losses import get_loss
 from prefopt.losses.ln_dpo import ln_dpo_loss
 
 
@@ -33,12 +33,12 @@ def test_sigmoid_norm_and_dpo_norm_are_the_names_of_trl_and_open_instruct():
     assert get_loss("sigmoid_norm") is get_loss("dpo_norm") is get_loss("ln_dpo")
 
 
-def test_a_beta_meant_for_sums_warns(pairs, lengths, caplog, monkeypatch):
-    monkeypatch.setattr(common, "_warned", set())
-    ln_dpo_loss(**pairs, **lengths)
-    assert not caplog.messages
-    ln_dpo_loss(**pairs, **lengths, beta=0.1)
-    assert caplog.messages == ["beta=0.1 is untried: Tulu 3 (arXiv:2411.15124) used 2.0 to 15.0"]
+def test_a_beta_meant_for_sums_warns(warned):
+    get_loss("ln_dpo").check_hyperparameters({"beta": 0.1})
+    assert warned == [
+        "ln_dpo: beta=0.1 is outside the published range: "
+        "Lambert et al. 2024, arXiv:2411.15124, used 2 to 15"
+    ]
 
 
 def test_beta_must_be_positive(pairs, lengths):

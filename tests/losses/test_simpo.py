@@ -1,10 +1,9 @@
-import logging
 import math
 
 import pytest
 import torch
 
-from prefopt.losses import common
+from prefopt.losses import get_loss
 from prefopt.losses.simpo import simpo_hinge_loss, simpo_loss
 
 
@@ -55,16 +54,16 @@ def test_hinge_variant_is_zero_beyond_the_margin_and_one(policy, exact):
     exact(policy["rejected_logps"].grad, [3 / 5, 0.0])
 
 
-def test_the_defaults_of_trl_are_warned_about_once(policy, monkeypatch, caplog):
-    monkeypatch.setattr(common, "_warned", set())
-    with caplog.at_level(logging.WARNING, "prefopt"):
-        simpo_loss(**policy)
-        assert not caplog.messages
-        simpo_loss(**policy, beta=0.1, gamma=0.5)
-        simpo_loss(**policy, beta=0.1, gamma=0.5)
-    assert len(caplog.messages) == 2
-    assert "beta=0.1 is untried: SimPO (arXiv:2405.14734) used 2.0 to 10.0" in caplog.messages[0]
-    assert "gamma / beta=5.0" in caplog.messages[1]
+def test_the_defaults_of_trl_are_warned_about_once(warned):
+    get_loss("simpo").check_hyperparameters({})
+    assert not warned
+    for _ in range(2):
+        get_loss("simpo").check_hyperparameters({"beta": 0.1, "gamma": 0.5})
+    published = "is outside the published range: Meng et al. 2024, arXiv:2405.14734, used"
+    assert sorted(warned) == [
+        f"simpo: beta=0.1 {published} 2 to 10",
+        f"simpo: gamma / beta=5.0 {published} 0.1 to 0.8",
+    ]
 
 
 @pytest.mark.parametrize("loss", [simpo_loss, simpo_hinge_loss])

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from prefopt.losses import common, get_loss
+from prefopt.losses import get_loss
 from prefopt.losses.sppo import sppo_loss
+from tests.models import tiny_rows
+from tests.training import steps, trainer
 
 SOFT = torch.tensor([0.8, 0.35], dtype=torch.float64)
 HARD = torch.ones(2, dtype=torch.float64)
@@ -65,14 +67,12 @@ def test_sppo_hard_is_the_name_trl_uses():
     assert get_loss("sppo_hard") is get_loss("sppo")
 
 
-def test_another_beta_than_the_papers_warns(pairs, caplog, monkeypatch):
-    monkeypatch.setattr(common, "_warned", set())
-    sppo_loss(**pairs, **wins(HARD))
-    assert not caplog.messages
-    sppo_loss(**pairs, **wins(HARD), beta=0.1)
-    (message,) = caplog.messages
-    assert message.startswith("beta=0.1 is ")
-    assert message.endswith("SPPO (arXiv:2405.00675) used 0.001")
+def test_another_beta_than_the_papers_warns(warned):
+    get_loss("sppo").check_hyperparameters({"beta": 0.1})
+    assert warned == [
+        "sppo: beta=0.1 is outside the published range: "
+        "Wu et al. 2024, arXiv:2405.00675, used 0.001"
+    ]
 
 
 def test_beta_must_be_positive(pairs):
@@ -83,3 +83,15 @@ def test_beta_must_be_positive(pairs):
 def test_reduction_must_be_one_of_two_words(pairs):
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):
         sppo_loss(**pairs, **wins(HARD), reduction="max")
+
+
+def test_win_rates_of_the_data_are_the_targets_in_training(tmp_path):
+    """Policy is reference: the loss is half the sum of both squared targets."""
+    rows = tiny_rows(4).add_column("win_rate_chosen", [0.9, 0.8, 0.7, 0.6])
+    rows = rows.add_column("win_rate_rejected", [0.4, 0.5, 0.1, None])
+    options = {"loss_type": "sppo", "beta": 0.1, "max_steps": 1}
+    trained = trainer(tmp_path, rows, **options)
+    trained.train()
+    # The last row has one rate alone, and no soft label: 1 and 0.
+    squares = [4**2 + 1**2, 3**2 + 0**2, 2**2 + 4**2, 5**2 + 5**2]
+    assert steps(trained)[0]["loss"] == pytest.approx(sum(squares) / 2 / 4, rel=1e-4)
