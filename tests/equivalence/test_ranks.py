@@ -63,6 +63,19 @@ CASES = {
         "beta_final": 0.5,
         "use_weighting": True,
     },
+    "KL estimate per token": {
+        "loss_type": "kto",
+        "kind": "unpaired",
+        "other_reference": True,
+        "length_normalize": True,
+    },
+    "running means under options": {
+        "loss_type": "bco_pair + beta_dpo",
+        "other_reference": True,
+        "f_divergence_type": "js_divergence",
+        "length_normalize": True,
+        "ld_alpha": 0.3,
+    },
     "options of a pooled loss": {
         "loss_type": "aot_unpaired",
         "other_reference": True,
