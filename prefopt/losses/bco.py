@@ -13,7 +13,8 @@ two labels come from different prompts are left out.
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)},
     \quad \delta = \beta \bar{\rho}
 
-Each pair's two losses sum to an upper bound of its ``dpo`` loss, whatever the shift.
+Each pair's two losses sum to an upper bound of its ``dpo`` loss, whatever the shift. The default of
+beta is the paper's; it was 0.1 in TRL's BCOTrainer.
 """
 
 import torch
@@ -24,14 +25,14 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("bco")
+@register_loss("bco", published={"beta": (0.01, 0.01)})
 def bco_loss(
     logps: Tensor,
     ref_logps: Tensor,
     desirable: Tensor,
     mean_log_ratio: Tensor,
     *,
-    beta: float = 0.1,
+    beta: float = 0.01,
 ) -> LossOutput:
     """Return the BCO loss of each completion, unreduced.
 

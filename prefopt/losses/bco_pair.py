@@ -11,7 +11,8 @@ re-weighting of rejected completions by a prompt classifier (UDM) is not done.
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 TRL up to 0.28 has this loss; TRL 1.16 and Liger leave the threshold out (``shift=False``). The loss
-of unpaired data is ``bco``: a mean over completions, where this one adds the two of a pair.
+of unpaired data is ``bco``: a mean over completions, where this one adds the two of a pair. The
+default of beta is the paper's, a tenth of TRL's.
 """
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("bco_pair")
+@register_loss("bco_pair", published={"beta": (0.01, 0.01)})
 def bco_pair_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -29,7 +30,7 @@ def bco_pair_loss(
     ref_rejected_logps: Tensor,
     mean_log_ratio: Tensor,
     *,
-    beta: float = 0.1,
+    beta: float = 0.01,
     shift: bool = True,
 ) -> LossOutput:
     """Return the BCO loss of each pair, unreduced.

@@ -11,7 +11,7 @@ the batch's beta is at least 0.001, both as in the authors' code.
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 M_0 is the running mean of M over training. No gradient flows through the batch's beta. The batch is
-every example of an optimiser step.
+every example of an optimiser step. The defaults are those of the authors' example.
 """
 
 from torch import Tensor

@@ -120,7 +120,7 @@ class Loss:
         >>> from prefopt.losses import get_loss
         >>> hinge = get_loss("hinge")
         >>> hinge.data_kind, hinge.needs_reference, hinge.hyperparameters
-        ('paired', True, {'beta': 0.1})
+        ('paired', True, {'beta': 0.05})
         >>> zero = torch.zeros(2)
         >>> hinge(
         ...     chosen_logps=torch.tensor([-3.0, -8.0]),

@@ -11,7 +11,8 @@ Departures from it: none.
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
 sg stops the gradient. The divergences need the reference's distribution at each token, not only the
-log-prob of the one that follows: a live reference model, no cached log-probs.
+log-prob of the one that follows: a live reference model, no cached log-probs. The defaults are
+those of the authors' configuration.
 """
 
 from torch import Tensor

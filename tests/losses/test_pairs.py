@@ -46,7 +46,7 @@ DEFAULTS = {
     "exo": {"beta": 0.1, "label_smoothing": 0.001},
     "nca": {"beta": 0.1},
     "sppo": {"beta": 0.001, "reduction": "mean"},
-    "bco_pair": {"beta": 0.1, "shift": True},
+    "bco_pair": {"beta": 0.01, "shift": True},
     "apo_zero": {"beta": 0.1},
     "apo_down": {"beta": 0.1},
     "aot": {"beta": 0.1, "label_smoothing": 0.0},

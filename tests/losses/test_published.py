@@ -21,6 +21,8 @@ PUBLISHED = {
     "apo_zero": {"beta": [0.1]},  # section 5.2, by TRL's list of papers
     "aqfl": {"beta": DISCOPOP_BETAS, "tau": [0.05]},
     "aql": {"beta": DISCOPOP_BETAS, "tau": [0.05]},
+    "bco": {"beta": [0.01]},  # appendix C, by TRL's list of papers
+    "bco_pair": {"beta": [0.01]},  # the same
     "cal_dpo": {"beta": [0.1, 0.001, 0.002]},  # Cal-DPO/Cal-DPO: HH, TL;DR; tengxiao1/Cal-DPO
     "cell": {"beta": DISCOPOP_BETAS},
     "cpo": {"beta": [0.1]},  # section 4.2, by TRL's list; fe1ixxu/ALMA: runs/cpo_ft.sh
