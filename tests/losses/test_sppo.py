@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from prefopt.losses import get_loss
+from prefopt.losses import get_loss, parse_objective
+from prefopt.losses.inputs import Completions, loss_inputs
 from prefopt.losses.sppo import sppo_loss
 from tests.models import tiny_rows
 from tests.training import steps, trainer
@@ -96,9 +97,12 @@ def test_win_rates_of_the_data_are_the_targets_in_training(tmp_path):
     assert steps(trained)[0]["loss"] == pytest.approx(sum(squares) / 2 / 4, rel=1e-4)
 
 
-def test_without_win_rates_those_of_the_soft_label_are_the_targets(tmp_path):
-    rows = tiny_rows(4).add_column("preference_probability", [0.9, 0.5, None, 0.2])
-    trained = trainer(tmp_path, rows, loss_type="sppo", beta=0.1, max_steps=1)
-    trained.train()
-    squares = [2 * 4**2, 0, 2 * 5**2, 2 * 3**2]
-    assert steps(trained)[0]["loss"] == pytest.approx(sum(squares) / 2 / 4, rel=1e-4)
+@pytest.mark.parametrize("given", [{}, {"preference_probabilities": SOFT}])
+def test_without_win_rates_they_are_those_of_the_soft_label(given):
+    pairs = {"chosen_index": torch.tensor([0, 2]), "rejected_index": torch.tensor([1, 3])}
+    known = Completions(torch.zeros(4), torch.ones(4), torch.zeros(4))
+    (term,) = parse_objective("sppo").terms
+    (inputs,) = loss_inputs(term, pairs | given, known)
+    wanted = given.get("preference_probabilities", torch.ones(2))
+    torch.testing.assert_close(inputs["chosen_win_rates"], wanted)
+    torch.testing.assert_close(inputs["rejected_win_rates"], 1 - wanted)
