@@ -26,7 +26,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build", "examples"]
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "tasklist"]
 myst_heading_anchors = 3
 smartquotes_action = "D"  # dashes of autodoc; the tables hold quotes of code: 'dpo + 0.2*sft'
 suppress_warnings = ["myst.header"]  # the changelog starts where its own title ends
