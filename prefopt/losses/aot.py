@@ -6,7 +6,7 @@ paper; the loss of one example says little. With batches of one, both losses are
 
 The larger the set that is sorted, the better the estimate of the distributions: these losses see
 all examples of an optimiser step at once, where TRL sorts each micro-batch of each device. The
-default of beta is TRL's; the paper's could not be checked.
+default of beta is that of the paper's figure 2, a tenth of TRL's.
 """
 
 from torch import Tensor
@@ -23,7 +23,7 @@ def aot_loss(
     ref_chosen_logps: Tensor,
     ref_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: float = 0.01,
     label_smoothing: float = 0.0,
 ) -> LossOutput:
     r"""AOT: the policy's log-prob differences, sorted, beat those of the reference, sorted.
@@ -70,7 +70,7 @@ def aot_unpaired_loss(
     ref_chosen_logps: Tensor,
     ref_rejected_logps: Tensor,
     *,
-    beta: float = 0.1,
+    beta: float = 0.01,
     label_smoothing: float = 0.0,
 ) -> LossOutput:
     r"""AOT unpaired: log-ratios of chosen completions, sorted, beat those of rejected ones, sorted.

@@ -12,7 +12,7 @@ disagree on the reference, see below.
 with n the length of the shorter completion. TRL 1.16 weighs down the tail of the reference like
 that of the policy. TRL up to 0.28 and LLaMA-Factory leave the reference whole
 (``reference="full"``): a policy equal to it then starts with a margin, in favour of the longer
-completion. The default of alpha is ours: TRL has none, and the paper's could not be checked.
+completion. The default of alpha is what the paper suggests, according to TRL's list of papers.
 """
 
 from torch import Tensor

