@@ -17,6 +17,7 @@ from prefopt.evaluation.sequences import (
     per_token_logps,
     sample_completions,
     sequence_kl,
+    token_logps,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "reward_frontier",
     "sample_completions",
     "sequence_kl",
+    "token_logps",
     "wilson_interval",
     "win_rate",
 ]

@@ -1,11 +1,15 @@
 """Implicit rewards of pairs, as the loss that made the policy defines them."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prefopt.losses import LossOutput, Objective
+from prefopt.losses import Objective
+from prefopt.losses.inputs import Completions, term_output
+from prefopt.losses.objective import Term
+from prefopt.losses.registry import SCALARS
 
 __all__ = ["PairLogps", "PairRewards", "implicit_rewards"]
 
@@ -18,12 +22,15 @@ class PairLogps(NamedTuple):
         rejected: The same of the rejected completion; (B,), nats.
         chosen_lengths: Length of the chosen completion; (B,), tokens.
         rejected_lengths: The same of the rejected completion; (B,), tokens.
+        per_token: Log-prob of each token, all chosen completions before all rejected ones; (L,),
+            nats. Only losses that look at parts of a completion need it.
     """
 
     chosen: Tensor
     rejected: Tensor
     chosen_lengths: Tensor
     rejected_lengths: Tensor
+    per_token: Tensor | None = None
 
 
 class PairRewards(NamedTuple):
@@ -43,7 +50,8 @@ def implicit_rewards(
 ) -> PairRewards:
     """Return the rewards that the first loss of a sum defines, on held-out pairs.
 
-    A loss on single completions, such as KTO, is asked about both completions of each pair.
+    A loss on single completions, such as KTO, is asked about both completions of each pair; one on
+    rankings about rankings of two.
 
     Args:
         objective: What the policy was trained with.
@@ -51,50 +59,61 @@ def implicit_rewards(
         reference: What the reference thinks of them; None where the loss needs none.
 
     Raises:
-        ValueError: If the loss needs a reference and there is none, or no loss of the sum defines
-            rewards on pairs.
+        ValueError: If the loss needs a reference or log-probs of tokens and there are none, if no
+            loss of the sum defines rewards on pairs, or if they depend on what only training knows.
     """
     for term in objective.terms:
-        loss, options = term.loss, term.hyperparameters
+        loss = term.loss
         if loss.needs_reference and reference is None:
             raise ValueError(f"the rewards of {loss.name!r} need the log-probs of the reference")
-        if loss.data_kind == "unpaired":
-            chosen = loss(**_single(loss.inputs, policy, reference, chosen=True), **options)
-            rejected = loss(**_single(loss.inputs, policy, reference, chosen=False), **options)
-            if chosen.rewards is not None and rejected.rewards is not None:
-                return PairRewards(chosen.rewards, rejected.rewards)
-        elif loss.data_kind == "paired":
-            output: LossOutput = loss(**_paired(loss.inputs, policy, reference), **options)
-            if output.chosen_rewards is not None and output.rejected_rewards is not None:
-                return PairRewards(output.chosen_rewards, output.rejected_rewards)
+        parts = any(name.endswith("head_logps") for name in term.inputs)
+        if parts and (policy.per_token is None or (reference and reference.per_token is None)):
+            raise ValueError(f"the rewards of {loss.name!r} need `per_token` log-probs")
+        rewards = _rewards(term, policy, reference)
+        if rewards is not None:
+            return rewards
     raise ValueError(f"{objective.name!r} defines no rewards on pairs")
 
 
-def _paired(
-    inputs: tuple[str, ...], policy: PairLogps, reference: PairLogps | None
-) -> dict[str, Tensor]:
-    known = {
-        "chosen_logps": policy.chosen,
-        "rejected_logps": policy.rejected,
-        "chosen_lengths": policy.chosen_lengths,
-        "rejected_lengths": policy.rejected_lengths,
+def _rewards(term: Term, policy: PairLogps, reference: PairLogps | None) -> PairRewards | None:
+    """Return the rewards of a term, if it defines any: what it makes of one large batch."""
+    pairs = len(policy.chosen)
+    chosen, rejected = torch.arange(2 * pairs).tensor_split(2)
+    views = {
+        "chosen_index": chosen,
+        "rejected_index": rejected,
+        "preferred_index": chosen,
+        "labelled_index": torch.arange(2 * pairs),
+        "desirable": torch.arange(2 * pairs) < pairs,
+        "rankings": [
+            {
+                "index": torch.stack([chosen, rejected], 1),
+                "scores": torch.tensor([[1.0, 0.0]]).expand(pairs, 2),
+            }
+        ],
     }
-    if reference is not None:
-        known |= {"ref_chosen_logps": reference.chosen, "ref_rejected_logps": reference.rejected}
-    return {name: known[name] for name in inputs}
+    # Weights move the loss, not the rewards.
+    term = replace(term, options=replace(term.options, use_weighting=False))
+    output = term_output(term, views, _completions(policy, reference))
+    of_chosen, of_rejected = output.chosen_rewards, output.rejected_rewards
+    if output.rewards is not None:
+        of_chosen, of_rejected = output.rewards.tensor_split(2)
+    if of_chosen is None or of_rejected is None:
+        return None
+    if torch.isnan(of_chosen + of_rejected).any():
+        raise ValueError(f"the rewards of {term.loss.name!r} depend on what only training knows")
+    return PairRewards(of_chosen, of_rejected)
 
 
-def _single(
-    inputs: tuple[str, ...], policy: PairLogps, reference: PairLogps | None, *, chosen: bool
-) -> dict[str, Tensor]:
-    logps = policy.chosen if chosen else policy.rejected
-    known = {
-        "logps": logps,
-        "lengths": policy.chosen_lengths if chosen else policy.rejected_lengths,
-        "desirable": torch.full(logps.shape, chosen),
-        # It moves the loss, not the reward.
-        "kl": logps.new_zeros(()),
-    }
-    if reference is not None:
-        known["ref_logps"] = reference.chosen if chosen else reference.rejected
-    return {name: known[name] for name in inputs}
+def _completions(policy: PairLogps, reference: PairLogps | None) -> Completions:
+    """Return what is known of both completions of all pairs; NaN stands for what is not."""
+    unknown = torch.full_like(policy.chosen[0], torch.nan)
+    return Completions(
+        torch.cat([policy.chosen, policy.rejected]),
+        torch.cat([policy.chosen_lengths, policy.rejected_lengths]),
+        None if reference is None else torch.cat([reference.chosen, reference.rejected]),
+        policy.per_token,
+        None if reference is None else reference.per_token,
+        divergences=unknown.expand(2 * len(policy.chosen)),
+        scalars=dict.fromkeys([*SCALARS, "mean_kl"], unknown),
+    )

@@ -17,6 +17,7 @@ __all__ = [
     "per_token_logps",
     "sample_completions",
     "sequence_kl",
+    "token_logps",
 ]
 
 Ids = Sequence[int]
@@ -106,14 +107,43 @@ def completion_logps(
     Returns:
         (B,), nats, float32, on the CPU.
     """
-    logps = []
+    tokens = token_logps(
+        model, prompts, completions, pad_token_id=pad_token_id, batch_size=batch_size
+    )
+    return torch.stack([logps.sum() for logps in tokens])
+
+
+@torch.no_grad()
+def token_logps(
+    model: Any,
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+    *,
+    pad_token_id: int = 0,
+    batch_size: int = 256,
+) -> list[Tensor]:
+    """Return the log-probs of the tokens of each completion given its prompt.
+
+    Args:
+        model: A causal language model of transformers.
+        prompts: Token ids of each prompt.
+        completions: Token ids of each completion, its end-of-text token included.
+        pad_token_id: Any valid token.
+        batch_size: Rows per forward.
+
+    Returns:
+        (n,) for each completion of n tokens, nats, float32, on the CPU.
+    """
+    logps: list[Tensor] = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         batch = pad_sequences(
             prompts[part], completions[part], pad_token_id=pad_token_id, device=model.device
         )
-        logps.append(per_token_logps(model, batch).sum(dim=1).cpu())
-    return torch.cat(logps)
+        rows = per_token_logps(model, batch).cpu()
+        masks = batch.completion_mask.cpu()
+        logps += [row[mask] for row, mask in zip(rows, masks, strict=True)]
+    return logps
 
 
 @torch.no_grad()

@@ -27,13 +27,13 @@ from prefopt.evaluation import (
     Estimate,
     FrontierPoint,
     PairLogps,
-    completion_logps,
     implicit_rewards,
     mean_interval,
     preference_accuracy,
     reward_frontier,
     sample_completions,
     sequence_kl,
+    token_logps,
 )
 from prefopt.losses import Objective, parse_objective
 from prefopt.toy.data import Row, sample_pairs, sample_thumbs
@@ -54,6 +54,9 @@ __all__ = [
     "checkpoint_steps",
 ]
 
+# What a loss is asked about before anything is trained: does it define rewards?
+ONE = torch.ones(1)
+A_PAIR = PairLogps(-ONE, -ONE, ONE.long(), ONE.long(), -torch.ones(2))
 MAX_NEW_TOKENS = 32  # the longest text of the grammar has 23 words
 FRONTIER_BETAS: tuple[float, ...] = (
     8.0,
@@ -321,13 +324,14 @@ class Evaluator:
         return asked, completions
 
     def _pair_logps(self, model: Any) -> PairLogps:
-        chosen = completion_logps(model, self._pair_prompts, self._chosen)
-        rejected = completion_logps(model, self._pair_prompts, self._rejected)
+        chosen = token_logps(model, self._pair_prompts, self._chosen)
+        rejected = token_logps(model, self._pair_prompts, self._rejected)
         return PairLogps(
-            chosen,
-            rejected,
-            torch.tensor([len(ids) for ids in self._chosen]),
-            torch.tensor([len(ids) for ids in self._rejected]),
+            torch.stack([tokens.sum() for tokens in chosen]),
+            torch.stack([tokens.sum() for tokens in rejected]),
+            torch.tensor([len(tokens) for tokens in chosen]),
+            torch.tensor([len(tokens) for tokens in rejected]),
+            torch.cat([*chosen, *rejected]),
         )
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -362,12 +366,13 @@ class Experiment:
         self.seed = seed
         self.methods = [METHODS.get(name, Method(name)) for name in losses]
         for method in self.methods:
-            kinds = parse_objective(method.loss_type).data_kinds
-            if not kinds & {"paired", "unpaired"}:
+            try:
+                implicit_rewards(parse_objective(method.loss_type), A_PAIR, A_PAIR)
+            except ValueError as error:
                 raise ValueError(
-                    f"{method.loss_type!r} tells no better from worse, so it has no held-out "
-                    "accuracy: name a loss on pairs or thumbs, such as 'dpo'"
-                )
+                    f"{method.loss_type!r} has no held-out accuracy, since {error}: name another "
+                    "loss on pairs, thumbs or rankings, such as 'dpo'"
+                ) from None
         known = [name for name in NAMES if name not in HELD_OUT_NAMES]
         self.train_pairs = sample_pairs(self.size.pairs, seed=seed, names=known)
         self.held_out_pairs = sample_pairs(

@@ -83,7 +83,7 @@ def test_the_printed_command_runs_as_it_is(small_demo, capsys):
     ("options", "message"),
     [
         (["--losses", "ipoo"], "unknown loss 'ipoo'; did you mean 'ipo'"),
-        (["--losses", "sft"], "tells no better from worse"),
+        (["--losses", "sft"], "'sft' defines no rewards on pairs"),
         (["--steps", "0"], "--steps must be at least 1"),
     ],
 )
