@@ -465,8 +465,7 @@ def _example_tensor(name: str) -> Tensor:
         return torch.ones(shape, dtype=torch.bool)
     if name in SCALARS:
         return torch.zeros(())
-    if name in ("margins", "preference_probabilities"):
-        return torch.ones(shape)
-    if name.endswith(("scores", "divergences", "win_rates")):
+    numbers = ("margins", "probabilities", "scores", "divergences", "win_rates")
+    if name.endswith(numbers):
         return torch.ones(shape)
     return torch.full(shape, -1.0) if name.endswith("logps") else torch.ones(shape).long()
