@@ -88,7 +88,11 @@ class Steps(TrainerCallback):
         self._wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the record of a step, and wait if no other may follow yet."""
+        """Close the record of a step, and wait if no other may follow yet.
+
+        After the last step too: to save and to tear down would cost the other side's last step. The
+        parent ends the process.
+        """
         self._synchronise()
         end = time.perf_counter()
         record = {name: _number(value) for name, value in self.now.items()}
@@ -98,8 +102,7 @@ class Steps(TrainerCallback):
             self.start = time.perf_counter()
             return
         self._report()
-        if state.global_step < state.max_steps:
-            self._wait()
+        self._wait()
 
     def _report(self) -> None:
         memory = {"peak_mb": peak_mb(self.device), "process_peak_mb": process_peak_mb()}
