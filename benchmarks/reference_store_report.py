@@ -77,8 +77,8 @@ def _fill(found: Found) -> list[str]:
         "From the digest of the weights to the last value on disk; data was prepared before. All "
         f"sides in one run, in {found['turns']} turns. prefopt fills "
         f"{found['ratio_to_default']:.2f} times as fast as TRL at its default batch, "
-        f"{found['ratio_to_best']:.2f} times as fast as TRL at its best. The values are sums over "
-        "a completion.",
+        f"{found['ratio_to_best']:.2f} times as fast as TRL at the best of the batches tried. The "
+        "values are sums over a completion.",
         "",
         *_storage(found["storage"]),
     ]
