@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefopt.engine.lean_layers import compiled_or_checkpointed
+
 
 def last_mlp(backbone: nn.Module) -> nn.Module | None:
     """Return the MLP of a transformer's last layer, if it is known to treat tokens one by one.
@@ -34,10 +36,8 @@ def last_mlp(backbone: nn.Module) -> nn.Module | None:
         return None
     if len(signature(mlp.forward).parameters) != 1:  # Bloom's adds the residual itself
         return None
-    compiled = layers[-1]._compiled_call_impl is not None
-    # A checkpointed layer is computed again in the backward pass, where no hook waits for it.
-    checkpointed = getattr(layers[-1], "gradient_checkpointing", False)
-    return None if compiled or checkpointed else mlp
+    # No hook waits for a layer that is computed again in the backward pass.
+    return None if compiled_or_checkpointed(layers[-1]) else mlp
 
 
 @contextmanager

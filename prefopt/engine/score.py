@@ -21,6 +21,7 @@ from prefopt.engine import attention
 from prefopt.engine.divergences import Predictions, divergences
 from prefopt.engine.last_layer import last_mlp, only_at
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
+from prefopt.engine.lean_layers import LeanLayers
 from prefopt.engine.linear_head import at_least_float32
 from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.probe import (
@@ -196,6 +197,7 @@ class Scorer:
         self._causal_lm = causal_lm_of(model)
         self._backbone = self._causal_lm.base_model
         self._head: LMHead | None = LMHead.of(self._causal_lm)
+        self._lean = LeanLayers(self._backbone)
         own = self._causal_lm.config._attn_implementation
         self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.layout: LayoutName = "padded"
@@ -251,7 +253,7 @@ class Scorer:
         wanted = _Wanted(router_loss, collector, divergence_from, keep_predictions)
 
         def forward() -> _Predicted:
-            with context():
+            with context(), self._lean.active():
                 return self._predicted(batch, wanted)
 
         predicted = _through(wrapped, self.model, forward, batch["input_ids"])
