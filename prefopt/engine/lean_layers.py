@@ -10,6 +10,7 @@ a module is taken only after one of its class has been seen to.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -85,14 +86,16 @@ def _lean_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward]]:
             proven[kind] = next((make for make in _MAKERS if _proves(make, module)), None)
         make = proven[kind]
         if make is not None:
-            found.append((module, make(module)))
+            found.append((module, _by_any_name(make(module))))
     return found
 
 
 def _may_be_lean(module: nn.Module) -> bool:
     if not _is_its_own(module) or any(hasattr(weight, "ds_id") for weight in module.parameters()):
         return False
-    return _is_gated_mlp(module) or type(module).__name__.endswith("RMSNorm")
+    if not _is_gated_mlp(module) and not type(module).__name__.endswith("RMSNorm"):
+        return False
+    return len(signature(module.forward).parameters) == 1  # no gates, no residuals beside it
 
 
 def _is_its_own(module: nn.Module) -> bool:
@@ -109,27 +112,48 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     )
 
 
-@torch.no_grad()
 def _proves(make: Callable[[Any], _Forward], module: Any) -> bool:
     """Whether the other forward pass of a module gives what its own does, bit by bit."""
-    weight = next(module.parameters(), None)
-    if weight is None:
-        return False
-    norm = not _is_gated_mlp(module)
-    width = weight.shape[-1] if norm else getattr(module.gate_proj, "in_features", 0)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, _PROBE_TOKENS, width, generator=generator).to(weight.device)
-    # Where a norm rounds shows in a dtype less wide than its weights.
-    dtypes = (torch.float32, torch.bfloat16) if norm else (_dtype_of(module),)
-    training = module.training
-    module.eval()
+    modes = {part: part.training for part in module.modules()}
+    module.train()  # where a module has dropout, the other must have it too
     try:
-        other = make(module)
-        return all(_same(module(part), other(part)) for part in map(hidden.to, dtypes))
+        return all(
+            _same(_answer(module, hidden), _answer(make(module), hidden))
+            for hidden in _probes_of(module)
+        )
     except Exception:  # any failure means the same: it is not what it looks like
         return False
     finally:
-        module.train(training)
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _probes_of(module: Any) -> list[Tensor]:
+    """Return hidden states to try a module with."""
+    if _is_gated_mlp(module):
+        width, dtypes = module.gate_proj.in_features, [_dtype_of(module)]
+    else:  # where a norm rounds shows in a dtype less wide than its weights
+        width, dtypes = len(module.weight), [torch.float32, torch.bfloat16]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, _PROBE_TOKENS, width, generator=generator)
+    device = next(module.parameters()).device
+    return [hidden.to(device, dtype) for dtype in dtypes]
+
+
+@torch.no_grad()
+def _answer(forward: _Forward, hidden: Tensor) -> Tensor:
+    """Return what a module makes of hidden states, and leave the random numbers as they were."""
+    with torch.random.fork_rng([hidden.device] if hidden.is_cuda else []):
+        return forward(hidden)
+
+
+def _by_any_name(forward: _Forward) -> _Forward:
+    """Let the one argument of a function be named as anybody likes."""
+
+    def called(*arguments: Tensor, **named: Tensor) -> Tensor:
+        return forward(*arguments, *named.values())
+
+    return called
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
@@ -196,9 +220,11 @@ class _RMSNorm(torch.autograd.Function):
 
 def _lean_norm(module: Any, style: _Style) -> _Forward:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if _is_gated_mlp(module) or module.weight.dim() != 1:
+        raise TypeError(f"{type(module).__name__} is no norm over the last dimension")
 
-    def forward(hidden_states: Tensor) -> Tensor:
-        normed: Tensor = _RMSNorm.apply(hidden_states, module.weight, eps, style)  # type: ignore[no-untyped-call] # torch
+    def forward(hidden: Tensor) -> Tensor:
+        normed: Tensor = _RMSNorm.apply(hidden, module.weight, eps, style)  # type: ignore[no-untyped-call] # torch
         return normed
 
     return forward
@@ -250,8 +276,8 @@ def _lean_mlp(module: Any) -> _Forward:
     if not _is_gated_mlp(module):
         raise TypeError(f"{type(module).__name__} is no gated MLP")
 
-    def forward(hidden_states: Tensor) -> Tensor:
-        gate, up = module.gate_proj(hidden_states), module.up_proj(hidden_states)
+    def forward(hidden: Tensor) -> Tensor:
+        gate, up = module.gate_proj(hidden), module.up_proj(hidden)
         down = module.down_proj
         output: Tensor
         if is_bare_linear(down) and gate.dtype == up.dtype == computing_dtype(gate):

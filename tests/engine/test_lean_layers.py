@@ -202,18 +202,64 @@ class HalfRMSNorm(LlamaRMSNorm):
         return 0.5 * super().forward(hidden_states)
 
 
-class TwiceGated(nn.Module):
+class RMSNormAfterAResidual(LlamaRMSNorm):
+    def forward(self, hidden_states, residual=None):
+        return super().forward(hidden_states if residual is None else hidden_states + residual)
+
+
+class GatedMLP(nn.Module):
     def __init__(self):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
         self.act_fn = nn.SiLU()
 
     def forward(self, hidden):
+        return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class TwiceGated(GatedMLP):
+    def forward(self, hidden):
         return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden) ** 2)
 
 
+class DropsOut(GatedMLP):
+    def forward(self, hidden):
+        return nn.functional.dropout(super().forward(hidden), 0.5, self.training)
+
+
 @pytest.mark.parametrize(
-    "module", [HalfRMSNorm(8), TwiceGated(), nn.RMSNorm(8, elementwise_affine=False)]
+    "module",
+    [
+        HalfRMSNorm(8),
+        RMSNormAfterAResidual(8),
+        TwiceGated(),
+        DropsOut().eval(),
+        nn.RMSNorm(8, elementwise_affine=False),
+    ],
 )
 def test_what_only_looks_like_one_is_left_alone(module):
+    assert len(lean.LeanLayers(GatedMLP())) == 1
+    random, training = torch.get_rng_state(), module.training
     assert len(lean.LeanLayers(module)) == 0
+    assert torch.equal(torch.get_rng_state(), random)
+    assert module.training == training
+
+
+def test_the_argument_may_be_named():
+    norm = LlamaRMSNorm(8)
+    hidden = torch.randn(2, 8)
+    with lean.LeanLayers(norm).active():
+        assert torch.equal(norm(hidden_states=hidden), norm(hidden))
+
+
+def test_lora_with_dropout_is_known_and_drops_the_same(monkeypatch):
+    config = LoraConfig(r=4, target_modules=["down_proj"], lora_dropout=0.5)
+    model = get_peft_model(tiny_model("llama"), config).train()
+    scorer = Scorer(model)
+    batch = batch_of(trees(), scorer.layout)
+    assert len(lean.LeanLayers(model.base_model.model.model)) == KNOWN["llama"]
+    torch.manual_seed(4)
+    mine = scorer.score(batch).logps
+    as_it_is(monkeypatch)
+    torch.manual_seed(4)
+    assert torch.equal(scorer.score(batch).logps, mine)
