@@ -34,10 +34,10 @@ def last_mlp(backbone: nn.Module) -> nn.Module | None:
         return None
     if hasattr(mlp, "router") or hasattr(mlp, "experts"):
         return None
-    if len(signature(mlp.forward).parameters) != 1:  # Bloom's adds the residual itself
+    if len(signature(type(mlp).forward).parameters) != 2:  # Bloom's adds the residual itself
         return None
     # No hook waits for a layer that is computed again in the backward pass.
-    return None if compiled_or_checkpointed(layers[-1]) else mlp
+    return None if compiled_or_checkpointed(backbone) else mlp
 
 
 @contextmanager

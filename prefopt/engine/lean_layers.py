@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn import functional as F
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefopt.engine.linear_head import computing_dtype, is_bare_linear
 
@@ -34,15 +34,8 @@ class LeanLayers:
     """
 
     def __init__(self, backbone: nn.Module) -> None:
+        self._backbone = backbone
         self._forwards = _lean_forwards(backbone)
-        self._layer = next(
-            (
-                layer
-                for layer in backbone.modules()
-                if isinstance(layer, GradientCheckpointingLayer)
-            ),
-            None,
-        )
 
     def __len__(self) -> int:
         """Return how many modules there are."""
@@ -55,7 +48,7 @@ class LeanLayers:
         Without gradients nothing is kept anyway; and layers that are compiled, or computed again by
         a checkpoint when this context is long left, stay as they are.
         """
-        if not torch.is_grad_enabled() or (self._layer and compiled_or_checkpointed(self._layer)):
+        if not torch.is_grad_enabled() or compiled_or_checkpointed(self._backbone):
             yield
             return
         changed = [(module, forward) for module, forward in self._forwards if _is_its_own(module)]
@@ -68,10 +61,17 @@ class LeanLayers:
                 del module.forward
 
 
-def compiled_or_checkpointed(layer: nn.Module) -> bool:
-    """Whether a layer runs as compiled, or again in the backward pass."""
-    checkpointed = bool(getattr(layer, "gradient_checkpointing", False))
-    return layer._compiled_call_impl is not None or checkpointed
+def compiled_or_checkpointed(backbone: nn.Module) -> bool:
+    """Whether a part of a model runs as compiled, or again in the backward pass.
+
+    What is changed about its modules for one forward pass would not be seen there.
+    """
+    return any(
+        vars(module).get("gradient_checkpointing")
+        or vars(module).get("_compiled_call_impl")
+        or isinstance(module, CheckpointWrapper)  # by accelerate, for FSDP
+        for module in backbone.modules()
+    )
 
 
 def _lean_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward]]:

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from prefopt.engine import Scorer
 from tests.engine.trees import assert_equal_gradients, batch_of, gradients, plain_logps, trees
@@ -55,6 +56,20 @@ def test_gradient_checkpointing_changes_nothing():
     getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
     # What is kept instead of computed again differs too, so the gradients differ by rounding.
     assert_equal_gradients(gradients(model, scorer.score(batch).logps), wanted)
+
+
+def test_layers_checkpointed_from_outside_change_nothing():
+    """As accelerate does for FSDP: the layers are wrapped after the scorer was made."""
+    model = tiny_model("llama").train()
+    scorer = Scorer(model)
+    batch = batch_of(trees(), "shared_prefix")
+    wanted = gradients(model, scorer.score(batch).logps)
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer)
+    ours = gradients(model, scorer.score(batch).logps)
+    ours = {name.replace("_checkpoint_wrapped_module.", ""): each for name, each in ours.items()}
+    assert_equal_gradients(ours, wanted)
 
 
 def test_a_scored_model_still_generates_and_reads_padded_batches():
