@@ -20,8 +20,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.nn import functional as F
 
 from prefopt.engine.linear_head import computing_dtype, is_bare_linear
+from prefopt.engine.probe import in_mode
 
 _Forward: TypeAlias = Callable[[Tensor], Tensor]
+# Makes the other forward pass of a module.
+_Maker: TypeAlias = Callable[[Any], _Forward]
 
 _PROBE_TOKENS = 3
 
@@ -77,25 +80,27 @@ def compiled_or_checkpointed(backbone: nn.Module) -> bool:
 def _lean_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward]]:
     """Return the modules that can keep less, each with its other forward pass."""
     found: list[tuple[nn.Module, _Forward]] = []
-    proven: dict[type[nn.Module], Callable[[Any], _Forward] | None] = {}
+    proven: dict[type[nn.Module], _Maker | None] = {}
     for module in backbone.modules():
-        kind = type(module)
-        if not _may_be_lean(module):
+        makers = _makers_for(module)
+        if not makers:
             continue
+        kind = type(module)
         if kind not in proven:
-            proven[kind] = next((make for make in _MAKERS if _proves(make, module)), None)
+            proven[kind] = next((make for make in makers if _proves(make, module)), None)
         make = proven[kind]
         if make is not None:
             found.append((module, _by_any_name(make(module))))
     return found
 
 
-def _may_be_lean(module: nn.Module) -> bool:
+def _makers_for(module: nn.Module) -> Sequence[_Maker]:
+    """Return what may make a module's other forward pass, by what it looks like."""
     if not _is_its_own(module) or any(hasattr(weight, "ds_id") for weight in module.parameters()):
-        return False
-    if not _is_gated_mlp(module) and not type(module).__name__.endswith("RMSNorm"):
-        return False
-    return len(signature(module.forward).parameters) == 1  # no gates, no residuals beside it
+        return ()
+    makers = _MLPS if _is_gated_mlp(module) else _NORMS if _is_norm(module) else ()
+    # One argument: no gates, no residuals beside it.
+    return makers if makers and len(signature(module.forward).parameters) == 1 else ()
 
 
 def _is_its_own(module: nn.Module) -> bool:
@@ -112,20 +117,21 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     )
 
 
-def _proves(make: Callable[[Any], _Forward], module: Any) -> bool:
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return type(module).__name__.endswith("RMSNorm") and weight is not None and weight.dim() == 1
+
+
+def _proves(make: _Maker, module: nn.Module) -> bool:
     """Whether the other forward pass of a module gives what its own does, bit by bit."""
-    modes = {part: part.training for part in module.modules()}
-    module.train()  # where a module has dropout, the other must have it too
     try:
-        return all(
-            _same(_answer(module, hidden), _answer(make(module), hidden))
-            for hidden in _probes_of(module)
-        )
+        with in_mode(module, training=True):  # where it has dropout, the other must have it too
+            return all(
+                _same(_answer(module, hidden), _answer(make(module), hidden))
+                for hidden in _probes_of(module)
+            )
     except Exception:  # any failure means the same: it is not what it looks like
         return False
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def _probes_of(module: Any) -> list[Tensor]:
@@ -220,8 +226,6 @@ class _RMSNorm(torch.autograd.Function):
 
 def _lean_norm(module: Any, style: _Style) -> _Forward:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if _is_gated_mlp(module) or module.weight.dim() != 1:
-        raise TypeError(f"{type(module).__name__} is no norm over the last dimension")
 
     def forward(hidden: Tensor) -> Tensor:
         normed: Tensor = _RMSNorm.apply(hidden, module.weight, eps, style)  # type: ignore[no-untyped-call] # torch
@@ -273,9 +277,6 @@ class _Gated(torch.autograd.Function):
 
 
 def _lean_mlp(module: Any) -> _Forward:
-    if not _is_gated_mlp(module):
-        raise TypeError(f"{type(module).__name__} is no gated MLP")
-
     def forward(hidden: Tensor) -> Tensor:
         gate, up = module.gate_proj(hidden), module.up_proj(hidden)
         down = module.down_proj
@@ -291,7 +292,5 @@ def _lean_mlp(module: Any) -> _Forward:
     return forward
 
 
-_MAKERS: Sequence[Callable[[Any], _Forward]] = (
-    _lean_mlp,
-    *(partial(_lean_norm, style=style) for style in _STYLES),
-)
+_NORMS: Sequence[_Maker] = [partial(_lean_norm, style=style) for style in _STYLES]
+_MLPS: Sequence[_Maker] = [_lean_mlp]

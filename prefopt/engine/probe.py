@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from typing import Any
 
@@ -70,15 +70,20 @@ def is_exact(model: nn.Module) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch a model's dropout off for a while, and back on exactly where it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Switch dropout on or off throughout a model for a while, and back exactly as it was."""
+    others = [module for module in model.modules() if module.training != training]
+    model.train(training)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module in others:
+            module.training = not training
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
+    """Switch a model's dropout off for a while, and back on exactly where it was."""
+    return in_mode(model, False)
 
 
 @contextmanager

@@ -10,7 +10,13 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from prefopt.engine import Scorer
 from prefopt.engine import lean_layers as lean
-from tests.engine.trees import assert_equal_gradients, batch_of, gradients, trees
+from tests.engine.trees import (
+    assert_equal_gradients,
+    batch_of,
+    gradients,
+    keep_what_autograd_keeps,
+    trees,
+)
 from tests.models import tiny_model
 
 NORMS = (LlamaRMSNorm, Olmo2RMSNorm, Gemma3RMSNorm)
@@ -47,10 +53,6 @@ def kept_bytes(compute):
     return sum(kept.values()), result
 
 
-def as_it_is(monkeypatch):
-    monkeypatch.setattr(lean.LeanLayers, "active", lambda self: torch.enable_grad())
-
-
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_what_is_known_of_each_architecture(name):
     assert len(lean.LeanLayers(tiny_model(name).base_model)) == KNOWN[name]
@@ -69,7 +71,7 @@ def test_log_probs_to_the_last_bit_and_gradients_are_those_of_the_model_itself(
     batch = batch_of(trees(), layout)
     less, mine = kept_bytes(lambda: scorer.score(batch).logps)
     my_gradients = gradients(model, mine)
-    as_it_is(monkeypatch)
+    keep_what_autograd_keeps(monkeypatch)
     more, own = kept_bytes(lambda: scorer.score(batch).logps)
     own_gradients = gradients(model, own)
     assert torch.equal(mine, own)
@@ -148,7 +150,7 @@ def test_lora_trains_as_without(monkeypatch, targets):
     scorer = Scorer(model)
     batch = batch_of(trees(), scorer.layout)
     mine = gradients(model, scorer.score(batch).logps)
-    as_it_is(monkeypatch)
+    keep_what_autograd_keeps(monkeypatch)
     own = gradients(model, scorer.score(batch).logps)
     assert_equal_gradients(mine, own)
 
@@ -163,7 +165,7 @@ def test_autocast_gives_the_same_bits(monkeypatch):
 
     mine = scorer.score(batch, context=autocast).logps
     my_gradients = gradients(model, mine)
-    as_it_is(monkeypatch)
+    keep_what_autograd_keeps(monkeypatch)
     own = scorer.score(batch, context=autocast).logps
     own_gradients = gradients(model, own)
     assert torch.equal(mine, own)
@@ -260,6 +262,6 @@ def test_lora_with_dropout_is_known_and_drops_the_same(monkeypatch):
     assert len(lean.LeanLayers(model.base_model.model.model)) == KNOWN["llama"]
     torch.manual_seed(4)
     mine = scorer.score(batch).logps
-    as_it_is(monkeypatch)
+    keep_what_autograd_keeps(monkeypatch)
     torch.manual_seed(4)
     assert torch.equal(scorer.score(batch).logps, mine)

@@ -1,5 +1,6 @@
 """Examples of every shape, and what the model itself makes of each of their texts alone."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from prefopt.engine import build_layout
 from prefopt.engine.layout import Example
+from prefopt.engine.lean_layers import LeanLayers
 from prefopt.engine.score import layout_tensors
 from tests.models import VOCABULARY
 
@@ -46,6 +48,11 @@ def plain_logps(model: Any, examples: list[Example]) -> Tensor:
 def batch_of(examples: list[Example], layout: Any) -> dict[str, Any]:
     """Return a batch for ``Scorer.score``."""
     return layout_tensors(build_layout(examples, layout))
+
+
+def keep_what_autograd_keeps(monkeypatch: Any) -> None:
+    """Let norms and MLPs compute as the model itself does, from now on."""
+    monkeypatch.setattr(LeanLayers, "active", lambda self: nullcontext())
 
 
 def gradients(model: Any, scores: Tensor) -> dict[str, Tensor]:
