@@ -218,7 +218,9 @@ class Steps(TrainerCallback):
 def start(job: dict[str, Any], channel: Channel) -> None:
     """Train one step, and say when it ended."""
     passes, steps = Passes(channel, turns=False), Steps()
-    import_module("prefopt.trainer" if job["side"] == "prefopt" else "trl.trainer.dpo_trainer")
+    import_module(
+        "prefopt.training.trainer" if job["side"] == "prefopt" else "trl.trainer.dpo_trainer"
+    )
     imported = time.perf_counter()
     trainer = make_trainer(job, passes, steps)
     made = time.perf_counter()

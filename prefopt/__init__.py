@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt.config import PreferenceConfig
     from prefopt.losses import Loss, LossOutput, get_loss, list_losses, register_loss
-    from prefopt.trainer import PreferenceTrainer
+    from prefopt.training.trainer import PreferenceTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "PreferenceConfig": "prefopt.config",
-    "PreferenceTrainer": "prefopt.trainer",
+    "PreferenceTrainer": "prefopt.training.trainer",
     "Loss": "prefopt.losses",
     "LossOutput": "prefopt.losses",
     "get_loss": "prefopt.losses",

@@ -14,8 +14,8 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.engine.attention import BACKENDS, check_request
-from prefopt.losses import Objective, parse_objective
-from prefopt.losses.options import BETA_SCHEDULES, F_DIVERGENCES, LossOptions
+from prefopt.objective import Objective, parse_objective
+from prefopt.objective.options import BETA_SCHEDULES, F_DIVERGENCES, LossOptions
 
 # Options that are hyper-parameters of losses, by the field that sets them.
 _LOSS_OPTIONS = {

@@ -43,3 +43,12 @@ def shared_dir() -> Path:
 def _own_reference_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
     """Each test starts with an empty store of reference log-probs."""
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True)))
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register losses that are gone after it."""
+    from prefopt.losses import registry
+
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+    monkeypatch.setattr(registry, "_NAMES", dict(registry._NAMES))

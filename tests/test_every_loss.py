@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt.losses import get_loss, list_losses
 from tests.models import tiny_model, tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 LOSSES = [loss.name for loss in list_losses() if loss.function.__module__.startswith("prefopt.")]
 

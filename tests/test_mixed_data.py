@@ -9,7 +9,7 @@ from prefopt import PreferenceConfig
 from prefopt.data import DataError
 from tests.equivalence.test_invariance import assert_same_training, run
 from tests.models import tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 BY_KIND = {"paired": "dpo + 0.1*sft", "unpaired": "kto", "ranked": "plackett_luce"}
 

@@ -8,7 +8,7 @@ from prefopt import PreferenceTrainer
 from prefopt.engine import Scorer
 from tests.engine.trees import assert_equal_gradients, batch_of, gradients, plain_logps, trees
 from tests.models import MULTIMODAL, tiny_model, tiny_rows, tiny_tokenizer
-from tests.training import config, steps
+from tests.runs import config, steps
 
 
 def vision_parts(model):

@@ -13,7 +13,7 @@ from prefopt.engine.layout import Example
 from tests.engine.test_divergences import plain_divergences
 from tests.engine.trees import plain_logps
 from tests.models import tiny_model, tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 ROWS = tiny_rows(8)
 

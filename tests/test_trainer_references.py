@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prefopt.reference import FrozenCopy, ReferenceModel
-from prefopt.run_reference import RECORD_FILE, WEIGHTS_FILE
+from prefopt.training.reference import RECORD_FILE, WEIGHTS_FILE
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 LN_2 = pytest.approx(0.6931472, rel=1e-5)
 
@@ -129,7 +129,7 @@ def test_a_ref_model_by_path_is_not_loaded_where_the_store_has_everything(
     first = trainer(tmp_path / "a", rows, ref_model=path)
     filled = len(passes)
     monkeypatch.setattr(
-        "prefopt.run_reference.load_reference", lambda *args: pytest.fail("it was loaded")
+        "prefopt.training.reference.load_reference", lambda *args: pytest.fail("it was loaded")
     )
     second = trainer(tmp_path / "b", rows, ref_model=path, learning_rate=1e-3, loss_type="ipo")
     assert len(passes) == filled > 0
@@ -166,7 +166,7 @@ def test_tokens_of_a_chat_template_must_be_known_to_the_reference(tmp_path):
 
 
 def test_neither_a_loaded_reference_nor_an_adapter_stays_in_memory(tmp_path, monkeypatch):
-    import prefopt.run_reference as module
+    import prefopt.training.reference as module
 
     loaded = []
     load = module.load_reference

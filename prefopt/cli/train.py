@@ -259,7 +259,7 @@ def make_trainer(
     """
     from trl import get_peft_config, get_quantization_config
 
-    from prefopt.trainer import PreferenceTrainer
+    from prefopt.training.trainer import PreferenceTrainer
 
     from_flags = {
         "revision": model_args.model_revision,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from prefopt.engine.layout import Example, LayoutName
-from prefopt.engine.tree import common_prefix_length
+from prefopt.engine.prefix_tree import common_prefix_length
 
 
 def laid_out_tokens(example: Example, layout: LayoutName) -> int:

@@ -1,6 +1,6 @@
 """How the completions of a batch may be seen: as pairs, thumbs, best ones or rankings; weights.
 
-``prefopt.losses.inputs`` says what each view is for.
+``prefopt.objective.inputs`` says what each view is for.
 """
 
 from collections.abc import Mapping, Sequence

@@ -27,7 +27,7 @@ from prefopt.engine.linear_head import (
     rows_within,
 )
 from prefopt.engine.logprobs import CHUNK_BYTES, LMHead
-from prefopt.engine.twin import twin_of
+from prefopt.engine.weight_sharing import twin_of
 
 
 @dataclass(frozen=True)

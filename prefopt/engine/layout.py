@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.engine.tree import LEAST_SHARED, Node, common_length, common_prefix_length, root
+from prefopt.engine.prefix_tree import LEAST_SHARED, Node, common_length, common_prefix_length, root
 
 LayoutName = Literal["shared_prefix", "padded"]
 Ints = NDArray[np.int64]

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.divergences import Predictions, divergences
-from prefopt.engine.last_layer import last_mlp, only_at
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
-from prefopt.engine.lean_layers import LeanLayers
 from prefopt.engine.linear_head import at_least_float32
 from prefopt.engine.logprobs import LMHead, plain_logps
+from prefopt.engine.memory.last_layer import last_mlp, only_at
+from prefopt.engine.memory.recompute import LeanLayers
+from prefopt.engine.moe import RouterLoss
 from prefopt.engine.probe import (
     causal_lm_of,
     close,
@@ -34,7 +35,6 @@ from prefopt.engine.probe import (
     takes_token_types,
 )
 from prefopt.engine.quantised import keep_trainable
-from prefopt.engine.router import RouterLoss
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 
 logger = logging.getLogger("prefopt")

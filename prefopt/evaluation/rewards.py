@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefopt.losses import Objective
-from prefopt.losses.inputs import Completions, term_output
-from prefopt.losses.objective import Term
 from prefopt.losses.registry import SCALARS
+from prefopt.objective import Objective
+from prefopt.objective.inputs import Completions, term_output
+from prefopt.objective.objective import Term
 
 __all__ = ["PairLogps", "PairRewards", "implicit_rewards"]
 

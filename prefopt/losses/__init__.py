@@ -47,17 +47,13 @@ from prefopt.losses import (
     squared_log_ratio,
     tdpo,
 )
-from prefopt.losses.objective import Objective, Term, parse_objective
 from prefopt.losses.registry import Loss, LossOutput, get_loss, list_losses, register_loss
 
 __all__ = [
     "Loss",
     "LossOutput",
-    "Objective",
-    "Term",
     "get_loss",
     "list_losses",
-    "parse_objective",
     "register_loss",
 ]
 

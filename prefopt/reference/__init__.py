@@ -1,9 +1,16 @@
 """The reference: where the log-probs that a policy is compared with come from."""
 
 from prefopt.reference.adapters import AdapterError, trains_only_adapters
-from prefopt.reference.database import Database
 from prefopt.reference.fill import Filler, FillOptions, Processes, Wanted
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
+from prefopt.reference.live import (
+    AdapterOff,
+    FrozenCopy,
+    LiveReference,
+    MovingCopy,
+    ReferenceModel,
+    adapter_starts_as_identity,
+)
 from prefopt.reference.references import ReferenceLogps, References
 from prefopt.reference.sources import (
     BaseModel,
@@ -14,20 +21,13 @@ from prefopt.reference.sources import (
     Recorded,
     Source,
 )
-from prefopt.reference.store import (
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.logp_store import (
     FileStore,
     LogpStore,
     MemoryStore,
     default_folder,
     open_database,
-)
-from prefopt.reference.strategies import (
-    AdapterOff,
-    FrozenCopy,
-    LiveReference,
-    MovingCopy,
-    ReferenceModel,
-    adapter_starts_as_identity,
 )
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prefopt.engine.twin import twin_of
+from prefopt.engine.weight_sharing import twin_of
 
 # The file that makes a folder an adapter.
 _CONFIG_FILE = "adapter_config.json"

@@ -23,8 +23,8 @@ from prefopt.engine import Scorer, build_layout
 from prefopt.engine.heap import heap_kept
 from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores, layout_tensors
-from prefopt.reference.store import LogpStore
-from prefopt.reference.strategies import LiveReference
+from prefopt.reference.live import LiveReference
+from prefopt.reference.store.logp_store import LogpStore
 
 Floats = NDArray[np.float32]
 

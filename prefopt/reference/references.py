@@ -13,11 +13,11 @@ from prefopt.data.inspection import is_stream
 from prefopt.engine import Scorer
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.score import sum_by_completion
-from prefopt.reference.database import Database
 from prefopt.reference.fill import Filler, FillOptions, Wanted
+from prefopt.reference.live import LiveReference
 from prefopt.reference.sources import Source
-from prefopt.reference.store import FileStore, LogpStore, MemoryStore
-from prefopt.reference.strategies import LiveReference
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
 
 logger = logging.getLogger("prefopt")
 

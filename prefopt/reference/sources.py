@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 from prefopt.engine import Scorer
 from prefopt.reference.adapters import bare_twin, is_sharded, named_weights, with_adapter
-from prefopt.reference.database import Database
-from prefopt.reference.files import source_digest
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
-from prefopt.reference.strategies import (
+from prefopt.reference.live import (
     AdapterOff,
     FrozenCopy,
     LiveReference,
     MovingCopy,
     ReferenceModel,
 )
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.files import source_digest
 
 
 class Source(Protocol):

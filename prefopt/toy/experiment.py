@@ -35,12 +35,12 @@ from prefopt.evaluation import (
     sequence_kl,
     token_logps,
 )
-from prefopt.losses import Objective, parse_objective
+from prefopt.objective import Objective, parse_objective
 from prefopt.toy.data import Row, sample_pairs, sample_thumbs
 from prefopt.toy.grammar import HELD_OUT_NAMES, NAMES, parse_completion, prompts
 from prefopt.toy.model import build_model, build_tokenizer, fit_model
 from prefopt.toy.reward import preference_probability, true_reward
-from prefopt.trainer import PreferenceTrainer
+from prefopt.training.trainer import PreferenceTrainer
 
 __all__ = [
     "METHODS",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prefopt.cli import cache
 from prefopt.reference import Database, default_folder
-from prefopt.reference.store import FILE_NAME
+from prefopt.reference.store.logp_store import FILE_NAME
 from prefopt.toy import sample_pairs
 from tests.cli.conftest import write_rows
 
@@ -410,7 +410,7 @@ def test_an_ambiguous_fingerprint_is_refused(prefopt, filled):
 
 
 def test_a_full_disk_while_shrinking_is_told(prefopt, filled, two, monkeypatch):
-    from prefopt.reference import maintain
+    from prefopt.reference.store import maintain
 
     def full(_):
         raise sqlite3.OperationalError("database or disk is full")

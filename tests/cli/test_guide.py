@@ -5,7 +5,8 @@ import re
 import pytest
 
 from prefopt.cli.guide import ADVICE, FAMILIES, SITUATIONS
-from prefopt.losses import get_loss, list_losses, parse_objective
+from prefopt.losses import get_loss, list_losses
+from prefopt.objective import parse_objective
 
 KIND_OF_DATA = {"pairs": "paired", "thumbs": "unpaired", "rankings": "ranked"}
 

@@ -189,7 +189,7 @@ def test_a_mistake_is_one_message_and_exit_code_two(
 def test_a_failure_inside_training_is_not_blamed_on_the_user(
     prefopt, model_folder, data_files, tmp_path, monkeypatch
 ):
-    from prefopt.trainer import PreferenceTrainer
+    from prefopt.training.trainer import PreferenceTrainer
 
     def fail(*args, **kwargs):
         raise ValueError("a bug")
@@ -220,11 +220,11 @@ def test_fields_that_both_have_are_the_configurations():
 
 
 def test_flags_of_the_model_reach_the_trainer(monkeypatch, tmp_path):
-    import prefopt.trainer
+    import prefopt.training.trainer
 
     seen = {}
     monkeypatch.setattr(
-        prefopt.trainer, "PreferenceTrainer", lambda **options: seen.update(options)
+        prefopt.training.trainer, "PreferenceTrainer", lambda **options: seen.update(options)
     )
     _, config, model_args = parsed(
         *("--model", "m", "--dataset", "d", "--output_dir", tmp_path, "--report_to=none"),

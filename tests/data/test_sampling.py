@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from prefopt.data.sampling import MixedLabels, single_labels
 from tests.models import tiny_rows
-from tests.training import trainer
+from tests.runs import trainer
 
 LABELS = np.arange(400) % 5 == 0  # a fifth is desirable
 

@@ -10,7 +10,7 @@ from prefopt.engine import Scorer, attention
 from prefopt.engine.check import check_examples
 from tests.engine.trees import trees
 from tests.models import tiny_model, tiny_rows
-from tests.training import trainer
+from tests.runs import trainer
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ def test_the_trainer_stops_before_training_where_attention_is_broken(
 ):
     scorer = Scorer(tiny_model("llama"))  # found right on the probe, wrong afterwards
     break_branches()
-    monkeypatch.setattr("prefopt.trainer.Scorer", lambda *_, **__: scorer)
+    monkeypatch.setattr("prefopt.training.trainer.Scorer", lambda *_, **__: scorer)
     with pytest.raises(ValueError, match="report the model to prefopt"):
         trainer(tmp_path, tiny_rows(8), model=scorer.model, check_first_batch=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from prefopt.engine.compilation import compile_layers
 from tests.models import tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"

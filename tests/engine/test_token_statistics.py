@@ -9,7 +9,7 @@ from prefopt.engine.logprobs import LMHead, chunked_logps
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 from tests.engine.trees import assert_equal_gradients, batch_of, gradients, trees
 from tests.models import tiny_model, tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 EVERY = TokenStatistics._fields
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefopt.engine import build_layout
 from prefopt.engine.layout import Example
-from prefopt.engine.lean_layers import LeanLayers
+from prefopt.engine.memory.recompute import LeanLayers
 from prefopt.engine.score import layout_tensors
 from tests.models import VOCABULARY
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from prefopt import PreferenceTrainer
 from tests.models import tiny_model, tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 # What rows may say beside their text; values that repeat in neither batches nor ranks.
 COLUMNS = {"margin": [0.5, 1.5, -0.5, 1.0, 2.0], "weight": [1.0, 0.25, 2.0]}

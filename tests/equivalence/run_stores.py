@@ -10,9 +10,9 @@ import torch
 from prefopt.data.keys import completion_keys
 from prefopt.data.prepared import read_examples
 from prefopt.reference import Database, Fingerprint, ReferenceModel, default_folder
-from prefopt.reference.store import FILE_NAME
+from prefopt.reference.store.logp_store import FILE_NAME
 from tests.models import tiny_rows
-from tests.training import trainer
+from tests.runs import trainer
 
 scored = []
 score = ReferenceModel.score

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models import tiny_model, tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 LOSSES = ["dpo", "kto", "dpo + 0.3*sft", "orpo"]
 

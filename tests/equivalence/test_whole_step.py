@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.losses import get_loss, parse_objective
-from prefopt.losses.inputs import Completions
-from prefopt.losses.pool import RunningMeans, pool, running_sums, with_gradient
+from prefopt.losses import get_loss
+from prefopt.objective import parse_objective
+from prefopt.objective.batch_losses import RunningMeans, pool, running_sums, with_gradient
+from prefopt.objective.inputs import Completions
 from tests.equivalence.test_invariance import assert_same_training, run
 from tests.models import tiny_model, tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 WHOLE_STEP = ["aot", "aot_unpaired", "beta_dpo", "bco_pair", "dbaql", "bco", "aot + 0.2*sft"]
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from prefopt.evaluation import PairLogps, implicit_rewards
-from prefopt.losses import list_losses, parse_objective
-from prefopt.losses.options import LossOptions
+from prefopt.losses import list_losses
+from prefopt.objective import parse_objective
+from prefopt.objective.options import LossOptions
 
 LENGTHS = (torch.tensor([2, 4]), torch.tensor([4, 8]))
 POLICY = PairLogps(torch.tensor([-4.0, -8.0]), torch.tensor([-6.0, -4.0]), *LENGTHS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefopt.losses import common, registry
+from prefopt.losses import common
 
 CHOSEN = [-10.0, -20.5]
 REJECTED = [-12.25, -18.0]
@@ -72,13 +72,6 @@ def rankings() -> dict[str, Tensor]:
         "ranked_lengths": torch.tensor([[2, 3, 5], [4, 5, 7]]),
         "ranked_scores": torch.tensor([[2.0, 1.0, 0.0], [3.5, 1.5, 1.5]], dtype=torch.float64),
     }
-
-
-@pytest.fixture
-def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test register losses that are gone after it."""
-    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
-    monkeypatch.setattr(registry, "_NAMES", dict(registry._NAMES))
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from prefopt.losses import parse_objective
 from prefopt.losses.cpo import cpo_hinge_loss, cpo_ipo_loss, cpo_loss
 from prefopt.losses.dpo import dpo_loss
 from prefopt.losses.slic import slic_loss
+from prefopt.objective import parse_objective
 
 
 def sigmoid(x: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.losses import LossOutput, get_loss, list_losses, register_loss
 from prefopt.losses.contract import broken_checks
-from prefopt.losses.options import LossOptions, fit_options
+from prefopt.objective.options import LossOptions, fit_options
 
 DISCOPOP_BETAS = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0]  # figures 5 and 8
 

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from prefopt.losses import get_loss, parse_objective
-from prefopt.losses.inputs import Completions, loss_inputs
+from prefopt.losses import get_loss
 from prefopt.losses.sppo import sppo_loss
+from prefopt.objective import parse_objective
+from prefopt.objective.inputs import Completions, loss_inputs
 from tests.models import tiny_rows
-from tests.training import steps, trainer
+from tests.runs import steps, trainer
 
 SOFT = torch.tensor([0.8, 0.35], dtype=torch.float64)
 HARD = torch.ones(2, dtype=torch.float64)

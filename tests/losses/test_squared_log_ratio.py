@@ -2,8 +2,9 @@ import math
 
 import torch
 
-from prefopt.losses import get_loss, parse_objective
+from prefopt.losses import get_loss
 from prefopt.losses.squared_log_ratio import squared_log_ratio_loss
+from prefopt.objective import parse_objective
 
 
 def test_value_and_gradient_are_those_of_half_a_square(pairs, exact):

@@ -13,8 +13,8 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.losses import Loss, get_loss
 from prefopt.losses.common import average_logps
-from prefopt.losses.options import LossOptions, fit_options, transformed, wpo_weights
 from prefopt.losses.orpo import log_odds_ratio
+from prefopt.objective.options import LossOptions, fit_options, transformed, wpo_weights
 
 
 @dataclass(frozen=True)

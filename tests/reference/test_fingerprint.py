@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefopt.policy import switch_off_dropout
 from prefopt.reference import fingerprint_of
 from prefopt.reference.fingerprint import weights_digest
+from prefopt.training.model import switch_off_dropout
 from tests.models import SHARING, tiny_model
 
 peft = pytest.importorskip("peft")

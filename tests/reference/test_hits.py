@@ -10,7 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from prefopt.reference import fill
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
-from tests.training import trainer
+from tests.runs import trainer
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_kto_computes_only_its_mismatched_completions_and_those_once(run):
 def test_the_first_steps_of_a_second_run_need_no_reference_forward(tmp_path, monkeypatch):
     trainer(tmp_path, tiny_rows(8), loss_type="dpo").train()
     for name in ("ReferenceModel", "AdapterOff", "FrozenCopy"):
-        monkeypatch.delattr(f"prefopt.reference.strategies.{name}.score")
+        monkeypatch.delattr(f"prefopt.reference.live.{name}.score")
     second = trainer(tmp_path, tiny_rows(8), loss_type="ipo", seed=3, max_steps=4)
     second.train()
     assert second.state.global_step == 4
@@ -126,7 +126,7 @@ def test_a_reference_by_name_is_not_even_loaded_the_second_time(run, tmp_path, m
     tiny_tokenizer().save_pretrained(tmp_path / "reference")
     name = str(tmp_path / "reference")
     assert run(ref_model=name) == 16
-    monkeypatch.setattr("prefopt.policy.load_causal_lm", None)
+    monkeypatch.setattr("prefopt.training.model.load_causal_lm", None)
     assert run(ref_model=name, loss_type="ipo") == 0
 
 
@@ -135,7 +135,7 @@ import sys
 from pathlib import Path
 from prefopt.reference import fill
 from tests.models import tiny_rows
-from tests.training import trainer
+from tests.runs import trainer
 scored = []
 original = fill.score_completions
 fill.score_completions = lambda *args: scored.append(1) or original(*args)

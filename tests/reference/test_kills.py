@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefopt.reference import Wanted
-from prefopt.reference.store import FILE_NAME
+from prefopt.reference.store.logp_store import FILE_NAME
 from tests.reference import fill_worker
 from tests.reference.fill_worker import ROWS_PER_BATCH, dataset_of, open_store
 

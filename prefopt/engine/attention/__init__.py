@@ -1,6 +1,6 @@
 """Attention over the packed row: one interface for transformers, several backends."""
 
-from prefopt.engine.attention.choice import (
+from prefopt.engine.attention.backends import (
     BACKENDS,
     Backend,
     check_request,
@@ -10,8 +10,8 @@ from prefopt.engine.attention.choice import (
 from prefopt.engine.attention.flex import attend_flex
 from prefopt.engine.attention.interface import NAME, computing_dtype, planned_forward
 from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts, Memory
+from prefopt.engine.attention.probe import kernel_problem
 from prefopt.engine.attention.segments import attend_by_segments
-from prefopt.engine.attention.trial import kernel_problem
 from prefopt.engine.attention.varlen import attend_varlen
 
 __all__ = [

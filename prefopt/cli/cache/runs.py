@@ -1,0 +1,270 @@
+"""``prefopt cache fill`` and ``verify``: those that make the trainer of a training run.
+
+They take the options of ``prefopt train``, so what they compute is what that run will look up.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from prefopt.cli import is_main_process
+from prefopt.cli.cache import folder_of, model_text, printable, size_text, store_errors
+from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.train import checkpoint_of, load_splits, make_parser, make_trainer, parse
+from prefopt.reference import Database, FileStore, Fingerprint, References, Source
+from prefopt.reference.store.logp_store import FILE_NAME
+from prefopt.reference.store.maintain import describe_store, open_store, references_of
+from prefopt.reference.store.repair import is_damage
+from prefopt.reference.store.verify import Comparison, nearest_reference, recompute, tolerance_of
+from prefopt.training.reference import checkpoint_folder
+from prefopt.training.trainer import PreferenceTrainer
+
+_SAMPLE = 100
+
+_FILL = """\
+Compute the reference log-probs that a training run would look up, and keep them in the store.
+
+  prefopt cache fill --model MODEL --dataset DATA [--loss_type NAME] [options]
+  accelerate launch -m prefopt cache fill --config run.yaml
+
+Options are those of `prefopt train`: those that decide the reference and the token ids must be
+the same for training, such as --dtype, --bf16, --max_length and the splits. All others, such as
+the loss, --beta, --learning_rate and LoRA's rank, may differ. --cache-dir names the folder of the
+store. Nothing else is written.
+"""
+
+_VERIFY = """\
+Compute a sample of stored reference log-probs again, and compare.
+
+  prefopt cache verify --model MODEL --dataset DATA [--sample N] [options]
+
+Options are those of `prefopt train`, --cache-dir and --sample (default: 100 completions, chosen
+by --seed).
+"""
+
+
+class FillingTrainer(PreferenceTrainer):
+    """Fills the store as training does, and shows what it filled."""
+
+    def filled(self, folder: Path | None) -> References | None:
+        """Do what training does of the reference before its first step.
+
+        Args:
+            folder: The checkpoint from which training would go on; None to begin.
+
+        Returns:
+            Where reference log-probs come from; None for a loss that needs none.
+        """
+        self._begin_with_reference(folder)
+        return self._references
+
+
+class UnfilledTrainer(PreferenceTrainer):
+    """Prepares data and reference as for training; fills no store, and looks nothing up.
+
+    Attributes:
+        source: What the reference is; None if the loss needs none.
+    """
+
+    source: Source | None = None
+
+    def _set_up_reference(self, ref_model: Any) -> None:
+        self._database = None
+        self.source = self._reference_source(ref_model)
+
+
+def fill(argv: Sequence[str]) -> int:
+    """Compute what a training run would look up; return the exit code.
+
+    Args:
+        argv: Options of ``prefopt train``.
+    """
+    data_args, config, model_args = _parse(list(argv), "fill", _FILL)
+    folder = folder_of(config.reference_cache_dir)
+    _check_folder(folder)
+    resume = checkpoint_folder(checkpoint_of(config.resume_from_checkpoint), config.output_dir)
+    start = time.perf_counter()
+    trainer = _make(data_args, config, model_args, FillingTrainer)
+    with user_errors():
+        references = trainer.filled(resume)
+    seconds = time.perf_counter() - start
+    if references is None:
+        raise UserError(_no_reference(trainer))
+    store = references.store
+    if not isinstance(store, FileStore) or references.fingerprint is None:
+        raise UserError("nothing was kept: " + str(references))
+    code = 0
+    if is_main_process():
+        code = _print_filled(references, references.fingerprint, store, seconds)
+    if hasattr(trainer, "end"):  # transformers >= 5.18: closes the process group
+        trainer.end()
+    return code
+
+
+def _print_filled(
+    references: References, fingerprint: Fingerprint, store: FileStore, seconds: float
+) -> int:
+    with store_errors(store.database.path.parent):
+        info = describe_store(open_store(store.database.path.parent, readonly=True))
+    held = {item.fingerprint: item for item in info.references}.get(fingerprint.digest)
+    completions, tokens = (0, 0) if held is None else (held.completions, held.tokens)
+    print(f"computed     {references.computed:,} completions in {seconds:.1f} s, loading included")
+    print(f"reference    {references.source.description}: {model_text(fingerprint.facts)}")
+    print(f"fingerprint  {fingerprint.digest}")
+    print(f"kept of it   {completions:,} completions, {tokens:,} tokens")
+    print(f"in           {info.path} ({size_text(info.size_bytes)})")
+    if store.in_memory:
+        print(f"not kept     {store.in_memory:,} completions: the file could not be written")
+    return 1 if store.in_memory else 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Compute a sample of stored log-probs again and compare; return the exit code.
+
+    Args:
+        argv: Options of ``prefopt train``, and ``--sample``.
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--sample", type=int, default=_SAMPLE)
+    options, rest = own.parse_known_args(list(argv))
+    if options.sample < 1:
+        raise UserError(f"--sample must be at least 1, got {options.sample}")
+    data_args, config, model_args = _parse(rest, "verify", _VERIFY)
+    folder = folder_of(config.reference_cache_dir)
+    with store_errors(folder):
+        database = open_store(folder, readonly=True)
+    trainer = _make(data_args, config, model_args, UnfilledTrainer)
+    if trainer.source is None:
+        raise UserError(_no_reference(trainer))
+    fingerprint = trainer.source.fingerprint()
+    if fingerprint is None:
+        raise UserError("the weights of the reference are spread over processes: verify with one")
+    with store_errors(folder):
+        _check_known(database, fingerprint)
+        comparison = _compare(trainer, database, fingerprint, options.sample, config.seed)
+    if is_main_process():
+        _print_comparison(comparison, fingerprint, database.path)
+    if not comparison.completions:
+        return 1
+    return 0 if comparison.agrees else 1
+
+
+def _check_known(database: Database, fingerprint: Fingerprint) -> None:
+    """Say what the store has instead, if it has nothing of a reference."""
+    references = references_of(database)
+    if any(info.fingerprint == fingerprint.digest and info.completions for info in references):
+        return
+    message = (
+        f"{database.path} has no log-probs of this reference, {fingerprint.digest[:12]}: "
+        f"{model_text(fingerprint.facts)}"
+    )
+    nearest = nearest_reference(fingerprint.facts, references)
+    if nearest is not None:
+        info, parts = nearest
+        message += (
+            f". The nearest that it has, {info.fingerprint[:12]}: {model_text(info.facts)}, has "
+            f"other {', '.join(parts) or 'contents'}"
+        )
+    raise UserError(printable(message))
+
+
+def _compare(
+    trainer: UnfilledTrainer, database: Database, fingerprint: Fingerprint, sample: int, seed: int
+) -> Comparison:
+    assert trainer.source is not None
+    evals = trainer.eval_dataset
+    datasets = [trainer.train_dataset, *(evals.values() if isinstance(evals, dict) else [evals])]
+    reference, scorer = trainer.source.load()
+    context = trainer.accelerator.autocast
+    # A copy that is not written to: looking does not count as a run's use of the reference.
+    store = FileStore(Database(database.path, readonly=True), *fingerprint, origin={})
+    return recompute(
+        [dataset for dataset in datasets if dataset is not None],
+        store,
+        lambda batch: reference.score(batch, context),
+        scorer,
+        with_kl=trainer.objective.needs_kl,
+        sample=sample,
+        seed=seed,
+        tolerance=tolerance_of(fingerprint.facts),
+    )
+
+
+def _print_comparison(comparison: Comparison, fingerprint: Fingerprint, path: Path) -> None:
+    print(f"reference    {fingerprint.digest}: {printable(model_text(fingerprint.facts))}")
+    print(f"in           {path}")
+    print(
+        f"known        {comparison.known:,} completions of this data; "
+        f"{comparison.unknown:,} are missing"
+    )
+    print(f"compared     {comparison.completions:,} completions, {comparison.tokens:,} tokens")
+    print(f"largest      {comparison.largest:.2g} nats of a token")
+    print(f"mean         {comparison.mean:.2g} nats of a token")
+    print(f"accepted     {comparison.tolerance:.2g} nats of a token")
+    if not comparison.completions:
+        print("Nothing of this data is in the store: nothing was verified.")
+    elif comparison.agrees:
+        print("The store agrees with the reference.")
+    else:
+        print(
+            "The store does NOT agree with the reference. Delete what it has of it: "
+            f"prefopt cache prune --reference {fingerprint.digest[:12]} --yes"
+        )
+
+
+# Both ---------------------------------------------------------------------------------------------
+
+
+def _parse(argv: list[str], name: str, description: str) -> tuple[Any, Any, Any]:
+    parser = make_parser()
+    parser.prog = f"prefopt cache {name}"
+    parser.usage = f"{parser.prog} --model MODEL --dataset DATA [options]"
+    parser.description = description
+    parser.add_argument(
+        "--cache-dir",
+        "--cache_dir",
+        dest="reference_cache_dir",
+        default=argparse.SUPPRESS,
+        help="The same as --reference_cache_dir.",
+    )
+    data_args, config, model_args = parse(parser, argv)
+    if data_args.dataset_streaming:
+        raise UserError(
+            "a stream is not known before it is read, so the store cannot be filled or verified "
+            "for it: leave out --dataset_streaming. What it computes while training is kept"
+        )
+    if config.reference == "live" or config.sync_ref_model:
+        option = "sync_ref_model" if config.sync_ref_model else "reference live"
+        raise UserError(f"--{option} computes at each step and keeps nothing: leave it out")
+    return data_args, config, model_args
+
+
+def _make(data_args: Any, config: Any, model_args: Any, trainer_class: type) -> Any:
+    """Return a trainer that leaves nothing behind but what is in the store."""
+    config.push_to_hub = False  # would make a repository at once
+    with TemporaryDirectory(prefix="prefopt-cache-") as folder, user_errors():
+        config.output_dir = folder
+        train_rows, eval_rows = load_splits(data_args, config)
+        return make_trainer(config, model_args, train_rows, eval_rows, trainer_class)
+
+
+def _check_folder(folder: Path) -> None:
+    """Make sure that what will be computed can be kept; what is damaged the trainer replaces."""
+    path = folder / FILE_NAME
+    with store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            database = Database(path)
+            with database.writing():
+                pass
+            database.close()
+        except Exception as error:
+            if not is_damage(error):
+                raise
+
+
+def _no_reference(trainer: Any) -> str:
+    return f"the loss {trainer.objective.name!r} uses no reference: there is nothing to keep"

@@ -1,0 +1,1 @@
+"""What layers keep for the backward pass, and what they compute again."""

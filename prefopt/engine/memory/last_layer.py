@@ -1,0 +1,71 @@
+"""Spare the last layer's MLP the tokens that predict nothing.
+
+Of a prompt the last layer needs keys and values; what it makes of its tokens beyond that is never
+looked at, but for the last one. On Anthropic's HH three tokens in five are such, and the MLP of the
+last of 8 layers is a twelfth of the work.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.engine.memory.recompute import compiled_or_checkpointed
+
+
+def last_mlp(backbone: nn.Module) -> nn.Module | None:
+    """Return the MLP of a transformer's last layer, if it is known to treat tokens one by one.
+
+    Args:
+        backbone: A decoder; its layers are a list called ``layers`` or ``h``.
+
+    Returns:
+        None for anything else: mixtures of experts (whose routers count the tokens they see),
+        models of several towers, layers without an ``mlp``, one that eats more than hidden states.
+    """
+    layers = getattr(backbone, "layers", getattr(backbone, "h", None))
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        return None
+    mlp = getattr(layers[-1], "mlp", None)
+    if not isinstance(mlp, nn.Module) or not type(mlp).__name__.endswith("MLP"):
+        return None
+    if hasattr(mlp, "router") or hasattr(mlp, "experts"):
+        return None
+    if len(signature(type(mlp).forward).parameters) != 2:  # Bloom's adds the residual itself
+        return None
+    # No hook waits for a layer that is computed again in the backward pass.
+    return None if compiled_or_checkpointed(backbone) else mlp
+
+
+@contextmanager
+def only_at(mlp: nn.Module | None, positions: Tensor) -> Iterator[None]:
+    """Within it, a module computes some tokens only and returns zeros for the others.
+
+    Args:
+        mlp: Maps hidden states (R, T, D) to such, token by token; None for no module.
+        positions: The tokens that matter, among R * T, in ascending order; (P,).
+    """
+    if mlp is None:
+        yield
+        return
+    shapes: list[torch.Size] = []
+
+    def select(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        (hidden,) = arguments
+        shapes.append(hidden.shape)
+        return (hidden.flatten(0, -2).index_select(0, positions)[None],)
+
+    def spread(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        shape = shapes.pop()
+        everywhere = output.new_zeros(shape.numel() // shape[-1], shape[-1])
+        return everywhere.index_copy(0, positions, output[0]).view(shape)
+
+    handles = [mlp.register_forward_pre_hook(select), mlp.register_forward_hook(spread)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,182 @@
+"""Metrics as (sum, count) pairs, so that a mean does not depend on the batches."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.registry import LossOutput
+from prefopt.objective.inputs import rows_of
+from prefopt.objective.objective import Objective
+
+
+class MetricSums:
+    """Running sums and counts by name, on the device they come from: no wait per step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Add to a metric.
+
+        Args:
+            name: The metric.
+            total: Sum of its values; scalar.
+            count: How many values; scalar.
+        """
+        total = total.detach().to(torch.float64)
+        # A number is filled in, not copied: a copy to a GPU would wait for what it computes.
+        count = count.double() if isinstance(count, Tensor) else torch.full_like(total, count)
+        pair = torch.stack([total, count])
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def add_values(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Add each value of a tensor; an empty one counts as nothing and keeps the name known.
+
+        Args:
+            name: The metric.
+            values: The values; (n,).
+            mask: Which of them count; (n,), None for all.
+        """
+        if mask is None:
+            self.add(name, values.detach().sum(), float(values.numel()))
+        else:
+            self.add(name, torch.where(mask, values.detach(), 0).sum(), mask.sum())
+
+    def means(self, reduce: Any = None) -> dict[str, float]:
+        """Return sum / count of every metric that has a count, and forget everything.
+
+        Args:
+            reduce: Sums a tensor over all processes; None for one process.
+        """
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        table = torch.stack([self._sums[name] for name in names])
+        table = table if reduce is None else reduce(table)
+        self._sums.clear()
+        rows = table.tolist()
+        return {name: row[0] / row[1] for name, row in zip(names, rows, strict=True) if row[1]}
+
+
+def add_batch_metrics(
+    sums: MetricSums,
+    objective: Objective,
+    outputs: Sequence[LossOutput],
+    counts: Tensor,
+    batch: Mapping[str, Any],
+    logps: Tensor,
+    lengths: Tensor,
+) -> None:
+    """Add what TRL logs, under its names: rewards, accuracies, margins, log-probs, and lengths.
+
+    ``rewards/*`` come from the first loss of the objective that defines rewards. On pairs an
+    accuracy is the share of pairs with a positive margin, ties counting as not; on thumbs,
+    ``rewards/margins`` is the mean reward of the desirable minus that of the undesirable, taken
+    where both are known.
+
+    Args:
+        sums: Where to add.
+        objective: The terms the outputs belong to.
+        outputs: One per term.
+        counts: Over what each term takes its mean in this batch; (terms,).
+        batch: Holds the index tensors of ``prefopt.objective.inputs``.
+        logps: Policy log-probs of the completions; (N,), nats.
+        lengths: Their scored tokens; (N,).
+    """
+    if len(outputs) > 1:
+        for term, output, count in zip(objective.terms, outputs, counts, strict=True):
+            sums.add(f"loss/{term.loss.name}", output.losses.sum(), count)
+    for side, index, mask in _sides(objective, batch):
+        sums.add_values(f"logps/{side}", logps.index_select(0, index), mask)
+        sums.add_values(f"lengths/{side}", lengths.index_select(0, index), mask)
+    for term, output in zip(objective.terms, outputs, strict=True):
+        if output.chosen_rewards is not None and output.rejected_rewards is not None:
+            margins = output.chosen_rewards - output.rejected_rewards
+            sums.add_values("rewards/chosen", output.chosen_rewards)
+            sums.add_values("rewards/rejected", output.rejected_rewards)
+            sums.add_values("rewards/margins", margins)
+            sums.add_values("rewards/accuracies", (margins > 0).float())
+            return
+        if output.rewards is not None:
+            desirable = rows_of(term, batch)["desirable"]
+            sums.add_values("rewards/chosen", output.rewards, desirable)
+            sums.add_values("rewards/rejected", output.rewards, ~desirable)
+            return
+
+
+def add_token_metrics(
+    sums: MetricSums,
+    objective: Objective,
+    batch: Mapping[str, Any],
+    lengths: Tensor,
+    *,
+    entropies: Tensor,
+    hits: Tensor,
+    mean_logits: Tensor,
+) -> None:
+    """Add what TRL logs of single tokens, under its names: means over completion tokens.
+
+    ``entropy`` is over all completions; ``mean_token_accuracy``, the share of tokens that were the
+    most probable ones, over chosen (or desirable) completions; ``logits/*`` over either side.
+
+    Args:
+        sums: Where to add.
+        objective: Says whether completions are seen as pairs or as thumbs.
+        batch: Holds the index tensors of ``prefopt.objective.inputs``.
+        lengths: Scored tokens of each completion; (N,).
+        entropies: Of the predictions, summed over each completion's tokens; (N,), nats.
+        hits: Tokens of each completion that were the most probable ones; (N,).
+        mean_logits: Mean logits, summed over each completion's tokens; (N,).
+    """
+    sums.add("entropy", entropies.sum(), lengths.sum())
+    for side, index, mask in _sides(objective, batch):
+        tokens, right, logits = (
+            of_completions.index_select(0, index)
+            if mask is None
+            # Masked, not picked: what is picked by a mask has a size that a GPU must be asked for.
+            else of_completions.index_select(0, index) * mask
+            for of_completions in (lengths, hits, mean_logits)
+        )
+        if side == "chosen":
+            sums.add("mean_token_accuracy", right.sum(), tokens.sum())
+        sums.add(f"logits/{side}", logits.sum(), tokens.sum())
+
+
+def _sides(
+    objective: Objective, batch: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield the sides of a batch: its name, its completions, and which of these belong to it.
+
+    Where losses are for rows of one kind each, every kind is seen in its own way.
+    """
+    for rows in dict.fromkeys(term.rows for term in objective.terms):
+        terms = [term for term in objective.terms if term.rows == rows]
+        views = rows_of(terms[0], batch)
+        if any(term.loss.data_kind == "unpaired" for term in terms):
+            index, desirable = views["labelled_index"], views["desirable"]
+            yield "chosen", index, desirable
+            yield "rejected", index, ~desirable
+        else:
+            yield "chosen", views["chosen_index"], None
+            yield "rejected", views["rejected_index"], None
+
+
+def batch_rewards(
+    objective: Objective, outputs: Sequence[LossOutput], batch: Mapping[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
+    for term, output in zip(objective.terms, outputs, strict=True):
+        if output.chosen_rewards is not None:
+            return output.chosen_rewards, output.rejected_rewards, None, None
+        if output.rewards is not None:
+            return None, None, output.rewards, rows_of(term, batch)["desirable"]
+    return None, None, None, None
+
+
+def with_margins(means: dict[str, float]) -> dict[str, float]:
+    """Add ``rewards/margins`` of thumbs, which only the means over both sides can tell."""
+    if "rewards/chosen" in means and "rewards/rejected" in means:
+        means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
+    return means

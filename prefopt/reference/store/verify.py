@@ -1,0 +1,256 @@
+"""Whether a store is right: whole, by its checksums, and true, by computing a sample again."""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from prefopt.data.prepared import read_examples
+from prefopt.engine import Scorer
+from prefopt.engine.layout import Example
+from prefopt.engine.score import Scores
+from prefopt.reference.fill import FILL_TOKENS, Wanted, score_completions
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.logp_store import LogpStore
+from prefopt.reference.store.maintain import ReferenceInfo, entries_of, references_of
+
+Floats = NDArray[np.float32]
+
+# Nats that a token's log-prob may differ by when it is computed in another place, with other
+# neighbours, kernels or versions. Float32 rounds logits of tens by 1e-5 and adds up some hundred
+# such errors; TF32, where it is on, is worse and is meant to be noticed. Half precision keeps 11
+# bits (float16) or 8 (bfloat16) of them.
+_TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1}
+_HALF_TOLERANCE = 0.5  # bfloat16, and whatever is quantised
+
+_NAMES_OF_AUTOCAST = {"fp16": "float16", "bf16": "bfloat16"}
+
+# What a fingerprint is made of, and how two are told apart for people.
+_PARTS = (
+    "weights", "config", "class", "quantization", "adapters", "scalings", "autocast", "engine"
+)  # fmt: skip
+
+
+# Whole --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wholeness:
+    """What reading all of a store has shown.
+
+    Attributes:
+        completions: That were read.
+        damaged: Those whose values do not have their checksum, by fingerprint.
+        problems: What SQLite says of the file, and what could not be read at all.
+    """
+
+    completions: int
+    damaged: Mapping[str, int]
+    problems: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damaged and not self.problems
+
+
+def check_store(database: Database) -> Wholeness:
+    """Read all of a store: the structure of the file, and each value against its checksum."""
+    problems = _problems_of_file(database)
+    damaged: dict[str, int] = {}
+    read = 0
+    try:
+        references = references_of(database)
+    except sqlite3.DatabaseError as error:
+        return Wholeness(0, {}, (*problems, f"the references cannot be read: {error}"))
+    for info in references:
+        try:
+            for keys in entries_of(database, info.number):
+                bad = sum(not _is_readable(database, info, entry.key) for entry in keys)
+                read += len(keys)
+                if bad:
+                    damaged[info.fingerprint] = damaged.get(info.fingerprint, 0) + bad
+        except sqlite3.DatabaseError as error:
+            problems.append(f"not all keys of {info.fingerprint[:12]} can be read: {error}")
+    return Wholeness(read, damaged, tuple(problems))
+
+
+def _problems_of_file(database: Database) -> list[str]:
+    try:
+        rows = database.connection.execute("PRAGMA integrity_check").fetchall()
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return [str(text) for (text,) in rows if text != "ok"]
+
+
+def _is_readable(database: Database, info: ReferenceInfo, key: bytes) -> bool:
+    try:
+        return database.get(info.number, info.fingerprint, key) is not None
+    except sqlite3.DatabaseError:
+        return False
+
+
+# True ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Stored log-probs beside those that were computed again.
+
+    Attributes:
+        completions: That were compared.
+        tokens: Of these.
+        known: Completions of the data that the store has.
+        unknown: Those that it does not have.
+        largest: Difference of a token's log-prob; nats.
+        mean: The same, mean over tokens.
+        tolerance: What ``largest`` may be; nats.
+    """
+
+    completions: int
+    tokens: int
+    known: int
+    unknown: int
+    largest: float
+    mean: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no difference is more than rounding."""
+        return self.largest <= self.tolerance
+
+
+def tolerance_of(facts: Mapping[str, Any]) -> float:
+    """Return what a token's log-prob may differ by between two computations; nats.
+
+    Args:
+        facts: Of the reference.
+    """
+    if facts.get("quantization"):
+        return _HALF_TOLERANCE
+    autocast = str(facts.get("autocast", "none"))
+    name = str(facts.get("dtype")) if autocast == "none" else autocast
+    return _TOLERANCES.get(_NAMES_OF_AUTOCAST.get(name, name), _HALF_TOLERANCE)
+
+
+def recompute(
+    datasets: Sequence[Dataset],
+    store: LogpStore,
+    score: Callable[[dict[str, Any]], Scores],
+    scorer: Scorer,
+    *,
+    with_kl: bool,
+    sample: int,
+    seed: int,
+    tolerance: float,
+) -> Comparison:
+    """Compute a random sample of stored log-probs again, and compare.
+
+    Each completion is scored with a prompt of its own, whatever it shared when it was stored.
+
+    Args:
+        datasets: Prepared rows.
+        store: What is verified.
+        score: Scores a batch with the reference.
+        scorer: In whose layout ``score`` takes batches.
+        with_kl: Whether KTO's mismatched completions are meant too.
+        sample: Completions to compare, at most.
+        seed: Of the sample.
+        tolerance: What a token's log-prob may differ by; nats.
+    """
+    wanted = [Wanted.of(dataset, with_kl) for dataset in datasets]
+    known = [np.flatnonzero(~part.missing(store)) for part in wanted]
+    count = sum(map(len, known))
+    chosen = np.random.default_rng(seed).permutation(count)[:sample]
+    ends = np.cumsum([0, *map(len, known)])
+    differences = [
+        difference
+        for dataset, part, indices, start, end in zip(
+            datasets, wanted, known, ends[:-1], ends[1:], strict=True
+        )
+        for difference in _differences(
+            dataset,
+            part,
+            indices[chosen[(chosen >= start) & (chosen < end)] - start],
+            store,
+            score,
+            scorer,
+        )
+    ]
+    joined = np.concatenate([*differences, np.zeros(0, dtype=np.float32)])
+    return Comparison(
+        completions=len(differences),
+        tokens=len(joined),
+        known=count,
+        unknown=sum(map(len, wanted)) - count,
+        largest=float(joined.max(initial=0.0)),
+        mean=float(joined.mean(dtype=np.float64)) if len(joined) else 0.0,
+        tolerance=tolerance,
+    )
+
+
+def _differences(
+    dataset: Dataset,
+    wanted: Wanted,
+    indices: NDArray[np.int64],
+    store: LogpStore,
+    score: Callable[[dict[str, Any]], Scores],
+    scorer: Scorer,
+) -> Iterator[Floats]:
+    """Yield how far the log-prob of each token of some completions is off; (n,) each, nats."""
+    for batch in _batches(wanted, np.sort(indices)):
+        rows = wanted.rows[batch].tolist()
+        examples = [
+            Example(example.prompt_ids, [example.completion_ids[place]])
+            for example, place in zip(
+                read_examples(dataset, wanted.with_kl, rows), wanted.places[batch], strict=True
+            )
+        ]
+        fresh = score_completions(examples, score, scorer)
+        for stored, now in zip(store.look_up(wanted.keys_at(batch)), fresh, strict=True):
+            if stored is not None:
+                yield _distance(stored, now)
+
+
+def _batches(wanted: Wanted, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield completions for one forward pass each, by their tokens."""
+    start, held = 0, 0
+    for place, index in enumerate(indices):
+        if place > start and held + wanted.tokens[index] > FILL_TOKENS:
+            yield indices[start:place]
+            start, held = place, 0
+        held += int(wanted.tokens[index])
+    if start < len(indices):
+        yield indices[start:]
+
+
+def _distance(stored: Floats, now: Floats) -> Floats:
+    """Return how far apart two rows of log-probs are; infinite where one is no number."""
+    with np.errstate(invalid="ignore"):
+        apart = np.where(stored == now, np.float32(0), np.abs(stored - now))
+    return np.nan_to_num(apart, nan=np.inf, posinf=np.inf)
+
+
+def nearest_reference(
+    facts: Mapping[str, Any], references: Sequence[ReferenceInfo]
+) -> tuple[ReferenceInfo, list[str]] | None:
+    """Return the reference of a store that differs in least from another, and in what.
+
+    Args:
+        facts: Of the other one.
+        references: Of the store.
+    """
+    filled = [info for info in references if info.completions]
+    if not filled:
+        return None
+    parts = {
+        info.number: [name for name in _PARTS if info.facts.get(name) != facts.get(name)]
+        for info in filled
+    }
+    nearest = min(filled, key=lambda info: len(parts[info.number]))
+    return nearest, parts[nearest.number]

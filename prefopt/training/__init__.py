@@ -1,0 +1,1 @@
+"""The trainer, and the plain collaborators that it is composed of."""

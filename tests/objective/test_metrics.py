@@ -1,0 +1,86 @@
+"""Metrics are means over examples, however they came in batches."""
+
+import pytest
+import torch
+
+from prefopt.objective import parse_objective
+from prefopt.objective.inputs import Completions, term_counts, term_output
+from prefopt.objective.metrics import MetricSums, add_batch_metrics, with_margins
+
+
+def test_means_weigh_every_value_alike():
+    sums = MetricSums()
+    sums.add_values("x", torch.tensor([1.0, 2.0, 3.0]))
+    sums.add_values("x", torch.tensor([10.0]))
+    assert sums.means() == {"x": 4.0}
+
+
+def test_means_are_forgotten_once_read():
+    sums = MetricSums()
+    sums.add_values("x", torch.ones(2))
+    sums.means()
+    assert sums.means() == {}
+
+
+def test_a_metric_without_values_is_left_out_but_keeps_its_place_for_other_processes():
+    sums = MetricSums()
+    sums.add_values("empty", torch.zeros(0))
+    seen = []
+    assert sums.means(lambda table: seen.append(table.shape) or table) == {}
+    assert seen == [(1, 2)]
+
+
+def test_other_processes_are_summed_before_dividing():
+    sums = MetricSums()
+    sums.add_values("x", torch.tensor([2.0]))
+    other = torch.tensor([[10.0, 3.0]], dtype=torch.float64)
+    assert sums.means(lambda table: table + other) == {"x": 3.0}
+
+
+def batch_of_two_pairs():
+    return {
+        "chosen_index": torch.tensor([0, 2]),
+        "rejected_index": torch.tensor([1, 3]),
+        "labelled_index": torch.arange(4),
+        "desirable": torch.tensor([True, False, True, False]),
+        "preferred_index": torch.tensor([0, 2]),
+    }
+
+
+LOGPS = torch.tensor([-1.0, -4.0, -3.0, -2.0])
+REFERENCE = torch.tensor([-2.0, -2.0, -2.0, -2.0])
+LENGTHS = torch.tensor([1, 2, 3, 4])
+
+
+def metrics_of(name, kl=None):
+    objective, batch, sums = parse_objective(name), batch_of_two_pairs(), MetricSums()
+    scalars = {} if kl is None else {"kl": kl}
+    completions = Completions(LOGPS, LENGTHS, REFERENCE, scalars=scalars)
+    outputs = [term_output(term, batch, completions) for term in objective.terms]
+    counts = torch.stack([term_counts(term, batch, LENGTHS) for term in objective.terms])
+    add_batch_metrics(sums, objective, outputs, counts, batch, LOGPS, LENGTHS)
+    return with_margins(sums.means())
+
+
+def test_pairs_are_logged_under_trls_names():
+    # log-ratios: chosen 1 and -1, rejected -2 and 0; times beta 0.1.
+    metrics = metrics_of("dpo")
+    assert metrics["rewards/chosen"] == pytest.approx(0.0)
+    assert metrics["rewards/rejected"] == pytest.approx(-0.1)
+    assert metrics["rewards/margins"] == pytest.approx(0.1)
+    assert metrics["rewards/accuracies"] == pytest.approx(0.5)
+    assert metrics["logps/chosen"] == pytest.approx(-2.0)
+    assert metrics["logps/rejected"] == pytest.approx(-3.0)
+    assert metrics["lengths/rejected"] == pytest.approx(3.0)
+
+
+def test_thumbs_are_logged_by_their_label():
+    metrics = metrics_of("kto", kl=torch.tensor(0.0))
+    assert metrics["rewards/margins"] == pytest.approx(0.1)
+    assert metrics["logps/chosen"] == pytest.approx(-2.0)
+
+
+def test_the_terms_of_a_sum_are_logged_apart_each_over_its_own_units():
+    metrics = metrics_of("dpo + 0.2*sft")
+    assert metrics["loss/sft"] == pytest.approx(4.0 / 4.0)  # nats a token: 4 nats, 1 + 3 tokens
+    assert "loss/dpo" in metrics
