@@ -1,7 +1,7 @@
 """The reference: where the log-probs that a policy is compared with come from."""
 
 from prefopt.reference.adapters import AdapterError, trains_only_adapters
-from prefopt.reference.fill import Filler, FillOptions, Processes, Wanted
+from prefopt.reference.fill import Filler, FillOptions, Wanted
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.live import (
     AdapterOff,
@@ -11,6 +11,7 @@ from prefopt.reference.live import (
     ReferenceModel,
     adapter_starts_as_identity,
 )
+from prefopt.reference.processes import Processes
 from prefopt.reference.references import ReferenceLogps, References
 from prefopt.reference.sources import (
     BaseModel,

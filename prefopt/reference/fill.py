@@ -7,7 +7,7 @@ need not fit into memory.
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from prefopt.engine.heap import heap_kept
 from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores, layout_tensors
 from prefopt.reference.live import LiveReference
+from prefopt.reference.processes import Processes
 from prefopt.reference.store.logp_store import LogpStore
 
 Floats = NDArray[np.float32]
@@ -37,25 +38,6 @@ FILL_TOKENS = 8192
 
 # Keys that are looked up, and values that are sent to other processes, at a time.
 _CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that fill together.
-
-    Attributes:
-        rank: Number of this process.
-        count: How many there are.
-        gather: Returns an object of every process, in their order; needed if there are several.
-    """
-
-    rank: int = 0
-    count: int = 1
-    gather: Callable[[Any], Sequence[Any]] | None = None
-
-    def all(self, value: Any) -> Sequence[Any]:
-        """Return an object of every process, in their order."""
-        return [value] if self.gather is None else self.gather(value)
 
 
 @dataclass(frozen=True)
@@ -141,7 +123,7 @@ class FillOptions:
 
     tokens_per_batch: int = FILL_TOKENS
     rows_per_batch: int | None = None
-    processes: Processes = Processes()
+    processes: Processes = field(default_factory=Processes)
     show_progress: bool = True
     context: Callable[[], Any] = nullcontext
 

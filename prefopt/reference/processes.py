@@ -1,0 +1,38 @@
+"""The processes of a run that share work."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share work, as one of them sees them.
+
+    Attributes:
+        rank: Number of this process.
+        count: How many there are.
+        gather: Returns an object of every process, in the order of ranks; needed if there are
+            several.
+    """
+
+    rank: int = 0
+    count: int = 1
+    gather: Callable[[Any], Sequence[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and self.gather is None:
+            raise ValueError(f"{self.count} processes need a way to gather from each other")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that speaks for all."""
+        return self.rank == 0
+
+    def all(self, value: Any) -> list[Any]:
+        """Return an object of every process, in the order of ranks.
+
+        Args:
+            value: That of this process. Every process must call this, in the same order.
+        """
+        return [value] if self.gather is None else list(self.gather(value))
