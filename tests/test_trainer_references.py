@@ -350,7 +350,7 @@ def test_a_checkpoint_says_what_its_reference_is_and_where_it_came_from(whole, b
     run, checkpoint = whole
     record = json.loads(Path(checkpoint, RECORD_FILE).read_text())
     assert record["fingerprint"] == run._references.fingerprint.digest
-    assert record["again"] == {"name_or_path": base}
+    assert record["loaded_from"] == {"name_or_path": base}
     assert record["facts"]["model"] == "LlamaForCausalLM"
 
 

@@ -1,7 +1,7 @@
 """The reference: where the log-probs that a policy is compared with come from."""
 
 from prefopt.reference.adapters import AdapterError, trains_only_adapters
-from prefopt.reference.fill import Filler, FillOptions, Wanted
+from prefopt.reference.fill import CompletionIndex, Filler, FillOptions
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.live import (
     AdapterOff,
@@ -19,7 +19,7 @@ from prefopt.reference.sources import (
     MovingPolicy,
     NamedAdapter,
     OtherModel,
-    Recorded,
+    ResumedReference,
     Source,
 )
 from prefopt.reference.store.database import Database
@@ -35,6 +35,7 @@ __all__ = [
     "AdapterError",
     "AdapterOff",
     "BaseModel",
+    "CompletionIndex",
     "Database",
     "FileStore",
     "FillOptions",
@@ -50,12 +51,11 @@ __all__ = [
     "NamedAdapter",
     "OtherModel",
     "Processes",
-    "Recorded",
     "ReferenceLogps",
     "ReferenceModel",
     "References",
+    "ResumedReference",
     "Source",
-    "Wanted",
     "adapter_starts_as_identity",
     "default_folder",
     "fingerprint_of",

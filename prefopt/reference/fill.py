@@ -41,7 +41,7 @@ _CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CompletionIndex:
     """The different completions of a dataset, each once; n of them.
 
     Attributes:
@@ -59,7 +59,7 @@ class Wanted:
     with_kl: bool
 
     @classmethod
-    def of(cls, dataset: Dataset, with_kl: bool) -> "Wanted":
+    def of(cls, dataset: Dataset, with_kl: bool) -> "CompletionIndex":
         """Return the completions of prepared rows.
 
         Args:
@@ -149,7 +149,7 @@ class Filler:
         self._options = options or FillOptions()
         self._processes = self._options.processes
 
-    def fill(self, dataset: Dataset, wanted: Wanted, name: str = "") -> int:
+    def fill(self, dataset: Dataset, wanted: CompletionIndex, name: str = "") -> int:
         """Compute what is missing, committing batch by batch; return how many completions.
 
         Every process, on whatever node, ends with a store that has all that is wanted.
@@ -169,7 +169,7 @@ class Filler:
         return len(everywhere)
 
     def _compute(
-        self, dataset: Dataset, wanted: Wanted, indices: NDArray[np.int64], name: str
+        self, dataset: Dataset, wanted: CompletionIndex, indices: NDArray[np.int64], name: str
     ) -> None:
         """Score this process's share of the rows, longest first, and keep it batch by batch."""
         reference, scorer = self._load()
@@ -188,7 +188,7 @@ class Filler:
                 self._compute_batch(dataset, wanted, batch, score, scorer)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
 
-    def _batches(self, groups: Iterable[Group], wanted: Wanted) -> Iterator[list[Group]]:
+    def _batches(self, groups: Iterable[Group], wanted: CompletionIndex) -> Iterator[list[Group]]:
         most_tokens, most_rows = self._options.tokens_per_batch, self._options.rows_per_batch
         batch: list[Group] = []
         held = 0
@@ -205,7 +205,7 @@ class Filler:
     def _compute_batch(
         self,
         dataset: Dataset,
-        wanted: Wanted,
+        wanted: CompletionIndex,
         groups: Sequence[Group],
         score: Callable[[dict[str, Any]], Scores],
         scorer: Scorer,
@@ -228,7 +228,7 @@ class Filler:
         values = score_completions(examples, score, scorer)
         self.store.add(list(zip(wanted.keys_at(np.concatenate(groups)), values, strict=True)))
 
-    def _exchange(self, wanted: Wanted, indices: NDArray[np.int64]) -> None:
+    def _exchange(self, wanted: CompletionIndex, indices: NDArray[np.int64]) -> None:
         """Send each process what its store lacks: only those that share a file lack nothing."""
         if self._processes.count == 1 or not len(indices):
             return
@@ -243,7 +243,9 @@ class Filler:
                 self.store.add(values)
 
 
-def _by_row(wanted: Wanted, indices: NDArray[np.int64], processes: Processes) -> Iterator[Group]:
+def _by_row(
+    wanted: CompletionIndex, indices: NDArray[np.int64], processes: Processes
+) -> Iterator[Group]:
     """Yield the completions of this process's share of the rows by row, longest row first.
 
     A batch that does not fit into memory then fails at once, and not after an hour.

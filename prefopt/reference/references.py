@@ -13,7 +13,7 @@ from prefopt.data.inspection import is_stream
 from prefopt.engine import Scorer
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.score import sum_by_completion
-from prefopt.reference.fill import Filler, FillOptions, Wanted
+from prefopt.reference.fill import CompletionIndex, Filler, FillOptions
 from prefopt.reference.live import LiveReference
 from prefopt.reference.sources import Source
 from prefopt.reference.store.database import Database
@@ -157,7 +157,7 @@ class References:
         if mark is not None and mark in self._served:
             return 0
         assert self._filler is not None
-        computed = self._filler.fill(dataset, Wanted.of(dataset, self._with_kl), name)
+        computed = self._filler.fill(dataset, CompletionIndex.of(dataset, self._with_kl), name)
         if mark is not None:
             self._served.add(mark)
         self.computed += computed
@@ -243,7 +243,7 @@ class References:
             "description": self.source.description,
             "fingerprint": digest,
             "facts": facts,
-            "again": dict(self.source.again),
+            "loaded_from": dict(self.source.loaded_from),
         }
 
     def is_of(self, record: Mapping[str, Any]) -> bool:

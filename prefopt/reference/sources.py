@@ -28,13 +28,13 @@ class Source(Protocol):
     Attributes:
         description: What the reference is, for people.
         moved: Whether the policy has been trained since this was made.
-        again: How to get it again in another run: ``name_or_path`` of a model, or ``adapter``;
-            empty if nobody knows.
+        loaded_from: Where another run can load it from: ``name_or_path`` of a model, or
+            ``adapter``; empty if it was not loaded from anywhere.
     """
 
     description: str
     moved: bool
-    again: dict[str, str]
+    loaded_from: dict[str, str]
 
     def fingerprint(self) -> Fingerprint | None:
         """Return what the reference is; None where its weights are not all in one place."""
@@ -78,7 +78,7 @@ class InitialPolicy:
         self._adapter_off = adapter_off
         self._has_adapter = hasattr(scorer.model, "peft_config") and not adapter_off
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off)
-        self.again = {} if self._has_adapter else whence(scorer.model)
+        self.loaded_from = {} if self._has_adapter else loaded_from(scorer.model)
 
     def fingerprint(self) -> Fingerprint | None:
         """See ``Source``."""
@@ -141,7 +141,7 @@ class BaseModel:
     def __init__(self, scorer: Scorer, autocast: str) -> None:
         self._scorer = scorer
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off=True)
-        self.again = whence(scorer.model)
+        self.loaded_from = loaded_from(scorer.model)
 
     def fingerprint(self) -> Fingerprint | None:
         """See ``Source``."""
@@ -192,7 +192,7 @@ class NamedAdapter:
                 "into which the adapter is merged"
             )
         self.description = f"the adapter {path} on the policy's base model"
-        self.again = {"adapter": _absolute(path)}
+        self.loaded_from = {"adapter": _absolute(path)}
         self._path = path
         self._policy = scorer.model
         self._autocast = autocast
@@ -266,8 +266,10 @@ class OtherModel:
         database: Database | None,
     ) -> None:
         self._by_name = isinstance(model, str)
-        self.again = {"name_or_path": _absolute(model)} if self._by_name else whence(model)
-        self._name = model if self._by_name else self.again.get("name_or_path", "")
+        self.loaded_from = (
+            {"name_or_path": _absolute(model)} if self._by_name else loaded_from(model)
+        )
+        self._name = model if self._by_name else self.loaded_from.get("name_or_path", "")
         self._given = None if self._by_name else model
         self._given_once = (lambda: None) if self._by_name else weakref.ref(model)
         self._load = load
@@ -375,7 +377,7 @@ class MovingPolicy:
         if is_sharded(scorer.model):
             raise ValueError("sync_ref_model needs all weights of the policy in each process")
         self._scorer = scorer
-        self.again: dict[str, str] = {}
+        self.loaded_from: dict[str, str] = {}
         self.copy = MovingCopy(scorer, None if start is None else named_weights(start()))
 
     def fingerprint(self) -> None:
@@ -393,13 +395,13 @@ class MovingPolicy:
         """See ``Source``."""
 
 
-class Recorded:
+class ResumedReference:
     """The reference of an earlier run, by its fingerprint; loaded only if it must score.
 
     Args:
         fingerprint: Of that reference.
         description: What it was, for people.
-        again: How it may be had again.
+        loaded_from: Where it was loaded from.
         candidates: Make sources, each of which may be it; tried in this order.
     """
 
@@ -409,11 +411,11 @@ class Recorded:
         self,
         fingerprint: Fingerprint,
         description: str,
-        again: Mapping[str, str],
+        loaded_from: Mapping[str, str],
         candidates: Sequence[Callable[[], Source]],
     ) -> None:
         self.description = f"that of the run that is resumed: {description}"
-        self.again = dict(again)
+        self.loaded_from = dict(loaded_from)
         self._was = description
         self._fingerprint = fingerprint
         self._candidates = candidates
@@ -457,7 +459,7 @@ class Recorded:
         return self._found
 
     def _what_is_needed(self, problems: Sequence[str]) -> str:
-        where = self.again.get("name_or_path") or self.again.get("adapter")
+        where = self.loaded_from.get("name_or_path") or self.loaded_from.get("adapter")
         tried = f"; {where} is not it any more" if where else "; nobody knows where it came from"
         return (
             f"the run that is resumed was trained against {self._was} "
@@ -473,7 +475,7 @@ class Recorded:
             self._found.release()
 
 
-def whence(model: Any) -> dict[str, str]:
+def loaded_from(model: Any) -> dict[str, str]:
     """Return where a model, or the base of one with an adapter, was loaded from, if anywhere."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(base.config, "_name_or_path", "")

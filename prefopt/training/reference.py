@@ -26,8 +26,8 @@ from prefopt.reference import (
     NamedAdapter,
     OtherModel,
     Processes,
-    Recorded,
     References,
+    ResumedReference,
     Source,
     adapter_starts_as_identity,
     default_folder,
@@ -35,7 +35,7 @@ from prefopt.reference import (
     trains_only_adapters,
 )
 from prefopt.reference.references import origin_facts
-from prefopt.reference.sources import whence
+from prefopt.reference.sources import loaded_from
 from prefopt.training.evaluation import gather_objects
 from prefopt.training.model import (
     check_reference_tokenizer,
@@ -114,7 +114,7 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
         )
         # Of a checkpoint nobody knows yet whether it is the policy to begin with, and so the
         # reference, or one to go on from.
-        if not _is_checkpoint(whence(self.model).get("name_or_path")):
+        if not _is_checkpoint(loaded_from(self.model).get("name_or_path")):
             self._serve_own_references()
         self._console.print(f"prefopt: reference: {self._references}", markup=False)
 
@@ -175,7 +175,7 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _reload(self) -> Callable[[], Any] | None:
         """Return what loads the policy's base model again; None if it came from nowhere."""
-        name = whence(self.model).get("name_or_path")
+        name = loaded_from(self.model).get("name_or_path")
         return partial(self._load_reference, name) if name else None
 
     def _named_adapter(self, path: str) -> Source:
@@ -293,16 +293,16 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
 
     def _recorded(self, record: Mapping[str, Any]) -> Source:
         """Return the reference that a checkpoint was trained against."""
-        again = record["again"]
+        places = record["loaded_from"]
         candidates: list[Callable[[], Source]] = []
         if is_peft(self.model) and trains_only_adapters(self.model):
             candidates.append(lambda: BaseModel(self.scorer, self._autocast_name()))
-        if "adapter" in again:
-            candidates.append(lambda: self._named_adapter(again["adapter"]))
-        if "name_or_path" in again:
-            candidates.append(lambda: self._other_model(again["name_or_path"]))
+        if "adapter" in places:
+            candidates.append(lambda: self._named_adapter(places["adapter"]))
+        if "name_or_path" in places:
+            candidates.append(lambda: self._other_model(places["name_or_path"]))
         fingerprint = Fingerprint(record["fingerprint"], record["facts"])
-        return Recorded(fingerprint, record["description"], again, candidates)
+        return ResumedReference(fingerprint, record["description"], places, candidates)
 
 
 class _Follow(TrainerCallback):  # type: ignore[misc] # transformers is untyped

@@ -10,11 +10,11 @@ from datasets import Dataset
 
 from prefopt.engine import Scorer
 from prefopt.reference import (
+    CompletionIndex,
     FileStore,
     Filler,
     FillOptions,
     ReferenceModel,
-    Wanted,
     fingerprint_of,
     open_database,
 )
@@ -71,5 +71,5 @@ def fill(folder: Path, rows: int, delay_s: float, tell: Callable[[str, int], obj
     options = FillOptions(rows_per_batch=ROWS_PER_BATCH, show_progress=False)
     filler = Filler(store, lambda: (ReferenceModel(scorer), scorer), options)
     tell("ready", 0)
-    tell("computed", filler.fill(dataset, Wanted.of(dataset, with_kl=False)))
+    tell("computed", filler.fill(dataset, CompletionIndex.of(dataset, with_kl=False)))
     store.database.close()

@@ -17,12 +17,12 @@ from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
 from prefopt.engine.score import layout_tensors
 from prefopt.reference import (
+    CompletionIndex,
     Filler,
     FillOptions,
     MemoryStore,
     Processes,
     ReferenceModel,
-    Wanted,
     fingerprint_of,
 )
 from prefopt.reference.fill import _by_row
@@ -72,7 +72,7 @@ def filled(examples, scorer, store=None, **options):
     store = MemoryStore() if store is None else store
     reference, dataset = Counted(scorer), dataset_of(examples)
     filler = Filler(store, reference.load, FillOptions(show_progress=False, **options))
-    computed = filler.fill(dataset, Wanted.of(dataset, with_kl=False))
+    computed = filler.fill(dataset, CompletionIndex.of(dataset, with_kl=False))
     return store, computed, reference
 
 
@@ -144,8 +144,8 @@ def test_a_completion_that_was_known_is_not_scored_again_beside_one_that_was_not
 
 def test_mismatched_completions_are_wanted_where_the_loss_needs_them(scorer):
     dataset = dataset_of(EXAMPLES[:2], mismatched=[[[12]], [[6, 7, 8], [6, 9]]])
-    assert len(Wanted.of(dataset, with_kl=False)) == 4
-    wanted = Wanted.of(dataset, with_kl=True)
+    assert len(CompletionIndex.of(dataset, with_kl=False)) == 4
+    wanted = CompletionIndex.of(dataset, with_kl=True)
     assert len(wanted) == 7
     store = MemoryStore()
     Filler(store, Counted(scorer).load, FillOptions(show_progress=False)).fill(dataset, wanted)
@@ -230,7 +230,7 @@ def test_processes_share_the_work_and_end_with_complete_stores_of_their_own(scor
         options = FillOptions(processes=processes, show_progress=False, rows_per_batch=1)
         load = references[processes.rank].load
         filler = Filler(stores[processes.rank], load, options)
-        return filler.fill(dataset, Wanted.of(dataset, with_kl=False))
+        return filler.fill(dataset, CompletionIndex.of(dataset, with_kl=False))
 
     assert as_processes(work, 3) == [4, 4, 4]
     assert sum(len(reference.shapes) for reference in references) == 2
@@ -276,7 +276,7 @@ def test_what_is_wanted_is_held_in_numbers_and_not_in_tokens():
     dataset = dataset_of(long)
     tracemalloc.start()
     try:
-        wanted = Wanted.of(dataset, with_kl=False)
+        wanted = CompletionIndex.of(dataset, with_kl=False)
         groups = sum(len(group) for group in _by_row(wanted, np.arange(len(wanted)), Processes()))
         held, _ = tracemalloc.get_traced_memory()
     finally:

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from prefopt.reference import Wanted
+from prefopt.reference import CompletionIndex
 from prefopt.reference.store.logp_store import FILE_NAME
 from tests.reference import fill_worker
 from tests.reference.fill_worker import ROWS_PER_BATCH, dataset_of, open_store
@@ -61,7 +61,7 @@ def fill(folder):
 def values_in(folder):
     """Return what a store knows of the rows, by key."""
     store, _ = open_store(folder)
-    wanted = Wanted.of(dataset_of(ROWS), with_kl=False)
+    wanted = CompletionIndex.of(dataset_of(ROWS), with_kl=False)
     keys = wanted.keys_at(np.arange(len(wanted)))
     found = dict(zip(keys, store.look_up(keys), strict=True))
     assert store.database.connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -205,7 +205,7 @@ def test_a_record_is_of_the_same_model_in_whatever_precision(tmp_path):
     model = tiny_model("llama")
     record = references(initial(model)).record()
     assert record["description"] == "the policy as it was given"
-    assert record["again"] == {}
+    assert record["loaded_from"] == {}
     assert references(initial(tiny_model("llama"))).is_of(record)
     assert not references(initial(tiny_model("llama", seed=1))).is_of(record)
     in_bfloat16 = InitialPolicy(Scorer(tiny_model("llama")), "bf16", None, Scorer)

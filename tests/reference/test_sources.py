@@ -16,7 +16,7 @@ from prefopt.reference import (
     MovingPolicy,
     NamedAdapter,
     OtherModel,
-    Recorded,
+    ResumedReference,
     fingerprint_of,
     open_database,
     trains_only_adapters,
@@ -316,7 +316,7 @@ def test_a_recorded_reference_is_the_first_candidate_that_has_its_fingerprint(fo
     def missing():
         raise OSError("no such folder")
 
-    source = Recorded(
+    source = ResumedReference(
         fingerprint,
         "the policy",
         {"name_or_path": folder},
@@ -331,7 +331,7 @@ def test_a_recorded_reference_is_the_first_candidate_that_has_its_fingerprint(fo
 
 def test_a_recorded_reference_that_is_nowhere_says_what_is_needed(folder):
     fingerprint = fingerprint_of(tiny_model("llama", seed=9))
-    source = Recorded(
+    source = ResumedReference(
         fingerprint,
         "the policy as it was given",
         {"name_or_path": folder},

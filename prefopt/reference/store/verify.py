@@ -13,7 +13,7 @@ from prefopt.data.prepared import read_examples
 from prefopt.engine import Scorer
 from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores
-from prefopt.reference.fill import FILL_TOKENS, Wanted, score_completions
+from prefopt.reference.fill import FILL_TOKENS, CompletionIndex, score_completions
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import LogpStore
 from prefopt.reference.store.maintain import ReferenceInfo, entries_of, references_of
@@ -163,7 +163,7 @@ def recompute(
         seed: Of the sample.
         tolerance: What a token's log-prob may differ by; nats.
     """
-    wanted = [Wanted.of(dataset, with_kl) for dataset in datasets]
+    wanted = [CompletionIndex.of(dataset, with_kl) for dataset in datasets]
     known = [np.flatnonzero(~part.missing(store)) for part in wanted]
     count = sum(map(len, known))
     chosen = np.random.default_rng(seed).permutation(count)[:sample]
@@ -196,7 +196,7 @@ def recompute(
 
 def _differences(
     dataset: Dataset,
-    wanted: Wanted,
+    wanted: CompletionIndex,
     indices: NDArray[np.int64],
     store: LogpStore,
     score: Callable[[dict[str, Any]], Scores],
@@ -217,7 +217,7 @@ def _differences(
                 yield _distance(stored, now)
 
 
-def _batches(wanted: Wanted, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _batches(wanted: CompletionIndex, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield completions for one forward pass each, by their tokens."""
     start, held = 0, 0
     for place, index in enumerate(indices):

@@ -7,12 +7,12 @@ from datasets import Dataset
 from prefopt.data.keys import completion_key
 from prefopt.engine import Scorer
 from prefopt.reference import (
+    CompletionIndex,
     Database,
     Filler,
     FillOptions,
     MemoryStore,
     ReferenceModel,
-    Wanted,
 )
 from prefopt.reference.store.logp_store import FILE_NAME
 from prefopt.reference.store.maintain import ReferenceInfo
@@ -41,7 +41,7 @@ def store(scorer):
     filler = Filler(
         store, lambda: (ReferenceModel(scorer), scorer), FillOptions(show_progress=False)
     )
-    filler.fill(dataset, Wanted.of(dataset, with_kl=False))
+    filler.fill(dataset, CompletionIndex.of(dataset, with_kl=False))
     return store
 
 
