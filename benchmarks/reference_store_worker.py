@@ -315,7 +315,7 @@ def open_store(job: dict[str, Any]) -> Any:
 
 def build(job: dict[str, Any], channel: Channel) -> None:
     """Write a store of many pairs, in the order of their numbers: keys are random."""
-    from prefopt.data.keys import completion_key
+    from prefopt.data.prepared import completion_key
 
     texts, store = Texts(job["pairs"], job["seed"]), open_store(job)
     begin = time.perf_counter()

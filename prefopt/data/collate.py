@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefopt.data.keys import completion_key
-from prefopt.data.parts import laid_out_tokens, split_evenly
+from prefopt.data.prepared import completion_key
+from prefopt.data.split_by_tokens import laid_out_tokens, split_by_tokens
 from prefopt.data.views import views_of
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
 from prefopt.engine.score import layout_tensors
@@ -71,7 +71,7 @@ class PreferenceCollator:
         if self.max_tokens is None:
             return [slice(0, len(examples))]
         sizes = [laid_out_tokens(example, self.layout) for example in examples]
-        return split_evenly(sizes, self.max_tokens)
+        return split_by_tokens(sizes, self.max_tokens)
 
     def _part(
         self, rows: Sequence[Row], examples: Sequence[Example], alone: bool = False

@@ -1,12 +1,15 @@
-"""Columns that say more of a row than which completion is better: weights, margins, soft labels."""
+"""Checks of a dataset before it is prepared: its class, and its columns of numbers."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from prefopt.data.errors import DataError
 from prefopt.data.views import COLUMNS
+
+__all__ = ["check_columns", "check_datasets", "check_margins"]
 
 # Least and largest value of a column, and how to say it.
 _RANGES = {
@@ -16,6 +19,28 @@ _RANGES = {
     "win_rate_rejected": (0.0, 1.0, "between 0 and 1"),
 }
 _ANY = (-np.inf, np.inf, "a number")
+
+
+def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+    """Check that there is a dataset, and that each is one of the two classes that are taken.
+
+    Args:
+        train_dataset: One dataset or None.
+        eval_dataset: One dataset, a dictionary of such by name, or None.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If one is something else, such as a list of rows.
+    """
+    if train_dataset is None and eval_dataset is None:
+        raise ValueError("give a train_dataset, or an eval_dataset to evaluate only")
+    parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    for dataset in (train_dataset, *parts):
+        if dataset is not None and not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(
+                "data must be a datasets.Dataset or IterableDataset, got "
+                f"{type(dataset).__name__}; make one with datasets.Dataset.from_list(rows)"
+            )
 
 
 def check_columns(dataset: Dataset) -> None:

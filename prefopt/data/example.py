@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from prefopt.data.errors import DataError
 
-__all__ = ["Example", "Form", "Kind", "Row", "read_label", "read_ranking"]
+__all__ = ["Cells", "Form", "Kind", "PreferenceExample", "read_label", "read_ranking"]
 
 Kind = Literal["paired", "unpaired", "ranked"]
 Form = Literal["text", "messages", "ids"]
 
 
 @dataclass(frozen=True)
-class Example:
+class PreferenceExample:
     """A prompt with its completions, as the row gives them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Row:
+class Cells:
     """One row of the data set: its values that are not null, and where it stands."""
 
     values: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Row:
         return DataError(problem, self.number, column)
 
 
-def read_label(row: Row) -> bool:
+def read_label(row: Cells) -> bool:
     """Return whether the completion of an unpaired row is desirable.
 
     Raises:
@@ -89,7 +89,7 @@ def read_label(row: Row) -> bool:
     return bool(label)
 
 
-def read_ranking(row: Row, count: int, *, ranked_as_given: bool) -> dict[str, Any]:
+def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> dict[str, Any]:
     """Return what the row says of its completions, in the order that puts the best one first.
 
     Args:
@@ -130,7 +130,7 @@ def read_ranking(row: Row, count: int, *, ranked_as_given: bool) -> dict[str, An
     }
 
 
-def _read_numbers(row: Row, column: str, count: int) -> list[float]:
+def _read_numbers(row: Cells, column: str, count: int) -> list[float]:
     numbers = row.get(column)
     if not isinstance(numbers, list) or len(numbers) != count:
         found = f"{len(numbers)} of them" if isinstance(numbers, list) else type(numbers).__name__

@@ -26,7 +26,7 @@ Other columns are not looked at.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefopt.data.example import Example, Form, Kind, Row, read_label, read_ranking
+from prefopt.data.example import Cells, Form, Kind, PreferenceExample, read_label, read_ranking
 from prefopt.data.messages import (
     Message,
     common_messages,
@@ -35,7 +35,7 @@ from prefopt.data.messages import (
     read_tools,
 )
 from prefopt.data.pretokenized import IDS_COLUMNS, read_ids
-from prefopt.data.tokenize import common_prefix_length
+from prefopt.data.tokenize import shared_length
 
 __all__ = ["PROMPT_LIKE", "SOURCE_COLUMNS", "read_example"]
 
@@ -67,7 +67,7 @@ ACCEPTED = (
 )
 
 
-def read_example(row: Mapping[str, Any], number: int) -> Example:
+def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
     r"""Return the prompt and completions of a row, in any of the formats of this module.
 
     Args:
@@ -87,7 +87,7 @@ def read_example(row: Mapping[str, Any], number: int) -> Example:
         ('paired', '\n\nHuman: Hi\n\nAssistant:', [' Hello', ' Hell'])
     """
     values = {column: value for column, value in row.items() if value is not None}
-    cells = Row(values, list(row), number)
+    cells = Cells(values, list(row), number)
     if any(column in cells for column in IDS_COLUMNS[:4]):
         return read_ids(cells)
     kind, columns = _read_kind(cells)
@@ -104,7 +104,7 @@ def read_example(row: Mapping[str, Any], number: int) -> Example:
     order = judged.pop("order", range(len(given)))
     tied = judged.pop("unusable", None)
     form, prompt, completions, unusable = _read_texts(cells, given, columns)
-    return Example(
+    return PreferenceExample(
         kind=kind,
         form=form,
         prompt=prompt,
@@ -115,7 +115,7 @@ def read_example(row: Mapping[str, Any], number: int) -> Example:
     )
 
 
-def _read_kind(row: Row) -> tuple[Kind, list[str]]:
+def _read_kind(row: Cells) -> tuple[Kind, list[str]]:
     """Return the kind of a row of text or messages, and the columns of its completions."""
     found: dict[Kind, list[str]] = {}
     if "chosen" in row or "rejected" in row:
@@ -142,7 +142,7 @@ def _read_kind(row: Row) -> tuple[Kind, list[str]]:
     )
 
 
-def _read_list(row: Row, column: str) -> list[Any]:
+def _read_list(row: Cells, column: str) -> list[Any]:
     value = row.get(column)
     if not isinstance(value, list) or not value:
         found = "an empty list" if isinstance(value, list) else type(value).__name__
@@ -154,7 +154,7 @@ def _read_list(row: Row, column: str) -> list[Any]:
 
 
 def _read_texts(
-    row: Row, given: list[Any], columns: list[str]
+    row: Cells, given: list[Any], columns: list[str]
 ) -> tuple[Form, Any, list[Any], str | None]:
     """Return form, prompt, completions, and why the row is unusable, if it is."""
     are_text = [isinstance(value, str) for value in given]
@@ -178,11 +178,11 @@ def _read_texts(
     return "messages", _with_system(row, prompt), completions, None
 
 
-def _has(row: Row, column: str) -> bool:
+def _has(row: Cells, column: str) -> bool:
     return column in row.columns
 
 
-def _messages_column(row: Row, columns: Sequence[str]) -> str | None:
+def _messages_column(row: Cells, columns: Sequence[str]) -> str | None:
     """Return the column that holds the messages of the prompt, None if there is none."""
     for column in ("messages", "conversations"):
         if column in row and column not in columns:
@@ -190,11 +190,11 @@ def _messages_column(row: Row, columns: Sequence[str]) -> str | None:
     return None
 
 
-def _prompt_messages(row: Row, column: str) -> list[Message]:
+def _prompt_messages(row: Cells, column: str) -> list[Message]:
     return read_messages(row.get(column), row.number, column)
 
 
-def _plain(row: Row, prompt: str, texts: list[str]) -> tuple[Form, Any, list[Any], str | None]:
+def _plain(row: Cells, prompt: str, texts: list[str]) -> tuple[Form, Any, list[Any], str | None]:
     if row.get("system"):
         raise row.wrong(
             "system",
@@ -205,7 +205,7 @@ def _plain(row: Row, prompt: str, texts: list[str]) -> tuple[Form, Any, list[Any
 
 
 def _implicit_text(
-    row: Row, texts: list[str], column: str
+    row: Cells, texts: list[str], column: str
 ) -> tuple[Form, Any, list[Any], str | None]:
     """Tell the prompt from the completions of texts that begin with it."""
     shared = _shared_characters(texts)
@@ -239,11 +239,11 @@ def _implicit_text(
 
 def _shared_characters(texts: Sequence[str]) -> str:
     first, last = min(texts), max(texts)  # what these two share, all between them share
-    return first[: common_prefix_length(first, last)]
+    return first[: shared_length(first, last)]
 
 
 def _read_conversation(
-    row: Row, prompt: Any, given: list[list[Message]], columns: list[str]
+    row: Cells, prompt: Any, given: list[list[Message]], columns: list[str]
 ) -> tuple[list[Message], list[list[Message]]]:
     """Return the prompt and the completions of a row whose completions are messages."""
     are_answers = all(messages[0]["role"] not in ("system", "user") for messages in given)
@@ -270,7 +270,7 @@ def _read_conversation(
 
 
 def _implicit_messages(
-    row: Row, given: list[list[Message]], columns: list[str]
+    row: Cells, given: list[list[Message]], columns: list[str]
 ) -> tuple[list[Message], list[list[Message]]]:
     shared = common_messages(given)
     if not shared:
@@ -281,7 +281,7 @@ def _implicit_messages(
     return given[0][:shared], [messages[shared:] for messages in given]
 
 
-def _with_system(row: Row, prompt: list[Message]) -> list[Message]:
+def _with_system(row: Cells, prompt: list[Message]) -> list[Message]:
     """Return the messages of the prompt, after those of the ``system`` column."""
     system = row.get("system")
     if not system:
@@ -295,7 +295,7 @@ def _with_system(row: Row, prompt: list[Message]) -> list[Message]:
     return prompt
 
 
-def _read_template_arguments(row: Row, form: Form) -> dict[str, Any]:
+def _read_template_arguments(row: Cells, form: Form) -> dict[str, Any]:
     options = read_options(row.get("chat_template_kwargs"), row.number)
     if form == "messages":
         return {"options": options, "tools": read_tools(row.get("tools"), row.number)}

@@ -7,7 +7,7 @@ from prefopt.data.errors import DataError
 from prefopt.data.example import Kind
 from prefopt.data.formats import read_example
 
-__all__ = ["check_kind", "check_kind_by_kind", "detect_kind"]
+__all__ = ["check_kind", "check_kind_by_kind", "detect_kind", "first_kinds"]
 
 # Kinds of data that each kind of loss can be given: the pairs of a ranking, the labelled halves of
 # a pair. A ranking has no labels, and one labelled completion has nothing to be compared with.
@@ -41,6 +41,21 @@ def detect_kind(row: Mapping[str, Any]) -> Kind:
         'unpaired'
     """
     return read_example(row, 0).kind
+
+
+def first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
+    """Return the kind of the first row of the data, raw or prepared.
+
+    Raises:
+        ValueError: If the data have no rows.
+    """
+    dataset = train_dataset if train_dataset is not None else eval_dataset
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()))
+    for row in dataset:
+        prepared = "completion_ids" in row and "kind" in row
+        return frozenset({row["kind"] if prepared else detect_kind(row)})
+    raise ValueError("the dataset has no rows")
 
 
 def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> None:

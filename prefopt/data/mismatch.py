@@ -13,9 +13,8 @@ from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from prefopt.data.arrow import list_lengths, read_chunks
 from prefopt.data.errors import DataError
-from prefopt.data.rows import OPTIONAL, VERSION
+from prefopt.data.prepared import OPTIONAL, VERSION, list_lengths, read_chunks
 
 __all__ = ["Donors", "StreamMismatch", "add_mismatched", "find_donors"]
 
@@ -111,7 +110,7 @@ def add_mismatched(
     """Add ``kl_completion_ids`` to prepared rows: a mismatched completion for each completion.
 
     Args:
-        dataset: Rows as ``prefopt.data.rows`` makes them.
+        dataset: Rows as ``prefopt.data.prepare`` makes them.
         max_length: Most tokens of prompt + mismatched completion; None for no limit.
         num_proc: Number of processes.
 

@@ -1,16 +1,117 @@
-"""Prepared rows read as token ids, many at a time and without a Python loop over tokens."""
+"""Prepared rows: their columns, how they are read many at a time, and the key of a completion."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+import pyarrow.compute as pc
+from datasets import Dataset, List, Value
+from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
+from prefopt.data.views import COLUMNS
 from prefopt.engine.layout import Example
 
+__all__ = [
+    "FACTS",
+    "KEY_BYTES",
+    "OPTIONAL",
+    "OUTPUTS",
+    "PREPARED_COLUMNS",
+    "VERSION",
+    "completion_key",
+    "completion_keys",
+    "examples_of",
+    "is_prepared",
+    "is_stream",
+    "list_lengths",
+    "read_chunks",
+    "read_examples",
+    "share_of",
+]
+
+# Part of the key under which `datasets` caches prepared rows: raise it when they would come out
+# differently, since `datasets` does not look into the functions of an installed package.
+VERSION = 1
+IDS = List(Value("int32"))
+OUTPUTS = {
+    "kind": Value("string"),
+    "prompt_ids": IDS,
+    "completion_ids": List(IDS),
+    "desirable": List(Value("bool")),
+    "ranks": List(Value("int32")),
+}
+OPTIONAL = {
+    "completion_masks": List(List(Value("bool"))),
+    "scores": List(Value("float64")),
+    "kl_completion_ids": List(IDS),
+}
+# Facts about each row that go into the report and are removed again.
+FACTS = {
+    "_reason": Value("string"),
+    "_cut_tokens": List(Value("int32")),
+    "_identical": Value("bool"),
+    "_identical_after": Value("bool"),
+    "_moved": Value("bool"),
+    "_layout_tokens": Value("int64"),
+    "_keys": List(Value("int64")),
+}
+PREPARED_COLUMNS = [*OUTPUTS, *OPTIONAL, *COLUMNS]
+KEY_BYTES = 16
+
 Ints = NDArray[np.int64]
+
+
+def is_prepared(dataset: Any, needs_kl: bool) -> bool:
+    """Whether a dataset holds prepared rows, with mismatched completions if they are needed."""
+    needed = {*OUTPUTS} | ({"kl_completion_ids"} if needs_kl else set())
+    return needed <= set(getattr(dataset, "column_names", None) or next(iter(dataset)))
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset is read as it comes, without a length."""
+    return dataset is not None and not hasattr(dataset, "__len__")
+
+
+def share_of(dataset: Any, rank: int, world_size: int) -> Any:
+    """Return every world_size-th row, so that each is evaluated once."""
+    if is_stream(dataset):
+        return split_dataset_by_node(dataset, rank, world_size)
+    return dataset.select(range(rank, len(dataset), world_size))
+
+
+def completion_key(prompt_ids: Ints, completion_ids: Ints) -> bytes:
+    """Return what a reference log-prob is stored under, beside its reference; 16 bytes.
+
+    It is a digest of the token ids. Row numbers, masks, losses and batch sizes have no part in it.
+
+    Args:
+        prompt_ids: Token ids; (m,). Their number is digested too, so that the border between
+            prompt and completion matters.
+        completion_ids: Token ids; (n,).
+    """
+    digest = blake2b(len(prompt_ids).to_bytes(8, "little"), digest_size=KEY_BYTES)
+    digest.update(np.ascontiguousarray(prompt_ids, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(completion_ids, dtype="<i8").tobytes())
+    return digest.digest()
+
+
+def completion_keys(prompt_ids: Ints, completions: Sequence[Ints]) -> list[bytes]:
+    """Return the key of each completion of a prompt."""
+    return [completion_key(prompt_ids, completion) for completion in completions]
+
+
+def read_chunks(dataset: Dataset, name: str) -> Iterator[pa.Array]:
+    """Yield a column piece by piece: joined, its tokens might be more than an array can hold."""
+    for table in dataset.select_columns([name]).with_format("arrow").iter(10_000):
+        yield from table[name].chunks
+
+
+def list_lengths(lists: pa.Array) -> Ints:
+    """Return the length of each list of an Arrow array; (n,)."""
+    return np.asarray(pc.list_value_length(lists), dtype=np.int64)
 
 
 def examples_of(rows: Iterable[Mapping[str, Any]], with_kl: bool) -> Iterator[Example]:
@@ -24,7 +125,7 @@ def examples_of(rows: Iterable[Mapping[str, Any]], with_kl: bool) -> Iterator[Ex
 
 
 def read_examples(
-    dataset: Dataset, with_kl: bool, rows: Sequence[int] | None = None, batch_size: int = 1000
+    dataset: Dataset, with_kl: bool, rows: Sequence[int] | None = None
 ) -> Iterator[Example]:
     """Return what ``examples_of`` does, of some rows of a map-style dataset or of all.
 
@@ -32,14 +133,13 @@ def read_examples(
         dataset: Prepared rows.
         with_kl: Whether KTO's mismatched completions are among the completions.
         rows: Their numbers; None for all.
-        batch_size: Rows that are read at a time.
     """
     columns = ["prompt_ids", "completion_ids"] + (["kl_completion_ids"] if with_kl else [])
     plain = dataset.select_columns(columns).with_format("arrow")
     if rows is not None:
         yield from _examples(plain[list(rows)], columns)
         return
-    for table in plain.iter(batch_size):
+    for table in plain.iter(1000):
         yield from _examples(table, columns)
 
 

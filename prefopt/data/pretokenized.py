@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.data.example import Example, Kind, Row, read_label, read_ranking
+from prefopt.data.example import Cells, Kind, PreferenceExample, read_label, read_ranking
 
 __all__ = ["IDS_COLUMNS", "read_ids"]
 
@@ -25,7 +25,7 @@ IDS_COLUMNS = (
 )
 
 
-def read_ids(row: Row) -> Example:
+def read_ids(row: Cells) -> PreferenceExample:
     """Return a row of token ids, which nothing is added to."""
     why = "a row of token ids needs 'prompt_ids', and 'chosen_ids' and 'rejected_ids', or "
     why += "'completion_ids'"
@@ -46,7 +46,7 @@ def read_ids(row: Row) -> Example:
         kind, judged = _judge_ids(row, completions, nested)
         order = judged.pop("order", range(len(completions)))
         masks = _read_masks(row, completions, ())
-    return Example(
+    return PreferenceExample(
         kind=kind,
         form="ids",
         prompt=prompt,
@@ -61,7 +61,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _judge_ids(row: Row, completions: list[list[int]], nested: bool) -> tuple[Kind, dict[str, Any]]:
+def _judge_ids(
+    row: Cells, completions: list[list[int]], nested: bool
+) -> tuple[Kind, dict[str, Any]]:
     """Return the kind of a row of ``completion_ids`` and what is said of its completions."""
     count = len(completions)
     stated = row.get("kind")
@@ -85,11 +87,11 @@ def _judge_ids(row: Row, completions: list[list[int]], nested: bool) -> tuple[Ki
             "'label', 'ranks', 'scores' or 'kind'",
         )
     if not row.get("scores"):  # prepared rows of other kinds have an empty list there
-        row = Row({k: v for k, v in row.values.items() if k != "scores"}, row.columns, row.number)
+        row = Cells({k: v for k, v in row.values.items() if k != "scores"}, row.columns, row.number)
     return "ranked", read_ranking(row, count, ranked_as_given=False)
 
 
-def _ids(row: Row, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:
+def _ids(row: Cells, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:
     if not isinstance(value, list):
         raise row.wrong(column, f"needs a list of token ids, got {type(value).__name__}")
     if value and (np.asarray(value).dtype.kind != "i" or min(value) < 0):
@@ -102,7 +104,7 @@ def _ids(row: Row, column: str, value: Any, *, may_be_empty: bool = False) -> li
 
 
 def _read_masks(
-    row: Row, completions: list[list[int]], pair: tuple[str, ...]
+    row: Cells, completions: list[list[int]], pair: tuple[str, ...]
 ) -> list[list[bool]] | None:
     """Return the mask of each completion, or None if the row has none."""
     if any(name in row for name in pair):
@@ -129,7 +131,7 @@ def _read_masks(
     return [[bool(counts) for counts in mask] for mask in given]
 
 
-def _read_kl(row: Row, order: Sequence[int]) -> list[list[int]] | None:
+def _read_kl(row: Cells, order: Sequence[int]) -> list[list[int]] | None:
     count = len(order)
     for column in ("kl_completion_ids", "KL_completion_ids"):
         given = row.get(column)

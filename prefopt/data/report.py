@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from prefopt.data.arrow import list_lengths, read_chunks
+from prefopt.data.prepared import list_lengths, read_chunks
 
 __all__ = ["DataReport", "Lengths", "SetAside", "count_rows"]
 
@@ -200,7 +200,7 @@ def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
     """Return what a report says of prepared rows that were kept.
 
     Args:
-        dataset: The rows, with the facts that ``prefopt.data.rows`` notes of each.
+        dataset: The rows, with the facts that ``prefopt.data.prepare`` notes of each.
         batch_size: Rows in a batch, for ``padded_tokens``.
 
     Returns:

@@ -6,11 +6,11 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from prefopt.data.arrow import read_chunks
+from prefopt.data.prepared import read_chunks
 
 
 class MixedLabels(Sampler[int]):
-    """Draws thumbs in random order so that every stretch of rows holds both labels as all rows do.
+    """Draws unpaired rows in random order, each stretch with the same mix of labels as the whole.
 
     The rows of each label are shuffled, and spread evenly, with jitter, over the epoch. A plain
     shuffle gives one batch of 4 in 23 a single label where a fifth of the rows has the other; KTO
@@ -43,8 +43,8 @@ class MixedLabels(Sampler[int]):
         yield from np.argsort(places, kind="stable").tolist()
 
 
-def single_labels(dataset: Dataset) -> np.ndarray | None:
-    """Return the label of each row of thumbs; (n,), bool; None if other rows are among them.
+def unpaired_labels(dataset: Dataset) -> np.ndarray | None:
+    """Return the label of each row; (n,), bool; None if not all are unpaired, or all are alike.
 
     Args:
         dataset: Prepared rows.

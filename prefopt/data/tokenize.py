@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from prefopt.data.errors import DataError
-from prefopt.data.example import Example
+from prefopt.data.example import PreferenceExample
 from prefopt.data.messages import Message
 
-__all__ = ["Tokenized", "Tokenizer", "common_prefix_length", "split_prompt", "tokenize"]
+__all__ = ["Tokenized", "Tokenizer", "shared_length", "split_prompt", "tokenize"]
 
 
 class Tokenizer(Protocol):
@@ -37,10 +37,10 @@ class Tokenized(NamedTuple):
     boundary_moved: bool
 
 
-def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Return how many leading tokens, or characters, two sequences share.
 
-    >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])
+    >>> shared_length([1, 2, 3], [1, 2, 4, 5])
     2
     """
     shared = min(len(first), len(second))
@@ -71,12 +71,12 @@ def split_prompt(prompt_ids: list[int], texts: Sequence[list[int]]) -> Tokenized
         >>> split_prompt([5, 6, 7], [[5, 6, 7, 8], [5, 6, 9]])
         Tokenized(prompt_ids=[5, 6], completion_ids=[[7, 8], [9]], boundary_moved=True)
     """
-    end = min(common_prefix_length(prompt_ids, text) for text in texts)
+    end = min(shared_length(prompt_ids, text) for text in texts)
     return Tokenized(prompt_ids[:end], [text[end:] for text in texts], end < len(prompt_ids))
 
 
 def tokenize(
-    examples: Sequence[Example], numbers: Sequence[int], tokenizer: Tokenizer | None
+    examples: Sequence[PreferenceExample], numbers: Sequence[int], tokenizer: Tokenizer | None
 ) -> list[Tokenized]:
     """Return the token ids of examples, from one call of the tokenizer for all texts.
 
@@ -108,7 +108,7 @@ def tokenize(
     return tokenized
 
 
-def _render(example: Example, number: int, tokenizer: Tokenizer | None) -> Iterable[str]:
+def _render(example: PreferenceExample, number: int, tokenizer: Tokenizer | None) -> Iterable[str]:
     """Return the texts of the prompt alone and of the prompt with each completion."""
     if tokenizer is None:
         raise DataError("holds text, so a tokenizer is needed", number)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
-from prefopt.data.keys import KEY_BYTES, completion_keys
-from prefopt.data.prepared import read_examples
+from prefopt.data.prepared import KEY_BYTES, completion_keys, read_examples
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.heap import heap_kept
 from prefopt.engine.layout import Example

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.inspection import is_stream
+from prefopt.data.prepared import is_stream
 from prefopt.engine import Scorer
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.score import sum_by_completion

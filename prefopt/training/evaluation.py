@@ -12,7 +12,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefopt.data.collate import parts_of
-from prefopt.data.inspection import share_of
+from prefopt.data.prepared import share_of
 from prefopt.data.views import select_views
 from prefopt.engine.score import Scores
 from prefopt.losses import LossOutput

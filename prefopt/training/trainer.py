@@ -28,16 +28,10 @@ from prefopt.data import (
     prepare_dataset,
 )
 from prefopt.data.collate import PreferenceCollator, parts_of
-from prefopt.data.columns import check_margins
-from prefopt.data.inspection import (
-    PREPARED_COLUMNS,
-    check_datasets,
-    first_kinds,
-    is_prepared,
-    is_stream,
-)
-from prefopt.data.prepared import examples_of
-from prefopt.data.sampling import MixedLabels, single_labels
+from prefopt.data.columns import check_datasets, check_margins
+from prefopt.data.kinds import first_kinds
+from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_prepared, is_stream
+from prefopt.data.sampling import MixedLabels, unpaired_labels
 from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
@@ -250,10 +244,10 @@ class PreferenceTrainer(RunReference, WholeStep, ExactEvaluation):
             self._signature_columns = list(PREPARED_COLUMNS)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Return the order of the rows; a random one of thumbs mixes their labels evenly."""
+        """Return the order of the rows; a random one of unpaired rows mixes their labels evenly."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy == "random" and isinstance(dataset, Dataset):
-            labels = single_labels(dataset)
+            labels = unpaired_labels(dataset)
             if labels is not None:
                 data_seed = self.args.data_seed
                 return MixedLabels(labels, self.args.seed if data_seed is None else data_seed)

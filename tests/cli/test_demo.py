@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.cli import main
 from prefopt.cli.demo import DEFAULT_LOSSES, next_command, run_demo
-from prefopt.data.sources import load_rows
+from prefopt.data.load import load_rows
 from prefopt.toy.experiment import ExperimentSize
 
 SMALL = ExperimentSize(

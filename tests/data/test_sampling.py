@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from prefopt.data.sampling import MixedLabels, single_labels
+from prefopt.data.sampling import MixedLabels, unpaired_labels
 from tests.models import tiny_rows
 from tests.runs import trainer
 
@@ -45,7 +45,7 @@ def test_the_order_within_a_label_is_random():
     ],
 )
 def test_labels_are_those_of_thumbs_of_both_kinds_alone(kinds, desirable, wanted):
-    found = single_labels(Dataset.from_dict({"kind": kinds, "desirable": desirable}))
+    found = unpaired_labels(Dataset.from_dict({"kind": kinds, "desirable": desirable}))
     assert found is None if wanted is None else found.tolist() == wanted
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data import DataError, prepare_dataset, read_example
-from prefopt.data.tokenize import common_prefix_length, split_prompt, tokenize
+from prefopt.data.tokenize import shared_length, split_prompt, tokenize
 
 from .conftest import TEMPLATES, Words, read_template
 
@@ -182,7 +182,7 @@ def test_text_needs_a_tokenizer():
 
 @given(tokens, tokens)
 def test_the_common_prefix_is_common_and_the_longest(first, second):
-    length = common_prefix_length(first, second)
+    length = shared_length(first, second)
     assert first[:length] == second[:length]
     assert first[: length + 1] != second[: length + 1] or length == min(len(first), len(second))
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from prefopt.data.keys import completion_keys
-from prefopt.data.prepared import read_examples
+from prefopt.data.prepared import completion_keys, read_examples
 from prefopt.reference import Database, Fingerprint, ReferenceModel, default_folder
 from prefopt.reference.store.logp_store import FILE_NAME
 from tests.models import tiny_rows

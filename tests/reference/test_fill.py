@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from prefopt.data.collate import PreferenceCollator
-from prefopt.data.keys import completion_key
+from prefopt.data.prepared import completion_key
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
 from prefopt.engine.score import layout_tensors

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.keys import completion_key
+from prefopt.data.prepared import completion_key
 from prefopt.reference.store.database import Database, DatabaseError, Floats, OlderVersionError
 from prefopt.reference.store.repair import is_damage, repair, set_aside
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefopt.data.keys import completion_key
+from prefopt.data.prepared import completion_key
 from prefopt.reference import FileStore, MemoryStore, default_folder, open_database
 from prefopt.reference.store import database as schema
 from prefopt.reference.store.database import PAGE_BYTES, Database

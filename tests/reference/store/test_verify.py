@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from prefopt.data.keys import completion_key
+from prefopt.data.prepared import completion_key
 from prefopt.engine import Scorer
 from prefopt.reference import (
     CompletionIndex,

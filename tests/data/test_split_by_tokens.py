@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data.collate import PreferenceCollator, parts_of
-from prefopt.data.parts import laid_out_tokens, split_evenly
+from prefopt.data.split_by_tokens import laid_out_tokens, split_by_tokens
 from prefopt.engine.layout import Example, build_layout
 
 
@@ -15,7 +15,7 @@ def ids(*tokens):
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 100))
 def test_parts_are_the_whole_in_order_and_within_the_limit(sizes, most):
-    parts = split_evenly(sizes, most)
+    parts = split_by_tokens(sizes, most)
     assert [size for part in parts for size in sizes[part]] == sizes
     for part in parts:
         assert sum(sizes[part]) <= most or len(sizes[part]) == 1
@@ -23,7 +23,7 @@ def test_parts_are_the_whole_in_order_and_within_the_limit(sizes, most):
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(50, 100))
 def test_no_fewer_parts_would_do(sizes, most):
-    parts, held, needed = split_evenly(sizes, most), 0, 1
+    parts, held, needed = split_by_tokens(sizes, most), 0, 1
     for size in sizes:
         held += size
         if held > most:
@@ -32,7 +32,7 @@ def test_no_fewer_parts_would_do(sizes, most):
 
 
 def test_parts_are_even():
-    parts = split_evenly([10] * 12, 110)
+    parts = split_by_tokens([10] * 12, 110)
     assert [len(range(*part.indices(12))) for part in parts] == [6, 6]
 
 

@@ -17,7 +17,7 @@ def laid_out_tokens(example: Example, layout: LayoutName) -> int:
     return len(example.prompt_ids) + together - (len(completions) - 1) * common
 
 
-def split_evenly(sizes: Sequence[int], most: int) -> list[slice]:
+def split_by_tokens(sizes: Sequence[int], most: int) -> list[slice]:
     """Cut a sequence into as few parts as possible of at most ``most``, all about as large.
 
     Args:
@@ -28,7 +28,7 @@ def split_evenly(sizes: Sequence[int], most: int) -> list[slice]:
         The parts, in order; together they are the whole.
 
     Examples:
-        >>> [len([4, 4, 4, 4, 4][part]) for part in split_evenly([4, 4, 4, 4, 4], 16)]
+        >>> [len([4, 4, 4, 4, 4][part]) for part in split_by_tokens([4, 4, 4, 4, 4], 16)]
         [3, 2]
     """
     parts = _fill_up(sizes, most)
