@@ -2,7 +2,7 @@
 
 A run must not fail because of its cache: where the file cannot be used (a full disk, a folder that
 cannot be written, a later version), values are kept in memory and a warning says so; a damaged file
-is set aside, and what can be read of it is taken over.
+is set aside, and a new one is started.
 """
 
 import logging
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.prepared import completion_key
 from prefopt.reference.store.database import Database, DatabaseError, Floats, OlderVersionError
-from prefopt.reference.store.repair import is_damage, repair, set_aside
+from prefopt.reference.store.repair import is_damage, replace_damaged, set_aside
 
 logger = logging.getLogger("prefopt")
 
@@ -28,7 +28,13 @@ FILE_NAME = "reference.sqlite"
 
 
 class LogpStore(Protocol):
-    """Per-token log-probs of completions under one reference, by key."""
+    """Per-token log-probs of completions under one reference, by key.
+
+    Attributes:
+        replaced: Whether the store lost what it had, and began anew.
+    """
+
+    replaced: bool
 
     def get(self, prompt_ids: Ints, completion_ids: Ints) -> Floats | None:
         """Return the log-prob of each token of a completion; (n,), nats, or None if not known."""
@@ -45,6 +51,8 @@ class LogpStore(Protocol):
 
 class MemoryStore:
     """Reference log-probs in memory, for one process."""
+
+    replaced = False
 
     def __init__(self) -> None:
         self._values: dict[bytes, Floats] = {}
@@ -77,6 +85,10 @@ class FileStore:
         fingerprint: Of the reference.
         facts: What the reference is, for people and for loading it again.
         origin: How the values that are added are computed.
+
+    Attributes:
+        replaced: Whether the file was damaged and a new one was started: what this store had found
+            before may be missing.
     """
 
     def __init__(
@@ -92,7 +104,7 @@ class FileStore:
         self._origin = dict(origin)
         self._memory = MemoryStore()
         self._writable = not database.readonly
-        self._repaired = False
+        self.replaced = False
         self._told_unreadable = False
         self._reference: int | None = None
         self._origin_id = 0
@@ -147,17 +159,17 @@ class FileStore:
         self.database.put(self._reference, self.fingerprint, self._origin_id, values)
 
     def _try_to_write(self, write: Callable[[], None]) -> bool:
-        """Write to the file, after repairing it if need be; False if that cannot be done."""
+        """Write to the file, or to a new one if it is damaged; False if that cannot be done."""
         if not self._writable:
             return False
         try:
             try:
                 write()
             except (sqlite3.DatabaseError, OverflowError) as error:
-                if self._repaired or not is_damage(error):
+                if self.replaced or not is_damage(error):
                     raise
-                self._repaired = True
-                repair(self.database, self.fingerprint)
+                self.replaced = True
+                replace_damaged(self.database, str(error))
                 self._register()
                 write()
         except (sqlite3.Error, DatabaseError, OSError, OverflowError) as error:
@@ -199,7 +211,7 @@ def default_folder() -> Path:
 
 
 def open_database(folder: Path) -> Database | None:
-    """Return the database of a folder, made or repaired if need be; None if none can be used.
+    """Return the database of a folder, made if need be; None if none can be used.
 
     Warns where it is not a plain file that can be read and written.
     """

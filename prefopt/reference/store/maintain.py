@@ -116,8 +116,8 @@ def explain(error: Exception, path: Path) -> str:
         return str(error)
     if is_damage(error):
         return (
-            f"{path} is damaged ({error}); `prefopt cache verify` says how far, and the next run "
-            "that writes to it takes over what can be read"
+            f"{path} is damaged ({error}); `prefopt cache verify` says how far; the next run that "
+            "writes to it sets it aside and starts a new one"
         )
     if "full" in str(error):
         return f"the disk of {path} is full; what was committed before is kept"

@@ -1,20 +1,17 @@
-"""What becomes of a damaged file of reference log-probs: it is set aside, what can be read is kept.
+"""What happens to a damaged file of reference log-probs: it is set aside, and a new one is started.
 
-Nothing here is needed for values to be right: each has a checksum. It is needed for a run to go on,
-and not to compute all again.
+No value is wrong because of damage: each has a checksum. What the damaged file held is computed
+again when it is needed.
 """
 
-import json
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from prefopt.reference.store.database import Database, DatabaseError, Floats, files_of
+from prefopt.reference.store.database import Database, files_of
 
 logger = logging.getLogger("prefopt")
 
@@ -26,7 +23,7 @@ _SIGNS = ("malformed", "not a database", "disk image", "Could not decode")
 def is_damage(error: Exception) -> bool:
     """Whether an error says that the file is not what it was.
 
-    Numbers that are taken already, or too large, are ones that this program never writes.
+    Numbers that exist already, or are too large, are ones that this program never writes.
     """
     if isinstance(error, sqlite3.IntegrityError | OverflowError):
         return True
@@ -49,127 +46,27 @@ def set_aside(path: Path, reason: str) -> Path:
         with suppress(FileNotFoundError):
             file.rename(moved.with_name(moved.name + file.name[len(path.name) :]))
     logger.warning(
-        "%s cannot be used any more (%s); it was set aside as %s, and what is missing is computed "
-        "again",
+        "%s cannot be used any more (%s): it was set aside as %s, and a new file was started. "
+        "What it held is computed again when it is needed.",
         path,
         reason,
-        moved.name,
+        moved,
     )
     return moved
 
 
-def repair(database: Database, fingerprint: str) -> None:
-    """Put a new file in the place of a damaged one, with all that can still be read.
+def replace_damaged(database: Database, reason: str) -> None:
+    """Set a damaged file aside and start a new one, unless another process has done so already.
 
     Args:
-        database: Opened on the damaged file; afterwards on the new one, or on that which another
-            process has put there.
-        fingerprint: Of a reference whose values are looked for even where the file no longer says
-            under which number they are.
+        database: Opened on the damaged file; afterwards on the new one.
+        reason: What is wrong with it, for people.
 
     Raises:
         OSError: If the folder cannot be written.
         sqlite3.Error: If the new file cannot be.
     """
-    if not database.in_place():
-        database.reopen()
-        return
-    database.close()
-    moved = set_aside(database.path, "it is damaged")
+    if database.in_place():
+        database.close()
+        set_aside(database.path, reason)
     database.reopen()
-    kept = 0
-    with suppress(sqlite3.Error, DatabaseError):
-        damaged = Database(moved)
-        try:
-            kept = _salvage(damaged, database, fingerprint)
-        finally:
-            damaged.close()
-    logger.warning("%d completions could be taken over from %s", kept, moved.name)
-
-
-def _salvage(damaged: Database, fresh: Database, fingerprint: str) -> int:
-    """Copy what can be read and has the right checksum, key range by key range."""
-    kept = 0
-    origin = fresh.origin({"copied from": damaged.path.name})
-    for number, name, facts in _references(damaged, fingerprint):
-        reference = None
-        for first in range(256):
-            values = list(_readable(damaged, number, name, first))
-            if values and reference is None:
-                reference = fresh.reference(name, facts)
-            if reference is not None:
-                kept += fresh.put(reference, name, origin, values)
-    return kept
-
-
-def _references(damaged: Database, fingerprint: str) -> list[tuple[int, str, dict[str, Any]]]:
-    """Return number, fingerprint and facts of the references that the file has values of.
-
-    Those whose name is lost may be the one with the fingerprint: checksums tell.
-    """
-    connection = damaged.connection
-    connection.text_factory = lambda text: text.decode(errors="replace")
-    named: dict[int, tuple[Any, Any]] = {}
-    with suppress(sqlite3.DatabaseError):
-        for number, *rest in connection.execute("SELECT id, fingerprint, facts FROM reference"):
-            named[number] = tuple(rest)
-    found = []
-    for number in sorted(named.keys() | set(_numbers(connection))):
-        name, facts = named.get(number, (fingerprint, "{}"))
-        try:
-            found.append((number, str(name), dict(json.loads(facts))))
-        except (TypeError, ValueError):
-            found.append((number, str(name), {}))
-    return found
-
-
-def _numbers(connection: sqlite3.Connection) -> Iterator[int]:
-    """Yield the numbers of references that the index of completions knows."""
-    number = 0
-    with suppress(sqlite3.DatabaseError):
-        while isinstance(number, int):
-            (number,) = connection.execute(
-                "SELECT min(reference) FROM completion WHERE reference > ?", (number,)
-            ).fetchone()
-            if isinstance(number, int):
-                yield number
-
-
-def _readable(
-    damaged: Database, reference: int, fingerprint: str, first: int
-) -> Iterator[tuple[bytes, Floats]]:
-    """Yield values whose key begins with a byte, but for those on a damaged page of their index.
-
-    It is come to from both sides.
-    """
-    keys: set[bytes] = set()
-    for which in ("min", "max"):
-        with suppress(sqlite3.DatabaseError):
-            keys.update(_keys(damaged.connection, reference, first, which))
-            break  # nothing is damaged here
-    for key in keys:
-        with suppress(sqlite3.DatabaseError):
-            logps = damaged.get(reference, fingerprint, key)
-            if logps is not None:
-                yield key, logps
-
-
-def _keys(
-    connection: sqlite3.Connection, reference: int, first: int, which: str
-) -> Iterator[bytes]:
-    """Yield the keys that begin with a byte, from the least (``min``) or from the greatest.
-
-    One at a time: of many, Python's sqlite3 loses the last before an error.
-    """
-    low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 17
-    seen: set[bytes] = set()
-    while True:
-        (key,) = connection.execute(
-            f"SELECT {which}(key) FROM completion WHERE reference = ? AND key > ? AND key < ?",
-            (reference, low, high),
-        ).fetchone()
-        if not isinstance(key, bytes) or key in seen:  # there are no more, or they are in disorder
-            return
-        yield key
-        seen.add(key)
-        low, high = (key, high) if which == "min" else (low, key)
