@@ -19,7 +19,7 @@ from page_tables import markdown, table
 from prefopt.cli.guide import ADVICE, FAMILIES
 from prefopt.losses import Loss, get_loss, list_losses
 from prefopt.losses.common import published_range, without_warnings
-from prefopt.losses.registry import VOCABULARY
+from prefopt.losses.vocabulary import VOCABULARY, specs_of
 
 HERE = Path(__file__).resolve().parent
 KINDS = {
@@ -132,7 +132,7 @@ output.losses, output.chosen_rewards, output.rejected_rewards
 Its positional parameters come from this list; the trainer delivers what is asked for. B is the
 number of examples.
 
-{table(("input", "meaning"), [(f"`{name}`", text) for name, text in VOCABULARY.items()])}
+{table(("input", "meaning"), [(f"`{name}`", spec.meaning) for name, spec in VOCABULARY.items()])}
 
 ```{{toctree}}
 :hidden:
@@ -163,7 +163,7 @@ def loss_page(loss: Loss) -> str:
         for name, default in loss.hyperparameters.items()
     ]
     inputs = [
-        (f"`{name}`", markdown(documented.get(name, "") or VOCABULARY[name]))
+        (f"`{name}`", markdown(documented.get(name, "") or VOCABULARY[name].meaning))
         for name in loss.inputs
     ]
     example = next(iter(loss.hyperparameters.items()), None)
@@ -293,7 +293,7 @@ def docstring_section(text: str, heading: str) -> dict[str, str]:
 
 
 def _reference(loss: Loss) -> str:
-    if any(name.endswith("divergences") for name in loss.inputs):
+    if any(spec.quantity == "divergences" for spec in specs_of(loss.inputs)):
         return "needed, and [live](../reference.md#losses-that-compare-whole-distributions)"
     return "needed" if loss.needs_reference else "not needed"
 

@@ -47,14 +47,28 @@ from prefopt.losses import (
     squared_log_ratio,
     tdpo,
 )
-from prefopt.losses.registry import Loss, LossOutput, get_loss, list_losses, register_loss
+from prefopt.losses.contract import ContractError, broken_checks
+from prefopt.losses.registry import (
+    Loss,
+    LossOutput,
+    get_loss,
+    list_losses,
+    register_loss,
+    unregister_loss,
+)
+from prefopt.losses.vocabulary import VOCABULARY, InputSpec
 
 __all__ = [
+    "VOCABULARY",
+    "ContractError",
+    "InputSpec",
     "Loss",
     "LossOutput",
+    "broken_checks",
     "get_loss",
     "list_losses",
     "register_loss",
+    "unregister_loss",
 ]
 
 # Each registers itself when imported.

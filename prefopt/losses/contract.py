@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prefopt.losses.registry import SCALARS, Loss, LossOutput
+from prefopt.losses.registry import Loss, LossOutput
+from prefopt.losses.vocabulary import VOCABULARY, specs_of
 
 SIZE = 5  # examples in a batch
 PLACES = 3  # completions in a ranking
@@ -45,7 +46,7 @@ def broken_checks(loss: Loss) -> dict[str, str]:
             check(loss)
         except ContractError as error:
             broken[check.__name__] = str(error)
-        except Exception as error:  # whatever a stranger's function raises
+        except Exception as error:  # any error of another package's function
             broken[check.__name__] = f"the loss raised {type(error).__name__}: {error}"
     return broken
 
@@ -53,14 +54,14 @@ def broken_checks(loss: Loss) -> dict[str, str]:
 def make_inputs(
     loss: Loss, dtype: torch.dtype = torch.float32, size: int = SIZE
 ) -> dict[str, Tensor]:
-    """Return made-up inputs of a loss; log-probs of the policy and divergences are leaves.
+    """Return made-up inputs of a loss; what the policy's gradient flows through are leaves.
 
     Args:
         loss: The loss.
         dtype: Of everything that is no length and no label.
         size: Number of examples.
     """
-    return {name: _make_input(name, dtype, size) for name in loss.inputs}
+    return {spec.name: spec.made_up(size, PLACES, dtype) for spec in specs_of(loss.inputs)}
 
 
 def losses_are_one_per_example_with_gradient(loss: Loss) -> None:
@@ -96,18 +97,32 @@ def rewards_are_detached_one_per_completion_and_of_the_data_kind(loss: Loss) -> 
 
 
 def gradient_reaches_every_policy_log_prob_and_no_running_scalar(loss: Loss) -> None:
-    """Check that nothing the policy computed is ignored, and that estimates are constants."""
+    """Check that the policy learns from what it computed, and that estimates are constants."""
     inputs = make_inputs(loss)
     for value in inputs.values():
         if value.is_floating_point():
             value.requires_grad_()
     torch.autograd.backward(loss(**inputs).losses.sum())
     for name, value in inputs.items():
+        spec = VOCABULARY[name]
         reached = value.grad is not None and bool(value.grad.abs().sum() > 0)
-        if _is_policys(name):
+        if spec.differentiable and not spec.gradient_optional:
             _require(reached, f"no gradient reaches {name}: drop the input or use it")
-        if name in SCALARS:
+        if spec.scalar:
             _require(not reached, f"gradient flows into {name}: use {name}.detach()")
+
+
+def every_input_has_an_effect(loss: Loss) -> None:
+    """Check that no input is ignored: with each, the losses change or what their mean is over."""
+    inputs = make_inputs(loss, torch.float64)
+    before = loss(**inputs).losses / loss.unit_counts(inputs)
+    for name in inputs:
+        other = VOCABULARY[name].made_up(SIZE, PLACES, torch.float64, seed=1)
+        changed = {**inputs, name: other}
+        _require(
+            not torch.equal(loss(**changed).losses / loss.unit_counts(changed), before),
+            f"{name} has no effect on the losses: drop the input or use it",
+        )
 
 
 def half_precision_is_computed_with_in_float32(loss: Loss) -> None:
@@ -125,9 +140,10 @@ def half_precision_is_computed_with_in_float32(loss: Loss) -> None:
             )
         torch.autograd.backward(low.losses.sum())
         for name, value in half.items():
-            if _is_policys(name):
+            spec = VOCABULARY[name]
+            if spec.differentiable:
                 _require(
-                    value.grad is not None and value.grad.dtype == dtype,
+                    spec.gradient_optional if value.grad is None else value.grad.dtype == dtype,
                     f"the gradient of {name} is not of its own type, {dtype}",
                 )
 
@@ -140,22 +156,23 @@ def float64_stays_float64(loss: Loss) -> None:
 
 def finite_with_finite_gradient_at_a_thousand_nats_in_float32(loss: Loss) -> None:
     """Check every combination of log-probs 0 and -1000, over one token each."""
-    logps = [name for name in loss.inputs if name.endswith("logps")]
-    width = PLACES if loss.data_kind == "ranked" else 1
-    corners = torch.tensor(list(itertools.product([0.0, -1e3], repeat=width * len(logps))))
+    specs = [spec for spec in specs_of(loss.inputs) if spec.extremes]
+    scalars = [spec for spec in specs if spec.scalar]
+    moved = [spec.name for spec in specs if not spec.scalar]
+    places = PLACES if loss.data_kind == "ranked" else 1
+    columns = [VOCABULARY[name].extremes for name in moved for _ in range(places)]
+    corners = torch.tensor(list(itertools.product(*columns)))
     inputs = make_inputs(loss, size=len(corners))
-    for name, columns in zip(logps, _per_input(corners, logps), strict=True):
-        inputs[name] = columns.reshape(inputs[name].shape).clone().requires_grad_()
-    for name, value in inputs.items():
-        if name.endswith("lengths"):
-            inputs[name] = torch.ones_like(value)  # sums are means: the extreme
-    for kl in (0.0, 1e3):
-        inputs |= {"kl": torch.tensor(kl)} if "kl" in inputs else {}
-        output = loss(**inputs)
+    for name, values in zip(moved, _per_input(corners, moved), strict=True):
+        inputs[name] = values.reshape(inputs[name].shape).to(inputs[name].dtype, copy=True)
+        inputs[name].requires_grad_(inputs[name].is_floating_point())
+    for constants in itertools.product(*(spec.extremes for spec in scalars)):
+        given = {spec.name: torch.tensor(x) for spec, x in zip(scalars, constants, strict=True)}
+        output = loss(**{**inputs, **given})
         torch.autograd.backward(output.losses.sum())
-        gradients = {f"the gradient of {name}": inputs[name].grad for name in logps}
-        for name, values in {"losses": output.losses, **_rewards(output), **gradients}.items():
-            _require_finite(name, values, corners, logps)
+        gradients = {f"the gradient of {name}": inputs[name].grad for name in moved}
+        for name, found in {"losses": output.losses, **_rewards(output), **gradients}.items():
+            _require_finite(name, found, corners, moved)
 
 
 def an_example_does_not_depend_on_its_place_in_the_batch(loss: Loss) -> None:
@@ -224,6 +241,7 @@ CHECKS: tuple[Check, ...] = (
     a_single_example_keeps_its_dimension,
     rewards_are_detached_one_per_completion_and_of_the_data_kind,
     gradient_reaches_every_policy_log_prob_and_no_running_scalar,
+    every_input_has_an_effect,
     half_precision_is_computed_with_in_float32,
     float64_stays_float64,
     finite_with_finite_gradient_at_a_thousand_nats_in_float32,
@@ -234,27 +252,6 @@ CHECKS: tuple[Check, ...] = (
     docstring_has_source_departures_and_every_parameter,
     pickles,
 )
-
-
-def _make_input(name: str, dtype: torch.dtype, size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    shape = (size, PLACES) if "ranked" in name else (size,)
-    if name == "desirable":
-        return torch.rand(shape, generator=generator) < 0.5
-    if name in SCALARS:
-        return torch.tensor(0.3, dtype=dtype)
-    if name in ("margins", "preference_probabilities") or name.endswith(("scores", "win_rates")):
-        return torch.rand(shape, generator=generator).to(dtype)
-    if name.endswith("divergences"):
-        return torch.rand(shape, generator=generator).to(dtype).requires_grad_()
-    if name.endswith("lengths"):
-        return torch.randint(1, 9, shape, generator=generator)
-    values = -30 * torch.rand(shape, generator=generator) - 0.1
-    return values.to(dtype).requires_grad_(_is_policys(name))
-
-
-def _is_policys(name: str) -> bool:
-    return name.endswith("logps") and not name.startswith("ref_")
 
 
 def _rewards(output: LossOutput) -> dict[str, Tensor]:
@@ -271,16 +268,16 @@ def _require_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
     _require(tuple(values.shape) == shape, f"{name}: shape {tuple(values.shape)}, expected {shape}")
 
 
-def _require_finite(name: str, values: Tensor | None, corners: Tensor, logps: list[str]) -> None:
+def _require_finite(name: str, values: Tensor | None, corners: Tensor, inputs: list[str]) -> None:
     """Raise, with the first input that does it, if a value is not finite."""
     if values is None or bool(values.isfinite().all()):
         return
     row = int((~values.isfinite()).reshape(len(corners), -1).any(1).nonzero()[0])
-    values_there = [columns[row].tolist() for columns in _per_input(corners, logps)]
-    point = ", ".join(f"{k}={v}" for k, v in zip(logps, values_there, strict=True))
+    values_there = [columns[row].tolist() for columns in _per_input(corners, inputs)]
+    point = ", ".join(f"{k}={v}" for k, v in zip(inputs, values_there, strict=True))
     raise ContractError(f"{name}: not finite at {point}")
 
 
-def _per_input(corners: Tensor, logps: list[str]) -> tuple[Tensor, ...]:
+def _per_input(corners: Tensor, inputs: list[str]) -> tuple[Tensor, ...]:
     """Return the columns of the corners that belong to each input."""
-    return corners.reshape(len(corners), len(logps), -1).unbind(1)
+    return corners.reshape(len(corners), len(inputs), -1).unbind(1)

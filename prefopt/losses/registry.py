@@ -1,9 +1,9 @@
 """The registry of losses: a loss is a function, and its signature is the contract.
 
-Positional parameters are tensors named from ``VOCABULARY`` and say what the loss eats; keyword-only
-parameters are its hyper-parameters with the paper's defaults. Everything a trainer or a page of
-documentation has to know about a loss is read from that function and from the docstring of its
-module, so that nothing is written down twice.
+Positional parameters are tensors named from the vocabulary and say what the loss takes;
+keyword-only parameters are its hyper-parameters with the paper's defaults. Everything a trainer or
+a page of documentation has to know about a loss is read from that function and from the docstring
+of its module, so that nothing is written down twice.
 
 Third parties add a loss with the decorator, or with an entry point of the group ``prefopt.losses``
 that names a function or a module holding decorated functions.
@@ -23,49 +23,8 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.common import warn_outside
-
-VOCABULARY: dict[str, str] = {
-    "chosen_logps": "policy log-prob of the chosen completion, summed over tokens; (B,), nats",
-    "rejected_logps": "policy log-prob of the rejected completion, summed over tokens; (B,), nats",
-    "ref_chosen_logps": "reference counterpart of chosen_logps; (B,), nats",
-    "ref_rejected_logps": "reference counterpart of rejected_logps; (B,), nats",
-    "chosen_lengths": "length of the chosen completion; (B,), tokens",
-    "rejected_lengths": "length of the rejected completion; (B,), tokens",
-    "chosen_head_logps": "policy log-prob of the first min(chosen, rejected length) tokens of the "
-    "chosen completion; (B,), nats",
-    "rejected_head_logps": "the same of the rejected completion; (B,), nats",
-    "ref_chosen_head_logps": "reference counterpart of chosen_head_logps; (B,), nats",
-    "ref_rejected_head_logps": "reference counterpart of rejected_head_logps; (B,), nats",
-    "chosen_divergences": "KL(reference || policy) at each token of the chosen completion, over "
-    "the vocabulary, summed over tokens, with gradient; (B,), nats",
-    "rejected_divergences": "the same of the rejected completion; (B,), nats",
-    "margins": "by how much the chosen completion is better on the data's own scale: column "
-    "margin, else the difference of the scores; (B,)",
-    "preference_probabilities": "probability that the chosen completion is preferred, 1 where the "
-    "data do not say; (B,)",
-    "chosen_win_rates": "how often the chosen completion wins against the policy's own, its "
-    "preference probability where the data do not say; (B,)",
-    "rejected_win_rates": "the same of the rejected completion, 1 less its opponent's preference "
-    "probability where the data do not say; (B,)",
-    "mean_margin": "running mean over training of chosen minus rejected log-ratio, without "
-    "gradient; (), nats",
-    "logps": "policy log-prob of the completion, summed over tokens; (B,), nats",
-    "ref_logps": "reference counterpart of logps; (B,), nats",
-    "lengths": "length of the completion; (B,), tokens",
-    "desirable": "whether the completion is desirable; (B,), bool",
-    "kl": "mean log-ratio of mismatched completions, at least 0, without gradient; (), nats",
-    "mean_log_ratio": "mean log-ratio of all completions the loss has been given in training, the "
-    "step's own included, without gradient; (), nats",
-    "ranked_logps": "policy log-probs of ranked completions, best first; (B, K), nats",
-    "ref_ranked_logps": "reference counterpart of ranked_logps; (B, K), nats",
-    "ranked_lengths": "lengths of the ranked completions; (B, K), tokens",
-    "ranked_scores": "scores of the ranked completions on the data's own scale, K - 1 to 0 where "
-    "the data have none; (B, K)",
-}
-"""What a loss may ask for: name of a positional parameter -> meaning, shape and unit."""
-
-# Inputs that are one number for the whole batch.
-SCALARS = frozenset({"kl", "mean_log_ratio", "mean_margin"})
+from prefopt.losses.vocabulary import SCALARS as SCALARS
+from prefopt.losses.vocabulary import VOCABULARY, specs_of
 
 ENTRY_POINT_GROUP = "prefopt.losses"
 
@@ -94,7 +53,7 @@ F = TypeVar("F", bound=LossFunction)
 
 @dataclass(frozen=True)
 class Loss:
-    """One registered loss; everything but the first six fields is read from ``function``.
+    """One registered loss; what follows ``refuses`` is read from ``function``.
 
     Attributes:
         name: The name it is picked by.
@@ -106,6 +65,8 @@ class Loss:
             loss's inputs and (keyword-only) hyper-parameters; None for one each.
         published: Smallest and largest value of a hyper-parameter in the runs of its paper or of
             the authors' code, by name; none of what could not be looked up.
+        refuses: Options of every loss (``LossOptions``) that do not go with this one, by name, each
+            with the reason, where inputs and values do not tell.
         inputs: Names of the tensors it takes, from ``VOCABULARY``.
         hyperparameters: Names of its options with their defaults.
         data_kind: ``paired``, ``unpaired``, ``ranked``, or ``preferred`` for a loss that looks at
@@ -138,6 +99,7 @@ class Loss:
     counts: CountsFunction | None = None
     pooled: bool = False
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
+    refuses: Mapping[str, str] = field(default_factory=dict, compare=False)
     inputs: tuple[str, ...] = field(init=False, compare=False)
     hyperparameters: dict[str, Any] = field(init=False, compare=False)
     data_kind: str = field(init=False, compare=False)
@@ -155,7 +117,7 @@ class Loss:
             "inputs": inputs,
             "hyperparameters": hyperparameters,
             "data_kind": _read_data_kind(self.name, inputs),
-            "needs_reference": any(map(_is_of_reference, inputs)),
+            "needs_reference": any(spec.needs_reference for spec in specs_of(inputs)),
             **_read_docstring(self.function),
         }
         for name, value in derived.items():
@@ -201,11 +163,13 @@ class Loss:
             )
         missing = [name for name in self.inputs if values.get(name) is None]
         if missing:
-            needed = "; ".join(f"{name} ({VOCABULARY[name]})" for name in missing)
+            needed = "; ".join(f"{name} ({VOCABULARY[name].meaning})" for name in missing)
             raise TypeError(f"loss {self.name!r} needs {needed}")
         tensors = {name: _at_least_float32(name, values[name]) for name in self.inputs}
         shapes = {
-            name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in SCALARS
+            name: tuple(tensor.shape)
+            for name, tensor in tensors.items()
+            if not VOCABULARY[name].scalar
         }
         if len(set(shapes.values())) > 1:
             raise ValueError(f"loss {self.name!r}: the inputs differ in shape: {shapes}")
@@ -252,7 +216,7 @@ class Loss:
                 )
             _check_type(f"loss {self.name!r}: {name}", value, self.hyperparameters[name])
         # The loss itself knows its ranges: ask it, on one made-up example.
-        self(**{name: _example_tensor(name) for name in self.inputs}, **hyperparameters)
+        self(**{spec.name: spec.examples() for spec in specs_of(self.inputs)}, **hyperparameters)
         for name, (low, high) in self.published.items():
             if name in hyperparameters:
                 value = hyperparameters[name]
@@ -271,6 +235,7 @@ def register_loss(
     counts: CountsFunction | None = None,
     pooled: bool = False,
     published: Mapping[str, tuple[float, float]] | None = None,
+    refuses: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]:
     """Return a decorator that registers a loss function and leaves it as it is.
 
@@ -283,6 +248,7 @@ def register_loss(
         pooled: See ``Loss.pooled``.
         published: See ``Loss.published``. Values outside are warned of with the paper that the
             docstring gives as its source.
+        refuses: See ``Loss.refuses``.
 
     Raises:
         ValueError: If a name is taken, the signature does not follow the contract, or ``published``
@@ -299,7 +265,9 @@ def register_loss(
     """
 
     def decorate(function: F) -> F:
-        loss = Loss(name, function, tuple(aliases), counts, pooled, dict(published or {}))
+        loss = Loss(
+            name, function, tuple(aliases), counts, pooled, dict(published or {}), refuses or {}
+        )
         for key in (name, *loss.aliases):
             holder = _LOSSES.get(_NAMES.get(key, ""))
             if holder is not None and not (
@@ -363,7 +331,7 @@ def _load_entry_points() -> None:
             known = any(loss.function is loaded for loss in _LOSSES.values())
             if inspect.isfunction(loaded) and not known:
                 register_loss(entry_point.name)(loaded)
-        except Exception as error:  # whatever a stranger's module raises
+        except Exception as error:  # any error of another package's module
             warnings.warn(
                 f"the losses of entry point {entry_point.name!r} ({entry_point.value}) "
                 f"are not available: {type(error).__name__}: {error}",
@@ -402,13 +370,10 @@ def _read_signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict
     return tuple(inputs), options
 
 
-def _is_of_reference(name: str) -> bool:
-    return name.startswith("ref_") or name in SCALARS or name.endswith("divergences")
-
-
 def _read_data_kind(name: str, inputs: tuple[str, ...]) -> str:
+    sides = {spec.side for spec in specs_of(inputs)}
     kinds = {
-        "paired": any("rejected_" in item for item in inputs),
+        "paired": bool(sides & {"rejected", "pair"}),
         "unpaired": "logps" in inputs and "desirable" in inputs,
         "ranked": "ranked_logps" in inputs,
     }
@@ -456,16 +421,3 @@ def _check_type(what: str, value: Any, default: Any) -> None:
             raise ValueError(f"{what} must be a number, got {value!r}")
     elif default is not None and type(value) is not type(default):
         raise ValueError(f"{what} must be of type {type(default).__name__}, got {value!r}")
-
-
-def _example_tensor(name: str) -> Tensor:
-    """Return one harmless example of an input."""
-    shape = (1, 2) if "ranked" in name else (1,)
-    if name == "desirable":
-        return torch.ones(shape, dtype=torch.bool)
-    if name in SCALARS:
-        return torch.zeros(())
-    numbers = ("margins", "probabilities", "scores", "divergences", "win_rates")
-    if name.endswith(numbers):
-        return torch.ones(shape)
-    return torch.full(shape, -1.0) if name.endswith("logps") else torch.ones(shape).long()

@@ -162,3 +162,26 @@ def test_an_error_of_the_loss_itself_is_what_is_wrong():
 
 def test_a_good_loss_has_no_broken_checks():
     assert broken_checks(get_loss("dpo")) == {}
+
+
+def drifting_loss(
+    chosen_logps, rejected_logps, chosen_divergences, rejected_divergences, *, beta=0.5
+):
+    """Return the difference, as if nobody had asked for the divergences.
+
+    Source: none. Departures from it: many.
+
+    Args:
+        chosen_logps: Log-prob of the chosen completion.
+        rejected_logps: Log-prob of the rejected completion.
+        chosen_divergences: Ignored.
+        rejected_divergences: Ignored.
+        beta: Factor.
+    """
+    return LossOutput(beta * (rejected_logps - chosen_logps))
+
+
+def test_a_loss_that_ignores_what_it_takes_is_refused():
+    broken = broken_checks(Loss("drifting", drifting_loss))
+    assert list(broken) == ["every_input_has_an_effect"]
+    assert "chosen_divergences has no effect" in broken["every_input_has_an_effect"]
