@@ -1,4 +1,4 @@
-"""Preference data of any format, as token ids: read, checked, counted."""
+"""Preference data in any format: read, checked, counted, and turned into token ids."""
 
 from prefopt.data.errors import DataError
 from prefopt.data.example import Kind, PreferenceExample

@@ -11,7 +11,7 @@ from prefopt.data.views import COLUMNS
 
 __all__ = ["check_columns", "check_datasets", "check_margins"]
 
-# Least and largest value of a column, and how to say it.
+# Least and largest value of a column, and the words for the range.
 _RANGES = {
     "weight": (0.0, np.inf, "at least 0"),
     "preference_probability": (0.0, 1.0, "between 0 and 1"),
@@ -22,7 +22,7 @@ _ANY = (-np.inf, np.inf, "a number")
 
 
 def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
-    """Check that there is a dataset, and that each is one of the two classes that are taken.
+    """Check that there is a dataset, and that each is of one of the two accepted classes.
 
     Args:
         train_dataset: One dataset or None.
@@ -58,23 +58,24 @@ def check_columns(dataset: Dataset) -> None:
             _check_column(dataset, column)
     alone = {"win_rate_chosen", "win_rate_rejected"} & set(dataset.column_names)
     if len(alone) == 1:
-        raise DataError("win rates are of both completions: add the other's", None, *alone)
+        raise DataError("win rates come in pairs: add that of the other completion", None, *alone)
 
 
 def check_margins(columns: Iterable[str], inputs: Iterable[str]) -> None:
-    """Check that there are margins where a loss asks for them: without, all would be 0.
+    """Check that the data have margins if a loss takes them; without, all would be 0.
 
     Args:
         columns: Names of the columns of prepared rows.
         inputs: Names of the tensors that the losses take.
 
     Raises:
-        DataError: If there are none.
+        DataError: If they have none.
     """
     if "margins" in set(inputs) and not {"margin", "scores", "score_chosen"} & set(columns):
         raise DataError(
-            "the loss asks by how much the chosen completion is better, and the data do not say; "
-            "add a column 'margin', or 'score_chosen' and 'score_rejected', or 'scores' of rankings"
+            "the loss takes margins (by how much the chosen completion is better), and the data "
+            "have none; add a column 'margin', or 'score_chosen' and 'score_rejected', or 'scores' "
+            "of rankings"
         )
 
 

@@ -1,4 +1,4 @@
-"""The canonical example, a prompt with N completions, and how a row's judgement of them is read."""
+"""The canonical example, a prompt with N completions, and how labels and rankings are read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ class PreferenceExample:
 
 @dataclass(frozen=True)
 class Cells:
-    """One row of the data set: its values that are not null, and where it stands."""
+    """The values of one row that are not null, its columns, and its number in the data set."""
 
     values: Mapping[str, Any]
     columns: Sequence[str]
@@ -84,13 +84,13 @@ def read_label(row: Cells) -> bool:
         raise row.wrong(
             "label",
             f"needs True, False, 1 or 0, got {label!r}; map what the data has to these first, and "
-            "leave out rows that say neither",
+            "leave out rows that are neither",
         )
     return bool(label)
 
 
 def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> dict[str, Any]:
-    """Return what the row says of its completions, in the order that puts the best one first.
+    """Return ranks and scores of the completions of a row, best completion first.
 
     Args:
         row: The row, with ``ranks``, ``scores``, both (then ranks decide) or neither.
@@ -98,8 +98,8 @@ def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> dict[str, 
         ranked_as_given: Whether they are best first if it has neither.
 
     Returns:
-        ``order`` (places of the completions, best first), and in this order ``ranks`` and
-        ``scores``; and ``unusable``, the reason if there is no preference among them, else None.
+        ``order`` (indices of the completions, best first), and in this order ``ranks`` and
+        ``scores``; and ``unusable``: why nothing is preferred, or None.
 
     Raises:
         DataError: If ranks or scores are no finite numbers, one a completion, or are missing.
@@ -119,7 +119,7 @@ def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> dict[str, 
     order = sorted(range(count), key=lambda place: keys[place])
     unusable = None
     if count == 1:
-        unusable = "a single completion is no ranking"
+        unusable = "one completion is no ranking"
     elif len(places) == 1:
         unusable = "all completions share one rank"
     return {

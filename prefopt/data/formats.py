@@ -20,7 +20,7 @@ Token ids: ``prompt_ids`` with ``chosen_ids`` and ``rejected_ids``, or with ``co
 list with ``label``, or a list of lists with ``kind``, ``label``, ``ranks`` or ``scores``); with
 masks ``chosen_mask`` and ``rejected_mask``, or ``completion_mask`` (or ``completion_masks``).
 
-Other columns are not looked at.
+Other columns are not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,16 +93,16 @@ def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
     kind, columns = _read_kind(cells)
     if kind == "paired":
         given = [cells.need(name, "a pair needs 'chosen' and 'rejected'") for name in columns]
-        judged: dict[str, Any] = {"desirable": [True, False], "ranks": [0, 1]}
+        judgement: dict[str, Any] = {"desirable": [True, False], "ranks": [0, 1]}
     elif kind == "unpaired":
         given = [cells.need(columns[0], "an unpaired row needs its completion")]
-        judged = {"desirable": [read_label(cells)]}
+        judgement = {"desirable": [read_label(cells)]}
     else:
         given = _read_list(cells, columns[0])
         columns = columns * len(given)
-        judged = read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
-    order = judged.pop("order", range(len(given)))
-    tied = judged.pop("unusable", None)
+        judgement = read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
+    order = judgement.pop("order", range(len(given)))
+    tied = judgement.pop("unusable", None)
     form, prompt, completions, unusable = _read_texts(cells, given, columns)
     return PreferenceExample(
         kind=kind,
@@ -110,7 +110,7 @@ def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
         prompt=prompt,
         completions=[completions[place] for place in order] if completions else [],
         unusable=unusable or tied,
-        **judged,
+        **judgement,
         **_read_template_arguments(cells, form),
     )
 
@@ -161,7 +161,9 @@ def _read_texts(
     if any(are_text) and not all(are_text):
         place = are_text.index(False)
         raise row.wrong(columns[place], "holds messages where another completion is text")
-    prompt = row.need("prompt", "it may be left out, but not null") if _has(row, "prompt") else None
+    prompt = None
+    if "prompt" in row.columns:
+        prompt = row.need("prompt", "it may be left out, but not null")
     if all(are_text):
         if isinstance(prompt, str):
             return _plain(row, prompt, given)
@@ -176,10 +178,6 @@ def _read_texts(
     ]
     prompt, completions = _read_conversation(row, prompt, spoken_given, columns)
     return "messages", _with_system(row, prompt), completions, None
-
-
-def _has(row: Cells, column: str) -> bool:
-    return column in row.columns
 
 
 def _messages_column(row: Cells, columns: Sequence[str]) -> str | None:
@@ -207,7 +205,7 @@ def _plain(row: Cells, prompt: str, texts: list[str]) -> tuple[Form, Any, list[A
 def _implicit_text(
     row: Cells, texts: list[str], column: str
 ) -> tuple[Form, Any, list[Any], str | None]:
-    """Tell the prompt from the completions of texts that begin with it."""
+    """Split texts that begin with the prompt into prompt and completions."""
     shared = _shared_characters(texts)
     turn = shared.rfind(TURN)
     if turn >= 0:
@@ -223,7 +221,7 @@ def _implicit_text(
         if len(texts) == 1 or not shared:
             raise row.wrong(
                 "prompt",
-                f"is missing, and {column!r} does not tell where the prompt ends: "
+                f"is missing, and {column!r} does not show where the prompt ends: "
                 + (
                     f"it has no {TURN!r}"
                     if len(texts) == 1

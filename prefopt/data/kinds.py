@@ -1,4 +1,4 @@
-"""Which kinds of preference data which losses can learn from."""
+"""Which kind of preferences a row holds, and which losses can learn from it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from prefopt.data.formats import read_example
 
 __all__ = ["check_kind", "check_kind_by_kind", "detect_kind", "first_kinds"]
 
-# Kinds of data that each kind of loss can be given: the pairs of a ranking, the labelled halves of
-# a pair. A ranking has no labels, and one labelled completion has nothing to be compared with.
-FEEDS: dict[str, frozenset[str]] = {
+# Kinds of data that each kind of loss learns from: the pairs of a ranking, both completions of a
+# pair with their labels. A ranking has no labels, and an unpaired row has nothing to compare.
+LEARNS_FROM: dict[str, frozenset[str]] = {
     "paired": frozenset({"paired", "ranked"}),
     "unpaired": frozenset({"paired", "unpaired"}),
     "ranked": frozenset({"paired", "ranked"}),
@@ -19,13 +19,13 @@ FEEDS: dict[str, frozenset[str]] = {
 }
 NEEDS = {
     "paired": "pairs ('prompt', 'chosen', 'rejected') or rankings",
-    "unpaired": "labelled completions ('prompt', 'completion', 'label') or pairs",
+    "unpaired": "unpaired rows ('prompt', 'completion', 'label') or pairs",
     "ranked": "rankings ('prompt', 'completions', 'ranks') or pairs",
     "preferred": "any preferences",
 }
-ADVICE = {
-    "ranked": " A pairwise loss learns from rankings; or make pairs or labels of them.",
-    "unpaired": " A completion with a label has no other to be preferred to.",
+HINTS = {
+    "ranked": " A pairwise loss learns from rankings; or turn them into pairs or unpaired rows.",
+    "unpaired": " An unpaired row has one completion, so there is none to compare it with.",
     "paired": "",
 }
 
@@ -59,12 +59,12 @@ def first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
 
 
 def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> None:
-    """Check that losses and data fit: every loss can learn, and no row is without a loss.
+    """Check that every loss has data to learn from, and every row a loss.
 
     Args:
         kinds_in_data: Kinds of the rows: ``paired``, ``unpaired``, ``ranked``.
-        objective_kinds: Kinds of the losses: the same, or ``preferred`` for those that look at
-            preferred completions only.
+        objective_kinds: Kinds of the losses: the same, or ``preferred`` for those on
+            preferred completions alone.
 
     Raises:
         DataError: If they don't fit; it names the registered losses that would.
@@ -74,19 +74,19 @@ def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> 
         >>> check_kind({"unpaired"}, {"unpaired"})
     """
     found, wanted = sorted(set(kinds_in_data)), sorted(set(objective_kinds))
-    starving = [kind for kind in wanted if not FEEDS[kind] & set(found)]
-    # A loss on preferred completions goes with every row, but is no use for what is left over when
-    # another loss was chosen to learn the preferences themselves.
-    judges = [kind for kind in wanted if kind != "preferred"] or wanted
-    unused = [kind for kind in found if not any(kind in FEEDS[loss] for loss in judges)]
-    if not starving and not unused:
+    without_data = [kind for kind in wanted if not LEARNS_FROM[kind] & set(found)]
+    # A loss on preferred completions takes every row. Beside a loss that compares completions it
+    # does not count: a row that only it takes would teach nothing of what is preferred.
+    main = [kind for kind in wanted if kind != "preferred"] or wanted
+    unused = [kind for kind in found if not any(kind in LEARNS_FROM[loss] for loss in main)]
+    if not without_data and not unused:
         return
-    kind = starving[0] if starving else judges[0]
-    odd = unused[0] if unused else found[0]
-    data = f"the data is {' and '.join(found)}" if starving else f"some of the data is {odd}"
+    kind = without_data[0] if without_data else main[0]
+    unfit = unused[0] if unused else found[0]
+    data = f"the data is {' and '.join(found)}" if without_data else f"some of the data is {unfit}"
     raise DataError(
-        f"{data}, but the loss needs {NEEDS[kind]}.{ADVICE[odd]} Losses that take {odd} data: "
-        f"{', '.join(_fitting(odd)) or 'none is registered'}."
+        f"{data}, but the loss needs {NEEDS[kind]}.{HINTS[unfit]} Losses that take {unfit} data: "
+        f"{', '.join(_fitting(unfit)) or 'none is registered'}."
     )
 
 
@@ -98,16 +98,16 @@ def check_kind_by_kind(kinds_in_data: Iterable[str], losses: Mapping[str, Iterab
         losses: Kinds of the losses that each kind of row was given.
 
     Raises:
-        DataError: If a kind of row has none, or one that it cannot feed.
+        DataError: If a kind of row has none, or one that cannot learn from it.
 
     Examples:
         >>> check_kind_by_kind({"paired"}, {"paired": ["paired"], "unpaired": ["unpaired"]})
     """
-    left_over = sorted(set(kinds_in_data) - set(losses))
-    if left_over:
+    without_loss = sorted(set(kinds_in_data) - set(losses))
+    if without_loss:
         raise DataError(
-            f"some of the data is {left_over[0]}, but loss_type has losses for "
-            f"{' and '.join(losses)} rows only; add one for {left_over[0]!r}"
+            f"some of the data is {without_loss[0]}, but loss_type has losses for "
+            f"{' and '.join(losses)} rows only; add one for {without_loss[0]!r}"
         )
     for kind, of_losses in losses.items():
         check_kind({kind}, of_losses)
@@ -116,4 +116,4 @@ def check_kind_by_kind(kinds_in_data: Iterable[str], losses: Mapping[str, Iterab
 def _fitting(kind: str) -> list[str]:
     from prefopt.losses import list_losses
 
-    return [loss.name for loss in list_losses() if kind in FEEDS[loss.data_kind]]
+    return [loss.name for loss in list_losses() if kind in LEARNS_FROM[loss.data_kind]]

@@ -1,4 +1,4 @@
-"""Where preferences are read from: the Hub, folders, and files, compressed or not."""
+"""Loads preferences from the Hub, from folders, and from files, compressed or not."""
 
 import gzip
 import json
@@ -71,7 +71,7 @@ def load_rows(
             )
     except DataError:
         raise
-    except Exception as error:  # datasets raises many kinds for what is the user's to mend
+    except Exception as error:  # datasets raises many kinds of errors for wrong input
         raise DataError(_explain(path_or_name, path, error)) from error
     if isinstance(loaded, dict) and len(loaded) == 1:
         return next(iter(loaded.values()))
@@ -84,7 +84,7 @@ def report_for(
     max_length: int | None = 1024,
     split: str | None = None,
 ) -> DataReport:
-    """Return what would become of a data set in training, without a model.
+    """Return the report that training would print of a data set; it needs no model.
 
     Args:
         path_or_name: The data, as ``load_rows`` takes it.
@@ -116,7 +116,7 @@ def _load(name: str | Path) -> Any:
 
 
 class _Bytes:
-    """Stands in for a tokenizer where there is none: every byte is a token."""
+    """Tokenizer for reports without a model: every byte is a token."""
 
     unit = "bytes"
     eos_token: str | None = ""
@@ -156,7 +156,7 @@ def _load_file(path: Path, split: str | None, streaming: bool) -> Any:
 
 
 def _load_ragged(path: Path, split: str | None) -> Dataset:
-    """Load json whose tools or template arguments are of no one type, as JSON text."""
+    """Load json whose tools or template arguments differ in type; these become JSON text."""
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     rows = json.loads(text) if text.lstrip().startswith("[") else _lines(text)

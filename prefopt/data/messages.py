@@ -1,4 +1,4 @@
-"""Chat messages: role/content and ShareGPT's from/value, read into the former and checked."""
+"""Chat messages: role/content or ShareGPT's from/value, checked, and returned as role/content."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ ROLES = {
 def read_messages(value: Any, row: int, column: str) -> list[Message]:
     """Return messages with ``role`` and ``content``, as chat templates take them.
 
-    A single message counts as a list of one. Keys that are null are left out, since Arrow fills in
-    the keys that other messages have.
+    One message counts as a list of one. Keys that are null are left out: Arrow adds the keys that
+    other messages have, with null.
 
     Args:
         value: Messages of one cell, role/content or from/value.
@@ -148,7 +148,7 @@ def read_tools(value: Any, row: int) -> list[Any] | None:
 
 
 def read_options(value: Any, row: int) -> dict[str, Any]:
-    """Return what a row gives its chat template by name: a dictionary, or JSON text of one.
+    """Return the chat template's keyword arguments of a row: a dictionary, or JSON text of one.
 
     Raises:
         DataError: If it is neither.

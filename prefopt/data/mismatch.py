@@ -1,8 +1,8 @@
 """Mismatched completions for KTO's KL estimate: a derangement fixed by construction.
 
-Every completion is given a completion of another prompt: that of the row before it, the first row
-takes from the last. A row of the same prompt, or with the very same completion, is passed over for
-the one before it. Nothing is drawn, so nothing depends on batch size, shuffling or seed.
+Every completion gets a completion of another prompt: that of the row before it (of the last row
+for the first). If that row has the same prompt or the same completion, the one before it is used.
+Nothing is drawn at random, so nothing depends on batch size, shuffling or seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,21 +65,21 @@ def find_donors(
     prompt_runs = _run_lengths(prompts)
     skipped = 0
     for place in range(int(counts.max(initial=0))):
-        column = completions[starts + place % counts]  # what each row would give at this place
-        takers = np.flatnonzero(counts > place)
-        donors = (takers - 1) % len(counts)
-        clash = (prompts[donors] == prompts[takers]) | (column[donors] == column[takers])
+        column = completions[starts + place % counts]  # each row's completion number `place`
+        receivers = np.flatnonzero(counts > place)
+        donors = (receivers - 1) % len(counts)
+        clash = (prompts[donors] == prompts[receivers]) | (column[donors] == column[receivers])
         skipped += int(clash.sum())
         runs = (prompt_runs, _run_lengths(column))
         for index in np.flatnonzero(clash):
-            donors[index] = _search(int(takers[index]), prompts, column, runs)
-        rows[starts[takers] + place] = donors
-        places[starts[takers] + place] = np.where(donors < 0, 0, place % counts[donors])
+            donors[index] = _search(int(receivers[index]), prompts, column, runs)
+        rows[starts[receivers] + place] = donors
+        places[starts[receivers] + place] = np.where(donors < 0, 0, place % counts[donors])
     return Donors(rows, places, skipped)
 
 
 def _search(row: int, prompts: Ints, column: Ints, runs: tuple[Ints, Ints]) -> int:
-    """Return the nearest row before this one, around the end, that may give to it, or -1."""
+    """Return the nearest earlier row with another prompt and completion, or -1; cyclic."""
     prompt_runs, column_runs = runs
     total, back = len(prompts), 1
     while back < total:
@@ -94,7 +94,7 @@ def _search(row: int, prompts: Ints, column: Ints, runs: tuple[Ints, Ints]) -> i
 
 
 def _run_lengths(values: Ints) -> Ints:
-    """Return how many equal values end at each place, around the end; (n,), at most n."""
+    """Return how many equal values end at each place, counted cyclically; (n,), at most n."""
     total = len(values)
     twice = np.concatenate([values, values])
     index = np.arange(2 * total)
@@ -115,10 +115,10 @@ def add_mismatched(
         num_proc: Number of processes.
 
     Returns:
-        The rows, and how many completions could not be given that of the row before.
+        The rows, and how many completions could not get theirs from the row before.
 
     Raises:
-        DataError: If there is no mismatched completion for one of them.
+        DataError: If a completion has none.
     """
     chunks = list(read_chunks(dataset, "_keys"))
     lengths = np.concatenate([list_lengths(chunk) for chunk in chunks])
@@ -128,7 +128,7 @@ def add_mismatched(
         raise DataError(NO_DONOR)
     features = Features({**dataset.features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
     mapped = dataset.map(
-        _take_mismatched,
+        _mismatched_batch,
         batched=True,
         with_indices=True,
         input_columns=["prompt_ids"],
@@ -140,9 +140,9 @@ def add_mismatched(
             "max_length": max_length,
         },
         num_proc=min(num_proc, len(dataset)) if num_proc else None,
-        # All that the result depends on, beyond the rows themselves: the donors follow from these.
+        # All that decides the result: the donors follow from the rows.
         new_fingerprint=Hasher.hash((dataset._fingerprint, "mismatched", max_length, VERSION)),
-        desc="Taking mismatched completions",
+        desc="Adding mismatched completions",
     )
     return mapped, donors.skipped
 
@@ -156,7 +156,7 @@ def _donors_of(
     return donors, lengths - 1
 
 
-def _take_mismatched(
+def _mismatched_batch(
     prompts: Sequence[Sequence[int]],
     numbers: Sequence[int],
     *,
@@ -165,18 +165,20 @@ def _take_mismatched(
     starts: NDArray[np.int64],
     max_length: int | None,
 ) -> dict[str, list[Any]]:
-    """Return the mismatched completions of a batch of rows; the function ``datasets`` maps."""
+    """Return the mismatched completions of a batch of rows; the function that ``datasets`` maps."""
     slots = [range(starts[number], starts[number + 1]) for number in numbers]
     wanted = sorted({int(donors.rows[slot]) for row in slots for slot in row})
-    taken = dict(zip(wanted, source[wanted]["completion_ids"], strict=True))
-    taken_rows = [[taken[int(donors.rows[s])][donors.places[s]] for s in row] for row in slots]
-    return {"kl_completion_ids": _cut_to_room(prompts, taken_rows, max_length)}
+    completions_of = dict(zip(wanted, source[wanted]["completion_ids"], strict=True))
+    mismatched = [
+        [completions_of[int(donors.rows[s])][donors.places[s]] for s in row] for row in slots
+    ]
+    return {"kl_completion_ids": _cut_to_room(prompts, mismatched, max_length)}
 
 
 def _cut_to_room(
     prompts: Sequence[Sequence[int]], completions: list[Any], max_length: int | None
 ) -> list[list[Any]]:
-    """Cut each row's mismatched completions to what ``max_length`` leaves behind its prompt."""
+    """Cut each row's mismatched completions to what its prompt leaves of ``max_length``."""
     if max_length is None:
         return completions
     return [
@@ -188,7 +190,8 @@ def _cut_to_room(
 class StreamMismatch:
     """Adds mismatched completions to the rows of a stream.
 
-    Rows take from rows before them, the first rows of the stream from the end of its first batch.
+    A row gets them from rows before it, the first rows of the stream from the end of its first
+    batch.
 
     Args:
         max_length: Most tokens of prompt + mismatched completion; None for no limit.
@@ -213,14 +216,14 @@ class StreamMismatch:
         keys = np.asarray([key for row_keys, _ in rows for key in row_keys], dtype=np.int64)
         donors, counts = _donors_of(np.asarray([len(row_keys) for row_keys, _ in rows]), keys)
         ends = np.cumsum(counts)
-        taken = [
+        mismatched = [
             [rows[donors.rows[slot]][1][donors.places[slot]] for slot in range(end - count, end)]
             for end, count in zip(ends[len(self.before) :], counts[len(self.before) :], strict=True)
         ]
-        if (donors.rows[len(donors.rows) - sum(map(len, taken)) :] < 0).any():
+        if (donors.rows[len(donors.rows) - sum(map(len, mismatched)) :] < 0).any():
             raise DataError(f"{NO_DONOR} among {len(rows)} successive rows", dataset=self.name)
         self.before = list(_last_of_each_prompt(rows))[:REMEMBERED_ROWS][::-1]
-        return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], taken, self.max_length)}
+        return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], mismatched, self.max_length)}
 
 
 def _last_of_each_prompt(

@@ -1,4 +1,4 @@
-"""From a data set in any format to token ids, each row counted: kept, cut, or set aside and why."""
+"""From a data set in any format to token ids, with counts of rows kept, cut and set aside."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ logger = getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Prepared rows, and what became of the data on the way.
+    """Prepared rows, and the report of what was kept, cut and set aside.
 
     Attributes:
         dataset: Rows with the columns ``kind``, ``prompt_ids``, ``completion_ids``, ``desirable``
@@ -62,8 +62,8 @@ def prepare_dataset(
     """Turn preferences in any format of ``prefopt.data.formats`` into token ids.
 
     Completions are cut at their end. A row is set aside if its prompt leaves no room for a
-    completion, or if a completion has no token that counts; all of it is in the report. A stream
-    has none: it warns of the first row it sets aside for each reason.
+    completion, or if a completion has no token that counts; the report counts them. A stream
+    has no report: it warns of the first row it sets aside for each reason.
 
     Args:
         dataset: The data.
@@ -71,7 +71,7 @@ def prepare_dataset(
         max_length: Most tokens of a prompt + completion; None for no limit.
         num_proc: Number of processes; not for streaming data.
         needs_kl: Whether to add ``kl_completion_ids``: for each completion one of another prompt,
-            as ``prefopt.data.mismatch`` tells, cut to ``max_length`` behind this row's prompt.
+            as ``prefopt.data.mismatch`` explains, cut to ``max_length`` behind this row's prompt.
         name: What to call the data in the report and in errors.
         batch_size: Rows in a batch, where the report compares with padded batches.
 
@@ -97,7 +97,7 @@ def prepare_dataset(
         if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
             rows, skipped = add_mismatched(prepared.dataset, max_length, num_proc)
             assert prepared.report is not None
-            report = replace(prepared.report, mismatched_further=skipped)
+            report = replace(prepared.report, mismatched_skipped=skipped)
             prepared = replace(prepared, dataset=rows, report=report)
     except DataError as error:
         raise error.within(name) from error.__cause__
@@ -138,8 +138,8 @@ def _prepare_rows(
         for reason, count in Counter(why for why in reasons if why is not None).items()
     }
     if not kept:
-        told = "; ".join(f"{aside.count} rows: {why}" for why, aside in set_aside.items())
-        raise DataError(f"no row is left ({told}; max_length is {max_length})")
+        reasons_text = "; ".join(f"{aside.count} rows: {why}" for why, aside in set_aside.items())
+        raise DataError(f"no row is left ({reasons_text}; max_length is {max_length})")
     mapped = mapped.select(kept) if set_aside else mapped
     report = DataReport(
         **count_rows(mapped, batch_size),
@@ -186,7 +186,7 @@ def _prepare_stream(
         remove_columns=[column for column in columns if column not in plan.extra],
         features=features,
         fn_kwargs={**options, "name": name},
-    ).filter(_Used(name), with_indices=True)
+    ).filter(_KeepUsable(name), with_indices=True)
     if needs_kl and "kl_completion_ids" not in plan.outputs:
         if features is not None:
             features = Features({**features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
@@ -209,19 +209,19 @@ def _prepare_stream_batch(
         raise error.within(name) from error.__cause__
 
 
-class _Used:
-    """Keeps the rows of a stream that are used, and warns of the first that is not, by reason."""
+class _KeepUsable:
+    """Keeps the usable rows of a stream; warns once of each reason why a row is not."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.told: set[str] = set()
+        self.warned_of: set[str] = set()
 
     def __call__(self, row: Mapping[str, Any], number: int) -> bool:
         reason = row["_reason"]
-        if reason is not None and reason not in self.told:
-            self.told.add(reason)
+        if reason is not None and reason not in self.warned_of:
+            self.warned_of.add(reason)
             logger.warning(
-                "%s data: row %d is set aside: %s; so are later rows like it",
+                "%s data: row %d is set aside: %s (later rows with this reason are not reported)",
                 self.name,
                 number,
                 reason,
@@ -230,7 +230,7 @@ class _Used:
 
 
 class ColumnPlan(NamedTuple):
-    """Which columns a data set keeps, and which it gets.
+    """Which columns of a data set are kept, and which are added.
 
     Attributes:
         extra: Columns that are kept as they are.
@@ -245,7 +245,7 @@ class ColumnPlan(NamedTuple):
         """Return the plan for a data set with these columns.
 
         Raises:
-            DataError: If a column has a name that is needed for what is returned.
+            DataError: If a column has the name of one that is added.
         """
         has_ids = "prompt_ids" in columns
         wanted = {
@@ -267,12 +267,14 @@ class ColumnPlan(NamedTuple):
                     column=column,
                 )
         if clash := next((column for column in columns if column in FACTS), None):
-            raise DataError("is a name prefopt uses meanwhile; rename yours", column=clash)
+            raise DataError(
+                "is a name that prefopt uses while it prepares rows; rename yours", column=clash
+            )
         extra = [column for column in columns if column not in read]
         return cls(extra, outputs)
 
     def features(self, given: Features) -> Features:
-        """Return the types of what is kept of a data set with the given types, and of the new."""
+        """Return the types of the columns that are kept, and of those that are added."""
         types = OUTPUTS | OPTIONAL | FACTS
         kept = {column: given[column] for column in self.extra}
         return Features({**kept, **{column: types[column] for column in self.outputs}})
@@ -289,7 +291,7 @@ def prepare_batch(
 ) -> dict[str, list[Any]]:
     """Prepare a batch of rows; the function that ``datasets`` maps.
 
-    It is given everything by argument, so that ``datasets`` finds what it prepared before.
+    All that decides the result is an argument: ``datasets`` names its cache files after them.
 
     Args:
         batch: Columns of the rows.
@@ -313,14 +315,14 @@ def prepare_batch(
         for example, number in zip(examples, numbers, strict=True):
             if example.kl_completions is None:
                 raise DataError("is null; other rows have it", number, "kl_completion_ids")
-    rows = [_finish(*both, max_length) for both in zip(examples, tokenized, strict=True)]
+    rows = [_prepare_row(*both, max_length) for both in zip(examples, tokenized, strict=True)]
     return {column: [row[column] for row in rows] for column in outputs}
 
 
-def _finish(
+def _prepare_row(
     example: PreferenceExample, tokenized: Tokenized, max_length: int | None
 ) -> dict[str, Any]:
-    """Return the prepared row: cut, checked for something to learn, and its facts."""
+    """Return the prepared row, cut to ``max_length``, and its facts."""
     prompt, whole, moved = tokenized
     longest = max(map(len, [*whole, *(example.kl_completions or [])]), default=0)
     room = len(prompt) + longest if max_length is None else max_length

@@ -1,4 +1,4 @@
-"""Rows of token ids, which nothing is added to: the formats, see ``prefopt.data.formats``."""
+"""Rows of token ids, which are used as they are; ``prefopt.data.formats`` lists the columns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,16 +26,16 @@ IDS_COLUMNS = (
 
 
 def read_ids(row: Cells) -> PreferenceExample:
-    """Return a row of token ids, which nothing is added to."""
+    """Return the example of a row of token ids."""
     why = "a row of token ids needs 'prompt_ids', and 'chosen_ids' and 'rejected_ids', or "
     why += "'completion_ids'"
     prompt = _ids(row, "prompt_ids", row.need("prompt_ids", why), may_be_empty=True)
-    judged: dict[str, Any]
+    judgement: dict[str, Any]
     if "chosen_ids" in row or "rejected_ids" in row:
         kind: Kind = "paired"
         names = ("chosen_ids", "rejected_ids")
         completions = [_ids(row, name, row.need(name, why)) for name in names]
-        judged = {"desirable": [True, False], "ranks": [0, 1]}
+        judgement = {"desirable": [True, False], "ranks": [0, 1]}
         masks = _read_masks(row, completions, ("chosen_mask", "rejected_mask"))
         order: Sequence[int] = (0, 1)
     else:
@@ -43,8 +43,8 @@ def read_ids(row: Cells) -> PreferenceExample:
         nested = isinstance(given, list) and bool(given) and not _is_number(given[0])
         column = "completion_ids"
         completions = [_ids(row, column, ids) for ids in (given if nested else [given])]
-        kind, judged = _judge_ids(row, completions, nested)
-        order = judged.pop("order", range(len(completions)))
+        kind, judgement = _read_judgement(row, completions, nested)
+        order = judgement.pop("order", range(len(completions)))
         masks = _read_masks(row, completions, ())
     return PreferenceExample(
         kind=kind,
@@ -53,7 +53,7 @@ def read_ids(row: Cells) -> PreferenceExample:
         completions=[completions[place] for place in order],
         masks=[masks[place] for place in order] if masks is not None else None,
         kl_completions=_read_kl(row, order),
-        **judged,
+        **judgement,
     )
 
 
@@ -61,10 +61,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _judge_ids(
+def _read_judgement(
     row: Cells, completions: list[list[int]], nested: bool
 ) -> tuple[Kind, dict[str, Any]]:
-    """Return the kind of a row of ``completion_ids`` and what is said of its completions."""
+    """Return the kind of a row of ``completion_ids``, and its labels or ranks."""
     count = len(completions)
     stated = row.get("kind")
     if stated not in (None, "paired", "unpaired", "ranked"):
@@ -83,7 +83,7 @@ def _judge_ids(
     if stated is None and not ("ranks" in row or row.get("scores")):
         raise row.wrong(
             "completion_ids",
-            "does not tell which completion is better: use 'chosen_ids' and 'rejected_ids', or add "
+            "does not say which completion is better: use 'chosen_ids' and 'rejected_ids', or add "
             "'label', 'ranks', 'scores' or 'kind'",
         )
     if not row.get("scores"):  # prepared rows of other kinds have an empty list there

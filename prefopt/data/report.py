@@ -1,4 +1,4 @@
-"""What became of a data set on its way to token ids: counts, and a page of text to read."""
+"""How many rows of a data set were kept, cut and set aside, and how many tokens they hold."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of a data set.
+    """Counts of a data set that was prepared.
 
     Token counts are of the rows that were kept. The three layouts count what goes through the
     model: the last token of a completion does not, since nothing is predicted from it.
@@ -62,16 +62,16 @@ class DataReport:
         completions: Lengths of all completions.
         chosen: Lengths of the chosen completions of pairs.
         rejected: Lengths of the rejected completions of pairs.
-        desirable: Completions labelled desirable in unpaired rows.
-        undesirable: Completions labelled undesirable in unpaired rows.
+        desirable: Unpaired rows whose label is True.
+        undesirable: Unpaired rows whose label is False.
         shared_tokens: Tokens with every shared prefix once.
-        separate_tokens: Tokens with every prompt + completion on its own, without padding.
+        separate_tokens: Tokens with every prompt + completion by itself, without padding.
         padded_tokens: The same padded to the longest of each batch, in the order of the data.
         batch_size: Rows in a batch, for ``padded_tokens``.
         max_length: Most tokens of a prompt + completion; None for no limit.
-        unit: What is counted: ``tokens``, or what stands in for them.
+        unit: What is counted: ``tokens``, or ``bytes`` where no tokenizer was given.
         eos_missing: Whether text ends without end-of-sequence token, since the tokenizer has none.
-        mismatched_further: Mismatched completions that could not come from the row before.
+        mismatched_skipped: Mismatched completions that could not come from the row before.
     """
 
     name: str
@@ -98,20 +98,20 @@ class DataReport:
     max_length: int | None = None
     unit: str = "tokens"
     eos_missing: bool = False
-    mismatched_further: int = 0
+    mismatched_skipped: int = 0
 
     @property
     def saving(self) -> float:
-        """Share of the separate tokens that the shared-prefix layout does without; 0 to 1."""
+        """Share of the separate tokens that the shared-prefix layout saves; 0 to 1."""
         return 1 - self.shared_tokens / self.separate_tokens if self.separate_tokens else 0.0
 
     @property
     def padded_saving(self) -> float:
-        """Share of the padded tokens that the shared-prefix layout does without; 0 to 1."""
+        """Share of the padded tokens that the shared-prefix layout saves; 0 to 1."""
         return 1 - self.shared_tokens / self.padded_tokens if self.padded_tokens else 0.0
 
     def render(self) -> str:
-        """Return the report as plain text, a line for each thing there is something to say of."""
+        """Return the report as plain text, without lines for counts that are 0."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
         lines = [
             (f"{self.name} data", f"{_plural(self.rows, 'row')} in, {self.kept:,} kept: {kinds}")
@@ -132,7 +132,7 @@ class DataReport:
                 (
                     "layout",
                     f"{self.shared_tokens:,} {self.unit} with shared prefixes once, "
-                    f"{self.separate_tokens:,} apart (saves {self.saving:.0%}), "
+                    f"{self.separate_tokens:,} without sharing (saves {self.saving:.0%}), "
                     f"{self.padded_tokens:,} padded in batches of {self.batch_size} "
                     f"(saves {self.padded_saving:.0%})",
                 )
@@ -156,15 +156,15 @@ class DataReport:
                 (
                     "boundary",
                     f"{_plural(self.boundary_moved, 'row')} where the tokenised prompt is not how "
-                    "prompt + completion begins; there the completion begins where they part",
+                    "prompt + completion begins; there the completion begins where they differ",
                 )
             )
         if self.desirable or self.undesirable:
             text = f"{self.desirable:,} desirable, {self.undesirable:,} undesirable"
             lines.append(("labels", text))
             lines += _proposed_weights(self.desirable, self.undesirable)
-        if self.mismatched_further:
-            completions = _plural(self.mismatched_further, "completion")
+        if self.mismatched_skipped:
+            completions = _plural(self.mismatched_skipped, "completion")
             text = f"{completions} could not come from the row before"
             lines.append(("mismatched", text))
         if self.eos_missing:
@@ -179,7 +179,7 @@ class DataReport:
 
 
 def _proposed_weights(desirable: int, undesirable: int) -> list[tuple[str, str]]:
-    """Return the line that proposes KTO's weights, where equal ones suit the labels badly.
+    """Return the line that proposes KTO's weights, where the labels are out of balance.
 
     The paper (arXiv:2402.01306, Eq. 8) asks that desirable rows weigh 1 to 4/3 of undesirable ones.
     """
@@ -200,7 +200,7 @@ def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
     """Return what a report says of prepared rows that were kept.
 
     Args:
-        dataset: The rows, with the facts that ``prefopt.data.prepare`` notes of each.
+        dataset: The rows, with the columns of ``prefopt.data.prepared.FACTS``.
         batch_size: Rows in a batch, for ``padded_tokens``.
 
     Returns:

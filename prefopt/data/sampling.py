@@ -13,7 +13,7 @@ class MixedLabels(Sampler[int]):
     """Draws unpaired rows in random order, each stretch with the same mix of labels as the whole.
 
     The rows of each label are shuffled, and spread evenly, with jitter, over the epoch. A plain
-    shuffle gives one batch of 4 in 23 a single label where a fifth of the rows has the other; KTO
+    shuffle gives one batch of 4 in 23 one label only where a fifth of the rows has the other; KTO
     then sees nothing to compare.
 
     Args:
@@ -27,7 +27,7 @@ class MixedLabels(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next pass be that of an epoch, so that a run can go on where it stopped."""
+        """Have the next pass be that of an epoch, so that a run can be resumed."""
         self._epoch = epoch
 
     def __len__(self) -> int:

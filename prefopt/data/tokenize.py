@@ -1,4 +1,4 @@
-"""From text and messages to token ids, and where the prompt ends among them."""
+"""From text and messages to token ids, split into prompt and completions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ __all__ = ["Tokenized", "Tokenizer", "shared_length", "split_prompt", "tokenize"
 
 
 class Tokenizer(Protocol):
-    """What is used of a tokenizer of transformers."""
+    """The part of a transformers tokenizer that is used."""
 
     eos_token: str | None
     chat_template: Any
@@ -29,7 +29,7 @@ class Tokenized(NamedTuple):
     Attributes:
         prompt_ids: Tokens of the prompt.
         completion_ids: Tokens of each completion.
-        boundary_moved: Whether the completions begin before the end of the tokenised prompt.
+        boundary_moved: Whether the completions begin before the prompt's own tokens end.
     """
 
     prompt_ids: list[int]
@@ -57,7 +57,7 @@ def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def split_prompt(prompt_ids: list[int], texts: Sequence[list[int]]) -> Tokenized:
-    """Split prompt + completion texts where the first of them parts from the prompt.
+    """Split prompt + completion texts at the first token where one differs from the prompt.
 
     Tokens may merge across the end of the prompt, and a chat template may render a prompt
     differently when an answer follows. So the prompt ends with the last token that it shares with
@@ -81,7 +81,7 @@ def tokenize(
     """Return the token ids of examples, from one call of the tokenizer for all texts.
 
     Text gets the tokenizer's special tokens, and the end-of-sequence token where it does not end
-    with it. Messages get what the chat template gives them. Token ids stay as they are.
+    with it. Messages are rendered by the chat template. Token ids stay as they are.
 
     Args:
         examples: The examples.

@@ -68,7 +68,7 @@ def test_responses_are_best_first():
 
 def test_one_completion_and_one_rank_are_no_preference():
     assert read(prompt="p", completions=["a"], ranks=[0]).unusable == (
-        "a single completion is no ranking"
+        "one completion is no ranking"
     )
     assert read(prompt="p", completions=["a", "b"], scores=[1, 1]).unusable == (
         "all completions share one rank"
@@ -157,7 +157,7 @@ def test_an_unknown_speaker_is_refused():
     assert (error.column, "martian" in str(error)) == ("prompt", True)
 
 
-def test_a_labelled_conversation_ends_with_its_completion():
+def test_an_unpaired_conversation_ends_with_its_completion():
     example = read(messages=[USER, ANSWER], label=0)
     assert (example.prompt, example.completions) == ([USER], [[ANSWER]])
     assert refused(messages=[USER, ANSWER, USER], label=0).column == "messages"

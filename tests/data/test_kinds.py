@@ -1,6 +1,7 @@
 import pytest
 
-from prefopt.data import DataError, check_kind, detect_kind
+from prefopt.data import DataError, check_kind, check_kind_by_kind, detect_kind
+from prefopt.data.kinds import first_kinds
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_losses_take_the_data_they_can_learn_from(data, losses):
         ({"unpaired"}, {"paired", "preferred"}, "the data is unpaired", "needs pairs"),
         ({"unpaired"}, {"ranked"}, "the data is unpaired", "needs rankings"),
         ({"ranked"}, {"unpaired"}, "the data is ranked", "pairwise loss"),
-        ({"ranked"}, {"paired", "unpaired"}, "the data is ranked", "needs labelled"),
+        ({"ranked"}, {"paired", "unpaired"}, "the data is ranked", "needs unpaired"),
         ({"paired", "unpaired"}, {"paired"}, "some of the data is unpaired", "needs pairs"),
         (
             {"paired", "unpaired"},
@@ -56,3 +57,20 @@ def test_the_kind_of_a_row_is_read_from_its_columns():
     assert detect_kind({"prompt_ids": [1], "completion_ids": [2], "label": True}) == "unpaired"
     with pytest.raises(DataError):
         detect_kind({"text": "a"})
+
+
+def test_the_first_row_tells_the_kind_of_raw_and_prepared_data():
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    prepared = [{"kind": "ranked", "completion_ids": [[1], [2]]}]
+    assert first_kinds(pairs, None) == {"paired"}
+    assert first_kinds(None, {"one": prepared, "two": pairs}) == {"ranked"}
+    with pytest.raises(ValueError, match="the dataset has no rows"):
+        first_kinds([], pairs)
+
+
+def test_each_kind_of_row_needs_losses_that_learn_from_it():
+    check_kind_by_kind({"paired", "unpaired"}, {"paired": ["paired"], "unpaired": ["unpaired"]})
+    with pytest.raises(DataError, match="loss_type has losses for paired rows only; add one for"):
+        check_kind_by_kind({"paired", "ranked"}, {"paired": ["paired"]})
+    with pytest.raises(DataError, match="the data is unpaired, but the loss needs pairs"):
+        check_kind_by_kind({"unpaired"}, {"unpaired": ["paired"]})

@@ -68,7 +68,7 @@ def test_unpaired_rows_take_the_completion_of_the_row_before_as_in_trl(words):
     completions = [row[0] for row in prepared.dataset["completion_ids"][:]]
     taken = [row[0] for row in prepared.dataset["kl_completion_ids"][:]]
     assert taken == [completions[-1], *completions[:-1]]
-    assert prepared.report.mismatched_further == 0
+    assert prepared.report.mismatched_skipped == 0
 
 
 def test_pairs_take_chosen_for_chosen_and_rejected_for_rejected(words):
@@ -118,7 +118,7 @@ def test_rows_of_the_same_prompt_are_passed_over_and_counted(words):
     prepared = prepare_dataset(Dataset.from_list(rows), words, needs_kl=True)
     completions = [row[0] for row in prepared.dataset["completion_ids"][:]]
     assert prepared.dataset["kl_completion_ids"][2] == [completions[0]]
-    assert prepared.report.mismatched_further == 1
+    assert prepared.report.mismatched_skipped == 1
     assert "1 completion could not come from the row before" in prepared.report.render()
 
 

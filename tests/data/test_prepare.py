@@ -32,9 +32,9 @@ def real(shared, name):
 
 def test_every_kind_has_the_same_columns_and_types(words):
     pair = {"prompt": "p", "chosen": " a b", "rejected": " c"}
-    thumb = {"prompt": "p", "completion": " a", "label": False}
+    unpaired = {"prompt": "p", "completion": " a", "label": False}
     ranking = {"prompt": "p", "completions": [" a", " b", " c"], "ranks": [2, 0, 0]}
-    parts = [prepare([row], words).dataset for row in (pair, thumb, ranking)]
+    parts = [prepare([row], words).dataset for row in (pair, unpaired, ranking)]
     assert all(part.column_names == CANONICAL for part in parts)
     assert parts[0].features == parts[1].features == parts[2].features
     p, a, b, dot, c = (words.id_of(word) for word in ("p", "a", "b", ".", "c"))
@@ -96,8 +96,8 @@ def test_prepared_rows_may_be_prepared_again(words):
     assert shorter["completion_ids"][:] == [
         [completion[:1] for completion in row] for row in once["completion_ids"][:]
     ]
-    thumbs = prepare([{"prompt": "p", "completion": " a", "label": True}], words).dataset
-    assert prepare_dataset(thumbs, None).dataset[:] == thumbs[:]
+    unpaired_rows = prepare([{"prompt": "p", "completion": " a", "label": True}], words).dataset
+    assert prepare_dataset(unpaired_rows, None).dataset[:] == unpaired_rows[:]
 
 
 def test_reasons_to_set_a_row_aside_are_counted_with_their_rows(words):
@@ -113,7 +113,7 @@ def test_reasons_to_set_a_row_aside_are_counted_with_their_rows(words):
     assert {reason: (part.count, part.rows) for reason, part in report.set_aside.items()} == {
         "the prompt leaves no room for a completion": (2, (1, 4)),
         "all completions share one rank": (1, (2,)),
-        "a single completion is no ranking": (1, (3,)),
+        "one completion is no ranking": (1, (3,)),
     }
 
 
@@ -223,7 +223,7 @@ def test_two_processes_prepare_the_same(gpt2, shared_dir):
 # Streams ------------------------------------------------------------------------------------------
 
 
-def thumbs(count, **changes):
+def unpaired_rows(count, **changes):
     return [
         {"prompt": f"p{n}", "completion": f" c{n}", "label": 1, "id": n, **changes}
         for n in range(count)
@@ -231,7 +231,7 @@ def thumbs(count, **changes):
 
 
 def test_a_stream_gives_the_same_rows(words):
-    rows = thumbs(230)
+    rows = unpaired_rows(230)
     rows[3]["prompt"] = rows[150]["prompt"] = "much too long for that"
     whole = prepare(rows, words, max_length=5)
     streamed = prepare_dataset(Dataset.from_list(rows).to_iterable_dataset(), words, max_length=5)
@@ -244,7 +244,7 @@ def test_a_stream_gives_the_same_rows(words):
 
 def test_a_stream_of_unknown_columns_works(words):
     def generate():
-        yield from thumbs(5)
+        yield from unpaired_rows(5)
 
     stream = IterableDataset.from_generator(generate)
     assert stream.features is None
@@ -253,7 +253,7 @@ def test_a_stream_of_unknown_columns_works(words):
 
 
 def test_a_stream_warns_of_the_first_row_it_sets_aside(words, caplog):
-    rows = thumbs(6)
+    rows = unpaired_rows(6)
     rows[2]["prompt"] = rows[4]["prompt"] = "much too long for that"
     stream = Dataset.from_list(rows).to_iterable_dataset()
     with caplog.at_level(logging.WARNING, logger="prefopt.data.prepare"):
@@ -264,7 +264,7 @@ def test_a_stream_warns_of_the_first_row_it_sets_aside(words, caplog):
 
 
 def test_the_first_rows_of_a_stream_are_checked_at_once_and_others_in_time(words):
-    rows = thumbs(300)
+    rows = unpaired_rows(300)
     rows[5]["label"] = 7
     with pytest.raises(DataError, match="eval data, row 5, column 'label'"):
         prepare_dataset(Dataset.from_list(rows).to_iterable_dataset(), words, name="eval")
@@ -314,7 +314,7 @@ def test_human_rankings(shared_dir, gpt2):
         assert response in gpt2.decode(text)
 
 
-def test_human_thumbs_take_a_map_of_the_users_own(shared_dir, gpt2):
+def test_human_labels_take_a_map_of_the_users_own(shared_dir, gpt2):
     rows = Dataset.from_list(real(shared_dir, "oasst_en100_votes"))
     with pytest.raises(DataError, match="are no preferences"):
         prepare_dataset(rows, gpt2)

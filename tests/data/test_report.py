@@ -39,7 +39,7 @@ def test_it_renders_every_count():
         padded_tokens=1000,
         max_length=64,
         eos_missing=True,
-        mismatched_further=1,
+        mismatched_skipped=1,
     )
     assert report.render().splitlines() == [
         "train data   1,000 rows in, 997 kept: 900 paired, 97 unpaired",
@@ -49,7 +49,7 @@ def test_it_renders_every_count():
         "cut          4 completions of 3 rows at max_length 64, by 1,234 tokens",
         "identical    2 rows and 1 after the cut with two completions the same",
         "boundary     5 rows where the tokenised prompt is not how prompt + completion begins; "
-        "there the completion begins where they part",
+        "there the completion begins where they differ",
         "labels       90 desirable, 7 undesirable",
         "weights      for kto, undesirable_weight 9.64 to 12.86 would balance them",
         "mismatched   1 completion could not come from the row before",
@@ -57,7 +57,7 @@ def test_it_renders_every_count():
         "prompts      19,940 tokens in 997, mean 20.0, longest 60",
         "completions  5,691 tokens in 1,897, mean 3.0, longest 9",
         "             mean 3.0 chosen, 2.0 rejected tokens",
-        "layout       250 tokens with shared prefixes once, 500 apart (saves 50%), "
+        "layout       250 tokens with shared prefixes once, 500 without sharing (saves 50%), "
         "1,000 padded in batches of 8 (saves 75%)",
     ]
 
@@ -89,13 +89,13 @@ def test_the_counts_are_those_of_the_rows(words):
     assert (report.eos_missing, report.boundary_moved, report.max_length) == (False, 0, 5)
 
 
-def test_pairs_and_labels_are_counted_apart():
+def test_pairs_and_labels_are_counted_separately():
     rows = [
         {"prompt_ids": [1], "chosen_ids": [2, 3, 4], "rejected_ids": [5], "completion_ids": None},
         {"prompt_ids": [1], "chosen_ids": None, "rejected_ids": None, "completion_ids": [2, 3]},
     ]
-    labelled = [row | {"label": None if row["chosen_ids"] else False} for row in rows]
-    report = prepare_dataset(Dataset.from_list(labelled), None).report
+    mixed = [row | {"label": None if row["chosen_ids"] else False} for row in rows]
+    report = prepare_dataset(Dataset.from_list(mixed), None).report
     assert (report.chosen, report.rejected) == (Lengths(1, 3, 3), Lengths(1, 1, 1))
     assert report.completions == Lengths(3, 6, 3)
     assert (report.desirable, report.undesirable) == (0, 1)

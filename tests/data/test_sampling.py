@@ -44,18 +44,18 @@ def test_the_order_within_a_label_is_random():
         (["unpaired", "paired"], [[True], [True, False]], None),
     ],
 )
-def test_labels_are_those_of_thumbs_of_both_kinds_alone(kinds, desirable, wanted):
+def test_labels_are_those_of_unpaired_rows_with_both_labels(kinds, desirable, wanted):
     found = unpaired_labels(Dataset.from_dict({"kind": kinds, "desirable": desirable}))
     assert found is None if wanted is None else found.tolist() == wanted
 
 
-def test_training_on_thumbs_mixes_labels_and_others_are_shuffled_as_ever(tmp_path):
-    thumbs = tiny_rows(40, "unpaired")
-    trained = trainer(tmp_path, thumbs, loss_type="kto")
+def test_training_on_unpaired_rows_mixes_labels_and_others_are_shuffled_as_ever(tmp_path):
+    rows = tiny_rows(40, "unpaired")
+    trained = trainer(tmp_path, rows, loss_type="kto")
     assert isinstance(trained._get_train_sampler(), MixedLabels)
     for batch in trained.get_train_dataloader():
         assert 0 < int(batch["desirable"].sum()) < len(batch["desirable"])
-    in_order = trainer(tmp_path, thumbs, loss_type="kto", train_sampling_strategy="sequential")
+    in_order = trainer(tmp_path, rows, loss_type="kto", train_sampling_strategy="sequential")
     assert not isinstance(in_order._get_train_sampler(), MixedLabels)
     pairs = trainer(tmp_path, tiny_rows(8), loss_type="kto")
     assert not isinstance(pairs._get_train_sampler(), MixedLabels)
