@@ -3,6 +3,10 @@ r"""AlphaPO: SimPO with a bent reward, which changes how far both likelihoods ma
 Source: Gupta et al. 2025, arXiv:2501.03884. Departures from it: where the power would leave the
 range of the number format, the reward goes on along its tangent; in float32 and with alpha 0.25
 that is below -177 nats per token.
+Use it when: under ``simpo`` the likelihood of both completions falls too far, or not enough.
+Not when: there is no time to tune alpha besides beta and gamma.
+Differs from: TRL applies the power to summed log-probs unless its loss type is ``simpo`` or
+``ipo``, and overflows there; with ``simpo`` it is this loss.
 
 .. math::
     \ell = -\log \sigma\bigl(\beta r(y_c) - \beta r(y_r) - \gamma\bigr),
@@ -27,7 +31,7 @@ from prefopt.losses.common import average_logps, check_not_negative, check_posit
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("alphapo")
+@register_loss("alphapo", family="no_reference")
 def alphapo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

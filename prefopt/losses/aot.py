@@ -16,7 +16,7 @@ from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("aot", aliases=["aot_pair"], pooled=True)
+@register_loss("aot", family="batch", aliases=["aot_pair"], pooled=True)
 def aot_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -30,6 +30,12 @@ def aot_loss(
 
     Source: Melnyk et al. 2024, arXiv:2406.05882 (AOT, paired). Departures from it: only the
     logistic cost; label smoothing, as in TRL, is not in the paper.
+    Use it when: the whole distribution of margins should improve, its low end included.
+    Not when: the optimiser step holds few pairs: with one it is DPO.
+    Differs from: TRL sorts each micro-batch of each device; here the whole optimiser step is
+    sorted.
+    Differs from: TRL returns losses in sorted order; here each is at the example that holds the
+    rank.
 
     .. math::
         \ell_{(k)} = -(1 - \epsilon) \log \sigma(m_k) - \epsilon \log \sigma(-m_k),
@@ -63,7 +69,7 @@ def aot_loss(
     )
 
 
-@register_loss("aot_unpaired", pooled=True)
+@register_loss("aot_unpaired", family="batch", pooled=True)
 def aot_unpaired_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -78,6 +84,9 @@ def aot_unpaired_loss(
     Source: Melnyk et al. 2024, arXiv:2406.05882 (AOT, unpaired). Departures from it: it takes
     pairs, and so as many chosen as rejected completions, whose prompts need not be the same; only
     the logistic cost; label smoothing, as in TRL, is not in the paper.
+    Use it when: chosen and rejected completions belong to different prompts.
+    Not when: pairs are real and few: what pairs them is not used.
+    Differs from: TRL, in the same way as from ``aot``.
 
     .. math::
         \ell_{(k)} = -(1 - \epsilon) \log \sigma(m_k) - \epsilon \log \sigma(-m_k),

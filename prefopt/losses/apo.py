@@ -10,7 +10,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("apo_zero", published={"beta": (0.1, 0.1)})
+@register_loss("apo_zero", family="anchored", published={"beta": (0.1, 0.1)})
 def apo_zero_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -23,6 +23,9 @@ def apo_zero_loss(
 
     Source: D'Oosterlinck et al. 2024, arXiv:2408.06266 (APO-zero). Departures from it: 1 is added,
     as in TRL, so that the loss is not negative; gradients are the paper's.
+    Use it when: chosen completions are better than what the policy writes.
+    Not when: they are worse: it still makes them more likely.
+    Differs from: none: the same in TRL and Liger.
 
     .. math::
         \ell = 1 - \sigma(\beta \rho_c) + \sigma(\beta \rho_r),
@@ -51,7 +54,7 @@ def apo_zero_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("apo_down", published={"beta": (0.1, 0.1)})
+@register_loss("apo_down", family="anchored", published={"beta": (0.1, 0.1)})
 def apo_down_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -64,6 +67,9 @@ def apo_down_loss(
 
     Source: D'Oosterlinck et al. 2024, arXiv:2408.06266 (APO-down). Departures from it: 1 is added,
     as in TRL, so that the loss is not negative; gradients are the paper's.
+    Use it when: the policy already writes better than the chosen completions.
+    Not when: chosen completions are to be imitated: it makes them less likely.
+    Differs from: none: the same in TRL and Liger.
 
     .. math::
         \ell = \sigma(\beta \rho_c) + 1 - \sigma\bigl(\beta (\rho_c - \rho_r)\bigr),

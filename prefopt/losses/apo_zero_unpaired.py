@@ -3,6 +3,10 @@ r"""APO-zero on single completions: raises the desirable and lowers the others, 
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, APO-zero, each half of the pair on its own, as
 in TRL's KTOTrainer. Departures from it: the weights of the two labels are those of KTO, 1 in the
 paper.
+Use it when: desirable completions are better than what the policy writes, and no mismatched
+completions should be scored.
+Not when: completions of both labels are worse than what the policy writes.
+Differs from: none: the same in TRL's KTOTrainer.
 
 .. math::
     \ell = \begin{cases}
@@ -22,7 +26,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("apo_zero_unpaired")
+@register_loss("apo_zero_unpaired", family="unpaired")
 def apo_zero_unpaired_loss(
     logps: Tensor,
     ref_logps: Tensor,

@@ -4,6 +4,10 @@ Source: Xu et al. 2024 (X-ALMA), arXiv:2410.03115, as in the authors' code (ALMA
 ``sigmoid``). Departures from it: the likelihood of the chosen completion that the code adds is a
 term of its own, ``arpo + sft``. Gradient flows through the factor z, as in the code; what the paper
 says of that, and of the coefficients, could not be checked.
+Use it when: the two completions are alike, such as a good and a better translation.
+Not when: rejected completions are bad: a pair of similar completions is made more likely as a
+whole.
+Differs from: the authors' code adds a likelihood term to the same loss.
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \bigl(\log \pi(y_c \mid x) - z \log \pi(y_r \mid x)\bigr)\Bigr),
@@ -24,7 +28,7 @@ from prefopt.losses.common import average_logps, check_not_negative, check_posit
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("arpo")
+@register_loss("arpo", family="no_reference")
 def arpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

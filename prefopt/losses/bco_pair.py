@@ -4,6 +4,12 @@ Source: Jung et al. 2024, arXiv:2404.04656 (BCO). Departures from it: the thresh
 the mean of all log-ratios so far, chosen and rejected alike, where the paper keeps a moving average
 of the mean of the two class means, the same thing as long as there are as many of each; the
 re-weighting of rejected completions by a prompt classifier (UDM) is not done.
+Use it when: the reward should be usable as a classifier of one completion.
+Not when: chosen and rejected rewards drift together quickly: the threshold follows slowly.
+Differs from: TRL up to 0.28 and LLaMA-Factory: the threshold is the plain mean of the batch means
+so far; ours weighs each completion alike, which is the same for batches of one size.
+Differs from: TRL 1.16, Liger and the NCA repository's biasedNCA leave the threshold out:
+``shift=False``.
 
 .. math::
     \ell = -\log \sigma(\beta \rho_c - \delta) - \log \sigma\bigl(-(\beta \rho_r - \delta)\bigr),
@@ -22,7 +28,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("bco_pair", published={"beta": (0.01, 0.01)})
+@register_loss("bco_pair", family="anchored", published={"beta": (0.01, 0.01)})
 def bco_pair_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -3,6 +3,8 @@ r"""beta-DPO: DPO whose beta follows the batch, larger where the policy already 
 Source: Wu et al. 2024, arXiv:2407.08639 (beta-DPO, batch level). Departures from it: examples are
 not filtered by their margin, the second half of the method; margins M are in nats of log-ratio and
 the batch's beta is at least 0.001, both as in the authors' code.
+Use it when: the quality of pairs changes over the data, and one beta does not fit all.
+Not when: the optimiser step holds few pairs: beta then follows noise.
 
 .. math::
     \ell = -\log \sigma(\beta_B M),
@@ -21,7 +23,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("beta_dpo", pooled=True)
+@register_loss("beta_dpo", family="batch", pooled=True)
 def beta_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

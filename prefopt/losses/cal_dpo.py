@@ -1,6 +1,8 @@
 r"""Cal-DPO: DPO plus a regression that fixes where both log-ratios should end up.
 
 Source: Xiao et al. 2024, arXiv:2412.14516 (Cal-DPO). Departures from it: none.
+Use it when: the scale of rewards matters, or chosen likelihood falls under DPO.
+Not when: log-ratios that the data deserve differ much: all are drawn to the same two targets.
 
 .. math::
     \ell = -\log \sigma(\rho_c - \rho_r)
@@ -19,7 +21,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("cal_dpo", published={"beta": (0.001, 0.1)})
+@register_loss("cal_dpo", family="anchored", published={"beta": (0.001, 0.1)})
 def cal_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

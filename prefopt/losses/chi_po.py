@@ -4,6 +4,8 @@ Source: Huang et al. 2024, arXiv:2407.13399, Algorithm 1. Departures from it: th
 to twice the range of rewards, outside of which there is no gradient, is on request; exp goes on
 along its tangent beyond exp(44.3) in float32 and exp(665.4) in float64 (the authors' experiments
 clip the exponent instead).
+Use it when: the policy over-optimises, and guarantees under partial coverage matter.
+Not when: completions are long: their summed log-ratios saturate the exponential.
 
 .. math::
     \ell = -\log \sigma\Bigl(\mathrm{clip}_{\pm 2 R}\bigl[
@@ -23,7 +25,7 @@ from prefopt.losses.common import check_positive, exponential
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("chi_po")
+@register_loss("chi_po", family="margin")
 def chi_po_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

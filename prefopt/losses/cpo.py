@@ -7,7 +7,7 @@ from prefopt.losses.common import average_logps, check_label_smoothing, check_po
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("cpo", published={"beta": (0.1, 0.1)})
+@register_loss("cpo", family="no_reference", published={"beta": (0.1, 0.1)})
 def cpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -20,6 +20,11 @@ def cpo_loss(
     Source: Xu et al. 2024, arXiv:2401.08417, the preference term of the objective; label smoothing
     as in TRL's CPOTrainer. Departures from it: the paper adds the likelihood of the chosen
     completion; here that is a term of its own, ``cpo + sft``.
+    Use it when: memory or time forbids a reference; add ``sft`` as the paper does.
+    Not when: used alone for long: nothing keeps chosen completions likely.
+    Differs from: TRL adds ``cpo_alpha`` (1 by default) times the likelihood of the chosen
+    completions: ``cpo + sft`` here.
+    Differs from: the authors' current code (ALMA) runs ``arpo`` under this name.
 
     .. math::
         \ell = -(1 - \epsilon) \log \sigma(m) - \epsilon \log \sigma(-m),
@@ -48,7 +53,7 @@ def cpo_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("cpo_hinge")
+@register_loss("cpo_hinge", family="no_reference")
 def cpo_hinge_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -60,6 +65,9 @@ def cpo_hinge_loss(
     Source: the ``hinge`` variant of the authors' code of CPO (Xu et al. 2024, arXiv:2401.08417) and
     of TRL's CPOTrainer. Departures from it: the likelihood of the chosen completion that both add
     is a term of its own, ``cpo_hinge + sft``.
+    Use it when: pairs ahead by 1/beta nats should stop counting.
+    Not when: used alone for long: nothing keeps chosen completions likely.
+    Differs from: TRL and ALMA add a likelihood term to the same loss.
 
     .. math::
         \ell = \max\Bigl(0,\, 1 - \beta \bigl(\log \pi(y_c \mid x) - \log \pi(y_r \mid x)\bigr)
@@ -84,7 +92,7 @@ def cpo_hinge_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("cpo_ipo")
+@register_loss("cpo_ipo", family="no_reference")
 def cpo_ipo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -98,6 +106,9 @@ def cpo_ipo_loss(
     Source: the ``ipo`` variant of TRL's CPOTrainer: IPO (Azar et al. 2023, arXiv:2310.12036)
     without its reference. Departures from it: the likelihood of the chosen completion that TRL
     adds is a term of its own, ``cpo_ipo + sft``.
+    Use it when: the gap of log-probs per token should settle at a target.
+    Not when: a pair deserves more or less than that target.
+    Differs from: TRL adds a likelihood term to the same loss.
 
     .. math::
         \ell = \Bigl(\frac{\log \pi(y_c \mid x)}{|y_c|} - \frac{\log \pi(y_r \mid x)}{|y_r|}

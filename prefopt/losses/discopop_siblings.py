@@ -25,7 +25,7 @@ _BETA = {"beta": (0.025, 1.0)}
 _BETA_AND_TAU = {**_BETA, "tau": (0.05, 0.05)}
 
 
-@register_loss("dbaql", pooled=True, published=_BETA_AND_TAU)
+@register_loss("dbaql", family="searched", pooled=True, published=_BETA_AND_TAU)
 def dbaql_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -39,6 +39,9 @@ def dbaql_loss(
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 9. Departures from it: the second term
     goes on along its tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
+    Use it when: you reproduce the paper.
+    Not when: the optimiser step holds few pairs: their variance decides the shape.
+    Differs from: none: the same in the authors' code, where tau is fixed at 0.05.
 
     .. math::
         \ell = c \log(1 + e^{-m / 0.9}) + (1 - c) \, e^{-0.9 m},
@@ -70,7 +73,7 @@ def dbaql_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("aql", pooled=True, published=_BETA_AND_TAU)
+@register_loss("aql", family="searched", pooled=True, published=_BETA_AND_TAU)
 def aql_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -85,6 +88,10 @@ def aql_loss(
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 11 to 14. Departures from it: the sigmoid is taken
     of the mean, as in the code the paper lists, where Eq. 13 has the mean of sigmoids.
+    Use it when: you reproduce the paper.
+    Not when: results must not depend on the batch size.
+    Differs from: the authors' trainer takes tau for the temperature of the blend: the same loss at
+    ``blend_temperature=0.05``.
 
     .. math::
         \ell = q \log(1 + e^{-m}) + (1 - q) \max(0, 1 - m),
@@ -119,7 +126,7 @@ def aql_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("padll", published=_BETA)
+@register_loss("padll", family="searched", published=_BETA)
 def padll_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -131,6 +138,10 @@ def padll_loss(
     r"""PADLL: the logistic loss, halved for pairs the policy has the wrong way round.
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 15 to 18. Departures from it: none.
+    Use it when: pairs the policy has the wrong way round are thought to be mislabelled: they count
+    half.
+    Not when: those are the pairs to learn from.
+    Differs from: none: the same in the authors' code, which rounds its factors to float32.
 
     .. math::
         \ell = 0.9 \, \bigl(1 - \tfrac{1}{2} [m < 0]\bigr) \log(1 + e^{-m})
@@ -159,7 +170,7 @@ def padll_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("aqfl", pooled=True, published=_BETA_AND_TAU)
+@register_loss("aqfl", family="searched", pooled=True, published=_BETA_AND_TAU)
 def aqfl_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -174,6 +185,10 @@ def aqfl_loss(
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 20 to 25. Departures from it: the standard
     deviation S, as in the code the paper lists and in the authors' trainer, where Eq. 24 has the
     variance; and their bracket in the update of a, where Eq. 23 has it inside the sigmoid.
+    Use it when: you reproduce the paper.
+    Not when: results must not depend on the batch size.
+    Differs from: the paper's printed formulas differ in two places; the authors' trainer is the
+    same.
 
     .. math::
         \ell = b \log(1 + e^{-m}) + (1 - b) \max(0, 1 - m),
@@ -207,7 +222,7 @@ def aqfl_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("cell", published=_BETA)
+@register_loss("cell", family="searched", published=_BETA)
 def cell_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -220,6 +235,9 @@ def cell_loss(
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 26. Departures from it: the exponential goes on
     along its tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
+    Use it when: wrong pairs should be corrected more strongly than by DPO.
+    Not when: labels are noisy: the exponential makes pairs with a wrong label dominate.
+    Differs from: none: the same in the authors' code.
 
     .. math::
         \ell = \tfrac{1}{2} \log(1 + e^{-m}) + \tfrac{1}{2} e^{-m}
@@ -245,7 +263,7 @@ def cell_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("pfl", published=_BETA_AND_TAU)
+@register_loss("pfl", family="searched", published=_BETA_AND_TAU)
 def pfl_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -258,6 +276,9 @@ def pfl_loss(
     r"""PFL: half the logistic loss where the policy alone prefers the chosen, else twice the hinge.
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 29. Departures from it: none.
+    Use it when: pairs that the policy itself ranks wrong should get most of the gradient.
+    Not when: the reference should decide which pairs those are: it does not enter there.
+    Differs from: the authors' trainer leaves tau out: the same loss at ``tau=1.0``.
 
     .. math::
         \ell = \begin{cases}

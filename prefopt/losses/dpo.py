@@ -2,6 +2,14 @@ r"""DPO: logistic loss on how much more the policy prefers the chosen completion
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7; label smoothing as in Mitchell's note on
 conservative DPO (cDPO), ericmitchell.ai/cdpo.pdf, Eq. 3. Departures from it: none.
+Use it when: there is no reason for another: the best understood, and what others are measured by.
+Not when: labels are deterministic and training is long: margins grow without bound.
+Differs from: none in value: agrees to 1e-12 with the authors' code, TRL, HALOs, torchtune,
+OpenRLHF, Liger and others where they compute the same thing.
+Differs from: TRL 1.16 and Liger ignore ``label_smoothing`` in their sigmoid loss, without a
+warning; TRL up to 0.28, torchtune, OpenRLHF and HALOs compute cDPO as here.
+Differs from: LLaMA-Factory with TRL 0.20 or newer runs this loss whatever its ``pref_loss`` says,
+``ipo`` and ``hinge`` included.
 
 .. math::
     \ell = -(1 - \epsilon) \log \sigma(m) - \epsilon \log \sigma(-m),
@@ -19,7 +27,7 @@ from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("dpo", aliases=["sigmoid"], published={"beta": (0.05, 5.0)})
+@register_loss("dpo", family="margin", aliases=["sigmoid"], published={"beta": (0.05, 5.0)})
 def dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

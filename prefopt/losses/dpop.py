@@ -1,6 +1,8 @@
 r"""DPO-Positive: DPO that pays for every nat the chosen completion falls below the reference.
 
 Source: Pal et al. 2024, arXiv:2402.13228 (Smaug). Departures from it: none.
+Use it when: the two completions differ in few tokens, and DPO lowers both.
+Not when: the chosen completions should become less likely (see ``apo_down``).
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \bigl[\rho_c - \rho_r - \lambda \max(0, -\rho_c)\bigr]\Bigr),
@@ -17,7 +19,12 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("dpop", aliases=["smaug"], published={"beta": (0.1, 1.0), "lambda_": (5.0, 500.0)})
+@register_loss(
+    "dpop",
+    family="anchored",
+    aliases=["smaug"],
+    published={"beta": (0.1, 1.0), "lambda_": (5.0, 500.0)},
+)
 def dpop_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -1,6 +1,11 @@
 r"""EXO: reverse KL from the policy's preference to a smoothed label, which seeks a mode.
 
 Source: Ji et al. 2024, arXiv:2402.00856, EXO on preference pairs (K = 2). Departures from it: none.
+Use it when: a policy of limited capacity should pick one good mode rather than cover all.
+Not when: the policy starts far on the wrong side: the slope vanishes there.
+Differs from: none in formula: the same in TRL and Liger. TRL 1.16 raises for ``label_smoothing=0``,
+TRL up to 0.28 silently takes 1e-3; all of them compute logarithms of the smoothing in float32.
+Differs from: the authors' targets (0, -10) are not normalised, a difference of 4.5e-5 in the loss.
 
 .. math::
     \ell = \sigma(m) \log \frac{\sigma(m)}{1 - \epsilon}
@@ -27,7 +32,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("exo", aliases=["exo_pair"], published={"beta": (0.1, 0.5)})
+@register_loss("exo", family="margin", aliases=["exo_pair"], published={"beta": (0.1, 0.5)})
 def exo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

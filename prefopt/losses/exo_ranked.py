@@ -3,6 +3,9 @@ r"""EXO on K scored completions: the policy's choice among them is drawn to the 
 Source: Ji et al. 2024, arXiv:2402.00856, the loss with a reward model (``exo-rw`` of the authors'
 code). Departures from it: the completions and scores are those of the data, where the paper samples
 completions from the reference.
+Use it when: completions have scores, and the policy should settle on the best.
+Not when: several completions are equally good and all should stay likely.
+Differs from: none: the same as ``exo-rw`` of the authors' code.
 
 .. math::
     \ell = \sum_{i=1}^{K} p_i \log \frac{p_i}{q_i},
@@ -22,7 +25,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("exo_ranked", published={"beta": (0.1, 0.5)})
+@register_loss("exo_ranked", family="ranked", published={"beta": (0.1, 0.5)})
 def exo_ranked_loss(
     ranked_logps: Tensor,
     ref_ranked_logps: Tensor,

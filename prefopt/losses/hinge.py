@@ -1,6 +1,10 @@
 r"""Hinge: the RSO hinge on the reward margin, zero once the margin is 1.
 
 Source: Liu et al. 2023, arXiv:2309.06657 (RSO), hinge-norm loss. Departures from it: none.
+Use it when: pairs that are right by a margin of 1/beta should have no more influence.
+Not when: pairs differ in how clear they are: each is pushed to the same margin.
+Differs from: none: the same in TRL, torchtune (``RSOLoss``) and Liger. TRL's documentation lists it
+as the SLiC setting: it is not SLiC-HF, see ``slic``.
 
 .. math::
     \ell = \max\bigl(0,\, 1 - \beta (\rho_c - \rho_r)\bigr),
@@ -18,7 +22,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("hinge", aliases=["rso"], published={"beta": (0.05, 0.05)})
+@register_loss("hinge", family="margin", aliases=["rso"], published={"beta": (0.05, 0.05)})
 def hinge_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -1,6 +1,10 @@
 r"""InfoNCA: cross-entropy between scores and rewards of K completions; DPO for explicit rewards.
 
 Source: Chen et al. 2024, arXiv:2402.05369, InfoNCA for reward datasets. Departures from it: none.
+Use it when: completions have scores whose differences mean something.
+Not when: the likelihood of good completions must not fall: see ``nca_ranked``.
+Differs from: none: ``dpo-rw`` of EXO's authors is this loss. On pairs it is ``dpo``, as InfoNCA of
+the authors' code.
 
 .. math::
     \ell = -\sum_{i=1}^{K} q_i \log p_i,
@@ -19,7 +23,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("infonca", published={"beta": (0.01, 0.01)})
+@register_loss("infonca", family="ranked", published={"beta": (0.01, 0.01)})
 def infonca_loss(
     ranked_logps: Tensor,
     ref_ranked_logps: Tensor,

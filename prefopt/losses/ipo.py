@@ -3,6 +3,13 @@ r"""IPO: squared distance of the log-ratio margin from 1/(2 tau), which bounds t
 Source: Azar et al. 2023, arXiv:2310.12036, Eq. 17. Departures from it: with the default
 ``normalize="mean"`` the log-ratios are averaged over tokens, as in TRL and HALOs;
 ``normalize="sum"`` is Eq. 17 as printed.
+Use it when: DPO overfits: the margin is drawn to a finite target, so the policy stays near.
+Not when: lengths vary and ``normalize`` was not chosen: it sets the unit of beta.
+Differs from: TRL and HALOs take the mean of log-ratios over tokens; the code of DPO's authors,
+torchtune, OpenRLHF and DiscoPOP the sum, Eq. 17 as printed. Both are here, as ``normalize``.
+Differs from: HALOs (4831988) divides by the number of tokens whose log-ratio is not 0, so that a
+policy equal to the reference gives 0/0; earlier HALOs and we do not.
+Differs from: TRL's CPOTrainer has an ``ipo`` without reference: ``cpo_ipo``.
 
 .. math::
     \ell = \Bigl(\frac{\rho_c}{n_c} - \frac{\rho_r}{n_r} - \frac{1}{2 \beta}\Bigr)^2,
@@ -20,7 +27,7 @@ from prefopt.losses.common import average_logps, check_choice, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("ipo")
+@register_loss("ipo", family="margin")
 def ipo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -1,6 +1,15 @@
 r"""KTO: prospect-theoretic value of single completions, each desirable or undesirable.
 
 Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7. Departures from it: none.
+Use it when: data are unpaired, each with a label, even if one label is far more frequent.
+Not when: the batch is tiny and completions long: the reference point is estimated from it.
+Differs from: none in value: the same to 1e-9 in TRL, OpenRLHF, Liger and HALOs (4831988), given the
+same estimate of the KL divergence. HALOs divides that estimate by the number of nonzero log-ratios.
+Differs from: TRL estimates it per device, and can pair a row with its own completion; here the
+mismatched completion is another row's by construction, and the estimate is pooled over the
+optimiser step.
+Differs from: ``kto_pair`` of HALOs (2023), OpenRLHF and DiscoPOP is another loss: the reference
+point is the other half of the batch and carries gradient.
 
 .. math::
     \ell = \begin{cases}
@@ -18,7 +27,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("kto", published={"beta": (0.05, 0.5)})
+@register_loss("kto", family="unpaired", published={"beta": (0.05, 0.5)})
 def kto_loss(
     logps: Tensor,
     ref_logps: Tensor,

@@ -2,6 +2,10 @@ r"""LD-DPO: DPO in which the part of the longer completion beyond the shorter on
 
 Source: Liu et al. 2024, arXiv:2409.06411 (LD-DPO). Departures from it: none known; implementations
 disagree on the reference, see below.
+Use it when: the tail of the longer completion should count less, but should count.
+Not when: both completions are about as long: it is then DPO.
+Differs from: TRL 1.16 weighs down the tail of policy and reference, as here; LLaMA-Factory and TRL
+up to 0.28 only the policy's, which is ``reference="full"``.
 
 .. math::
     \ell = -\log \sigma\bigl(\beta (\hat\rho_c - \hat\rho_r)\bigr),
@@ -22,7 +26,7 @@ from prefopt.losses.common import check_choice, check_positive, head_and_tail
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("ld_dpo")
+@register_loss("ld_dpo", family="data")
 def ld_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -2,6 +2,10 @@ r"""LN-DPO: DPO on log-ratios per token, so that length alone earns no reward.
 
 Source: Lambert et al. 2024, arXiv:2411.15124 (Tulu 3, length-normalised DPO). Departures from it:
 none.
+Use it when: lengths differ much and long completions should not have the larger reward for it.
+Not when: beta is taken over from DPO: here it is per token, 2 to 15 in the paper.
+Differs from: TRL's ``sigmoid_norm`` and open-instruct's ``dpo_norm`` are the same but for the
+default of beta: 0.1 in TRL, 5 in open-instruct and here.
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \Bigl[\frac{\rho_c}{|y_c|} - \frac{\rho_r}{|y_r|}\Bigr]\Bigr),
@@ -18,7 +22,9 @@ from prefopt.losses.common import average_logps, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("ln_dpo", aliases=["sigmoid_norm", "dpo_norm"], published={"beta": (2.0, 15.0)})
+@register_loss(
+    "ln_dpo", family="data", aliases=["sigmoid_norm", "dpo_norm"], published={"beta": (2.0, 15.0)}
+)
 def ln_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

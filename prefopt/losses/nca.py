@@ -2,6 +2,9 @@ r"""NCA: raises the chosen completion in absolute terms, by telling each complet
 
 Source: Chen et al. 2024, arXiv:2402.05369, NCA on preference pairs (K = 2). Departures from it:
 none.
+Use it when: the likelihood of chosen completions falls in training and should not.
+Not when: the chosen completion is merely the less bad one.
+Differs from: none: the same in the authors' code, TRL and Liger.
 
 .. math::
     \ell = -\log \sigma(\beta \rho_c)
@@ -20,7 +23,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("nca", aliases=["nca_pair"], published={"beta": (0.01, 0.1)})
+@register_loss("nca", family="anchored", aliases=["nca_pair"], published={"beta": (0.01, 0.1)})
 def nca_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -1,6 +1,9 @@
 r"""NCA on K scored completions: raises good ones in themselves, not just above the others.
 
 Source: Chen et al. 2024, arXiv:2402.05369, NCA for reward datasets. Departures from it: none.
+Use it when: completions have scores, and good ones should gain likelihood, not only lead.
+Not when: even the best completions are worse than what the policy writes.
+Differs from: the authors' code for reward data was not run; on pairs see ``nca``.
 
 .. math::
     \ell = -\sum_{i=1}^{K} \Bigl(q_i \log \sigma(\beta \rho_i)
@@ -20,7 +23,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("nca_ranked", published={"beta": (0.01, 0.01)})
+@register_loss("nca_ranked", family="ranked", published={"beta": (0.01, 0.01)})
 def nca_ranked_loss(
     ranked_logps: Tensor,
     ref_ranked_logps: Tensor,

@@ -2,6 +2,8 @@ r"""ODPO: DPO whose reward margin must exceed an offset, larger the better the c
 
 Source: Amini et al. 2024, arXiv:2402.10571 (DPO with an offset). Departures from it: where the
 margin of the data is 0 or negative, and its logarithm no number, the loss is 0, its limit.
+Use it when: scores say by how much the chosen completion is better.
+Not when: scores of different prompts are on different scales.
 
 .. math::
     \ell = -\log \sigma\bigl(\beta (\rho_c - \rho_r) - \Delta\bigr),
@@ -21,7 +23,7 @@ from prefopt.losses.common import check_choice, check_not_negative, check_positi
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("odpo")
+@register_loss("odpo", family="data")
 def odpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -2,6 +2,8 @@ r"""Plackett-Luce: listwise DPO, the likelihood of a whole ranking, chosen best 
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, Appendix A.3 (Plackett-Luce). Departures from it:
 none.
+Use it when: the whole order is trusted, and there are no scores.
+Not when: only the top of it is trusted: the order of the worst counts as much.
 
 .. math::
     \ell = -\sum_{k=1}^{K} \log \frac{e^{\beta \rho_k}}{\sum_{j=k}^{K} e^{\beta \rho_j}},
@@ -19,7 +21,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("plackett_luce", aliases=["listwise_dpo"])
+@register_loss("plackett_luce", family="ranked", aliases=["listwise_dpo"])
 def plackett_luce_loss(
     ranked_logps: Tensor, ref_ranked_logps: Tensor, *, beta: float = 0.1
 ) -> LossOutput:

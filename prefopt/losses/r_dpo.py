@@ -1,6 +1,8 @@
 r"""R-DPO: DPO that holds the longer completion's length to account, token by token.
 
 Source: Park et al. 2024, arXiv:2403.19159 (length-regularised DPO). Departures from it: none.
+Use it when: answers grow longer because chosen completions are longer.
+Not when: length is itself what people prefer: that part of the preference is not learnt.
 
 .. math::
     \ell = -\log \sigma\bigl(\beta (\rho_c - \rho_r) + \alpha (|y_c| - |y_r|)\bigr),
@@ -19,7 +21,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("r_dpo", aliases=["length_dpo"])
+@register_loss("r_dpo", family="data", aliases=["length_dpo"])
 def r_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -58,6 +58,8 @@ class Loss:
     Attributes:
         name: The name it is picked by.
         function: The loss on plain tensors.
+        family: Name of the losses it is shown with, such as ``margin``; see ``FAMILIES`` of
+            ``prefopt.cli.guide``. A new name makes a new family.
         aliases: Other names of the same function.
         pooled: Whether the loss of an example depends on the others of its batch, beyond scalars:
             it is then computed over all micro-batches and processes of an optimiser step at once.
@@ -75,6 +77,9 @@ class Loss:
         summary: First line of the docstring.
         source: Paper and equation: the text after ``Source:`` in the docstring.
         departures: How it differs from the source: the text after ``Departures from it:``.
+        use_when: When to use it: the text after ``Use it when:``.
+        not_when: When not: the text after ``Not when:``.
+        differs_from: How other implementations differ: the text after each ``Differs from:``.
 
     Examples:
         >>> import torch
@@ -95,6 +100,7 @@ class Loss:
 
     name: str
     function: LossFunction
+    family: str = field(default="", kw_only=True)
     aliases: tuple[str, ...] = ()
     counts: CountsFunction | None = None
     pooled: bool = False
@@ -107,6 +113,9 @@ class Loss:
     summary: str = field(init=False, compare=False)
     source: str = field(init=False, compare=False)
     departures: str = field(init=False, compare=False)
+    use_when: str = field(init=False, compare=False)
+    not_when: str = field(init=False, compare=False)
+    differs_from: tuple[str, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         inputs, hyperparameters = _read_signature(self.function)
@@ -223,6 +232,9 @@ class Loss:
                 warn_outside(f"{self.name}: {name}", value, low, high, f"{self.paper},")
 
 
+# What a docstring says of a loss: each label's text ends at the next label or an empty line.
+_LABELS = re.compile(r"(?<!\S)(Source|Departures from it|Use it when|Not when|Differs from):(?!\S)")
+
 _LOSSES: dict[str, Loss] = {}
 _NAMES: dict[str, str] = {}
 _entry_points_loaded = False
@@ -231,6 +243,7 @@ _entry_points_loaded = False
 def register_loss(
     name: str,
     *,
+    family: str = "",
     aliases: Sequence[str] = (),
     counts: CountsFunction | None = None,
     pooled: bool = False,
@@ -243,6 +256,7 @@ def register_loss(
 
     Args:
         name: The name it is picked by.
+        family: See ``Loss.family``.
         aliases: Other names of the same function.
         counts: See ``Loss.counts``.
         pooled: See ``Loss.pooled``.
@@ -266,7 +280,14 @@ def register_loss(
 
     def decorate(function: F) -> F:
         loss = Loss(
-            name, function, tuple(aliases), counts, pooled, dict(published or {}), refuses or {}
+            name,
+            function,
+            tuple(aliases),
+            counts,
+            pooled,
+            dict(published or {}),
+            refuses or {},
+            family=family,
         )
         for key in (name, *loss.aliases):
             holder = _LOSSES.get(_NAMES.get(key, ""))
@@ -389,20 +410,24 @@ def _read_data_kind(name: str, inputs: tuple[str, ...]) -> str:
     return found[0]
 
 
-def _read_docstring(function: Callable[..., Any]) -> dict[str, str]:
-    """Return summary, source and departures, from the function's docstring or its module's."""
+def _read_docstring(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what the function's docstring or its module's says of the loss."""
     own = inspect.getdoc(function) or ""
     module = sys.modules.get(function.__module__)
     shared = inspect.getdoc(module) or "" if module is not None else ""
     # A module with several losses documents each in its own function.
     text = own if "Source:" in own or "Source:" not in shared else shared
-    found = re.search(r"^Source:(.*?)(?=\n\s*\n|\Z)", text, re.DOTALL | re.MULTILINE)
-    paragraph = " ".join(found[1].split()) if found else ""
-    source, _, departures = paragraph.partition("Departures from it:")
+    parts = [part for each in re.split(r"\n\s*\n", text) for part in _LABELS.split(each)[1:]]
+    found: dict[str, list[str]] = {}
+    for label, value in zip(parts[::2], parts[1::2], strict=True):
+        found.setdefault(label, []).append(" ".join(value.split()).rstrip("."))
     return {
         "summary": text.split("\n", 1)[0].strip().rstrip("."),
-        "source": source.strip().rstrip("."),
-        "departures": departures.strip().rstrip("."),
+        "source": found.get("Source", [""])[0],
+        "departures": found.get("Departures from it", [""])[0],
+        "use_when": found.get("Use it when", [""])[0],
+        "not_when": found.get("Not when", [""])[0],
+        "differs_from": tuple(found.get("Differs from", [])),
     }
 
 

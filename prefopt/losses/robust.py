@@ -1,6 +1,10 @@
 r"""Robust DPO: the DPO loss, corrected so that flipped labels leave its expectation unchanged.
 
 Source: Chowdhury et al. 2024, arXiv:2403.00409 (rDPO). Departures from it: none.
+Use it when: a known share of the labels is flipped at random.
+Not when: that share is a guess: the loss falls without bound as margins grow.
+Differs from: none in formula: the same in TRL 1.16 and Liger.
+Differs from: the default of ``label_smoothing`` is 0.1 here; at TRL's default of 0 it is plain DPO.
 
 .. math::
     \ell = \frac{-(1 - \epsilon) \log \sigma(m) + \epsilon \log \sigma(-m)}{1 - 2 \epsilon},
@@ -21,7 +25,7 @@ from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("robust", aliases=["rdpo"], published={"beta": (0.1, 0.1)})
+@register_loss("robust", family="margin", aliases=["rdpo"], published={"beta": (0.1, 0.1)})
 def robust_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -2,6 +2,11 @@ r"""RPO: the reward margin of the policy is fitted to that of a reward model, no
 
 Source: Nvidia 2024, arXiv:2406.11704 (Nemotron-4, reward-aware preference optimisation), with the
 forward KL and the squared distance of Sun et al. 2025, arXiv:2502.00203. Departures from it: none.
+Use it when: the margins of a reward model are trusted and should be reproduced, not only their
+sign.
+Not when: only the order of scores means something.
+Differs from: none: NeMo-Aligner has the same three distances, and no other of the systems compared
+has the loss.
 
 .. math::
     \ell = D(m, \eta g),
@@ -24,7 +29,7 @@ from prefopt.losses.common import check_choice, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("rpo")
+@register_loss("rpo", family="data")
 def rpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

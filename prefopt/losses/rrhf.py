@@ -2,6 +2,8 @@ r"""RRHF: a hinge without margin on the log-probs per token of every pair of a r
 
 Source: Yuan et al. 2023, arXiv:2304.05302, the ranking loss. Departures from it: the paper adds the
 likelihood of the best completion; here that is a term of its own, ``rrhf + sft``.
+Use it when: there is no reference and nothing to tune; add ``sft`` as the paper does.
+Not when: a margin is wanted: pairs in the right order have no gradient.
 
 .. math::
     \ell = \sum_{s_i > s_j} \max(0,\, p_j - p_i),
@@ -19,7 +21,7 @@ from prefopt.losses.common import average_logps
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("rrhf")
+@register_loss("rrhf", family="ranked")
 def rrhf_loss(ranked_logps: Tensor, ranked_lengths: Tensor, ranked_scores: Tensor) -> LossOutput:
     """Return the RRHF ranking loss of each ranking, unreduced: a sum over its pairs.
 

@@ -3,6 +3,10 @@ r"""SFT: negative log-likelihood of the preferred completion, mostly as a term b
 Source: Pang et al. 2024, arXiv:2404.19733 (the length-normalised NLL term of iterative
 RPO, by ``normalize="sequence"``). Departures from it: the default averages over the tokens of the
 batch, as cross-entropy training and ``sft`` of TRL's DPOTrainer do.
+Use it when: chosen completions should stay, or become, likely: ``dpo + 0.2*sft``.
+Not when: chosen completions are worse than what the policy writes.
+Differs from: TRL repeats the mean over the tokens of the batch as the loss of each example; the
+mean is the same. HALOs computes the same.
 
 .. math::
     \ell = -\log \pi(y_c \mid x) \text{ per token of the batch, or }
@@ -29,7 +33,7 @@ def sft_counts(chosen_lengths: Tensor, *, normalize: str) -> Tensor:
     return chosen_lengths if normalize == "token" else torch.ones_like(chosen_lengths)
 
 
-@register_loss("sft", counts=sft_counts)
+@register_loss("sft", family="term", counts=sft_counts)
 def sft_loss(
     chosen_logps: Tensor,
     chosen_lengths: Tensor,

@@ -13,7 +13,7 @@ from prefopt.losses.common import (
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("simpo", published={"beta": (2.0, 10.0)})
+@register_loss("simpo", family="no_reference", published={"beta": (2.0, 10.0)})
 def simpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -28,6 +28,14 @@ def simpo_loss(
 
     Source: Meng et al. 2024, arXiv:2405.14734, Eq. 6; label smoothing as in the authors' code.
     Departures from it: none.
+    Use it when: generation quality per token counts, and length should not.
+    Not when: beta and gamma cannot be tuned, or the policy must stay near: no reference holds it.
+    Differs from: TRL subtracts gamma/beta inside, the authors and HALOs take ``gamma_beta_ratio``,
+    torchtune and Liger gamma: the same loss once the parameters are mapped.
+    Differs from: TRL adds ``cpo_alpha=1.0`` times the likelihood unless told otherwise, and
+    defaults to beta 0.1 and gamma 0.5, a target of 5 nats per token.
+    Differs from: the authors' code can add a likelihood term (``sft_weight``): ``simpo + 0.1*sft``
+    here.
 
     .. math::
         \ell = -(1 - \epsilon) \log \sigma(m) - \epsilon \log \sigma(-m),
@@ -64,7 +72,7 @@ def simpo_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("simpo_hinge", published={"beta": (2.0, 10.0)})
+@register_loss("simpo_hinge", family="no_reference", published={"beta": (2.0, 10.0)})
 def simpo_hinge_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -78,6 +86,9 @@ def simpo_hinge_loss(
 
     Source: the ``hinge`` variant of the authors' code of SimPO (Meng et al. 2024,
     arXiv:2405.14734). Departures from it: none.
+    Use it when: as for ``simpo``, and pairs past the target should stop counting.
+    Not when: beta and gamma cannot be tuned.
+    Differs from: none: the same in the authors' code.
 
     .. math::
         \ell = \max(0,\, 1 - m),

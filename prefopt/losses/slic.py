@@ -3,6 +3,13 @@ r"""SLiC-HF: hinge on the log-probs of the pair, plus a likelihood term that hol
 Source: Zhao et al. 2023, arXiv:2305.10425 (SLiC-HF-direct: calibration plus regularisation).
 Departures from it: the target of the regulariser is the chosen completion, where the paper takes
 the completion of the supervised data set, which preference data does not hold.
+Use it when: a margin in nats and a likelihood term are all you want to set.
+Not when: lengths differ much: summed log-probs favour the shorter completion.
+Differs from: none in HALOs of December 2023, whose ``beta`` is delta.
+Differs from: HALOs (4831988) adds a term of shape (B, T) to one of shape (B,): an error unless B is
+1, and then the result depends on the padding.
+Differs from: what TRL and torchtune list as SLiC or RSO is ``hinge``; TRL CPO's hinge is
+``cpo_hinge``, beta times this calibration term with ``delta=1/beta``.
 
 .. math::
     \ell = \max\bigl(0,\, \delta - \log \pi(y_c \mid x) + \log \pi(y_r \mid x)\bigr)
@@ -18,7 +25,7 @@ from prefopt.losses.common import check_not_negative
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("slic")
+@register_loss("slic", family="no_reference")
 def slic_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -10,7 +10,7 @@ from prefopt.losses.common import check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("soft_dpo")
+@register_loss("soft_dpo", family="data")
 def soft_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -24,6 +24,9 @@ def soft_dpo_loss(
 
     Source: Mitchell's note on conservative DPO (cDPO), ericmitchell.ai/cdpo.pdf, Eq. 3, with a
     probability for each pair as in Furuta et al. 2024, arXiv:2409.06691. Departures from it: none.
+    Use it when: each pair has a probability, such as a share of votes, and margins should reflect
+    it.
+    Not when: probabilities come from an uncalibrated judge: they are reproduced as they are.
 
     .. math::
         \ell = -p \log \sigma(m) - (1 - p) \log \sigma(-m),
@@ -56,7 +59,7 @@ def soft_dpo_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("geometric_dpo", aliases=["gdpo"])
+@register_loss("geometric_dpo", family="data", aliases=["gdpo"])
 def geometric_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -69,6 +72,8 @@ def geometric_dpo_loss(
     r"""Geometric DPO: the surer the preference, the steeper the loss; none for a coin toss.
 
     Source: Furuta et al. 2024, arXiv:2409.06691 (GDPO). Departures from it: none.
+    Use it when: each pair has a probability, and unsure pairs should count less.
+    Not when: margins should stop at what the probability says: that is ``soft_dpo``.
 
     .. math::
         \ell = -\log \sigma\bigl((2 p - 1) \, \beta (\rho_c - \rho_r)\bigr),

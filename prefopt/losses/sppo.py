@@ -4,6 +4,11 @@ Source: Wu et al. 2024, arXiv:2405.00675 (SPPO). Departures from it: the two com
 stand for the paper's several samples per prompt, each with its win rate P against the policy. Where
 the data hold no win rates these are p and 1 - p of the preference probability, or else 1 and 0, the
 "hard" loss.
+Use it when: pairs are sampled from the policy and judged, round after round.
+Not when: beta is left at the 0.1 of other losses: the paper takes 0.001.
+Differs from: TRL and Liger (``sppo_hard``) sum over the two completions: twice this loss, or
+``reduction="sum"``. The authors' code takes the mean, as here.
+Differs from: TRL leaves beta at 0.1; the paper's is 0.001.
 
 .. math::
     \ell = \frac{1}{n} \Bigl[ \bigl(\rho_c - \tfrac{P_c - 1/2}{\beta}\bigr)^2
@@ -22,7 +27,7 @@ from prefopt.losses.common import check_choice, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("sppo", aliases=["sppo_hard"], published={"beta": (0.001, 0.001)})
+@register_loss("sppo", family="anchored", aliases=["sppo_hard"], published={"beta": (0.001, 0.001)})
 def sppo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -3,6 +3,8 @@ r"""Squared log-ratio: a penalty that keeps preferred completions as likely as t
 Source: the estimator k2 of Schulman's note on approximating KL divergence,
 joschu.net/blog/kl-approx.html. Departures from it: the completions come from the data, not from the
 policy, so its mean is no KL divergence.
+Use it when: the policy should stay near the reference on preferred completions.
+Not when: completions are long and the weight is large: it grows with the square of the sum.
 
 .. math::
     \ell = \frac{1}{2} \rho_c^2,
@@ -19,7 +21,7 @@ from torch import Tensor
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("squared_log_ratio")
+@register_loss("squared_log_ratio", family="term")
 def squared_log_ratio_loss(chosen_logps: Tensor, ref_chosen_logps: Tensor) -> LossOutput:
     """Return half the squared log-ratio of each preferred completion, unreduced.
 

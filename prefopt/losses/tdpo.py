@@ -2,6 +2,8 @@ r"""TDPO: DPO with a KL divergence at every token, so that the rejected completi
 
 Source: Zeng et al. 2024, arXiv:2404.11999 (TDPO2; TDPO1 is ``alpha=1.0, stop_gradient=False``).
 Departures from it: none.
+Use it when: the policy drifts, and its divergence at each token should be held.
+Not when: no live reference fits in memory: cached log-probs do not suffice.
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \bigl[\rho_c - \rho_r
@@ -22,7 +24,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("tdpo", aliases=["tdpo2"])
+@register_loss("tdpo", family="anchored", aliases=["tdpo2"])
 def tdpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

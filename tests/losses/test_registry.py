@@ -237,3 +237,33 @@ def test_entry_points_are_loaded_once(plug_in, monkeypatch):
     list_losses()
     monkeypatch.setattr(registry, "entry_points", lambda group: pytest.fail("looked up again"))
     assert get_loss("theirs").name == "theirs"
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_the_guide_lines_of_a_docstring_are_read():
+    def advised_loss(chosen_logps, rejected_logps):
+        """Sum: of two.
+
+        Source: arXiv:1234.56789. Departures from it: none.
+        Use it when: it is
+        the best. Not when: it is not.
+        Differs from: TRL adds one.
+        Differs from: Liger adds two: 1 and 1.
+
+        Use it when nothing else helps.
+        """
+        return LossOutput(chosen_logps + rejected_logps)
+
+    register_loss("advised", family="sums")(advised_loss)
+    loss = get_loss("advised")
+    assert (loss.family, loss.source, loss.departures) == ("sums", "arXiv:1234.56789", "none")
+    assert (loss.use_when, loss.not_when) == ("it is the best", "it is not")
+    assert loss.differs_from == ("TRL adds one", "Liger adds two: 1 and 1")
+
+
+def test_what_a_docstring_does_not_say_is_empty():
+    def scratch_loss(chosen_logps, rejected_logps):
+        return None
+
+    loss = Loss("silent", scratch_loss)
+    assert (loss.family, loss.use_when, loss.not_when, loss.differs_from) == ("", "", "", ())
