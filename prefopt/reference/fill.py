@@ -19,7 +19,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
 from prefopt.data.prepared import KEY_BYTES, completion_keys, read_examples
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.heap import heap_kept
+from prefopt.engine.cpu import heap_kept
 from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores, layout_tensors
 from prefopt.reference.live import LiveReference

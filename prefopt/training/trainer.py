@@ -35,8 +35,7 @@ from prefopt.data.sampling import MixedLabels, unpaired_labels
 from prefopt.engine import Scorer
 from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
-from prefopt.engine.denormals import denormals_flushed
-from prefopt.engine.heap import heap_kept
+from prefopt.engine.cpu import denormals_flushed, heap_kept
 from prefopt.engine.moe import RouterLoss
 from prefopt.engine.score import Scores
 from prefopt.engine.token_statistics import TOKEN_METRICS

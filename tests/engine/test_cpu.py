@@ -1,4 +1,4 @@
-"""Memory stays with the process within, and goes back to the kernel afterwards."""
+"""Denormals are zero and freed memory stays in the process while a CPU trains, not afterwards."""
 
 import os
 import resource
@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from prefopt.engine.cpu import denormals_flushed, heap_kept
 
 # In a process of its own: what earlier tests did to the heap would show.
 MEASURED = """
 import resource
 import torch
-from prefopt.engine.heap import heap_kept
+from prefopt.engine.cpu import heap_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -54,8 +57,35 @@ def test_freed_memory_is_used_again_within_and_given_back_afterwards():
     assert end < small + 50
 
 
-def test_an_error_within_passes():
-    from prefopt.engine.heap import heap_kept
-
+def test_an_error_within_the_kept_heap_passes():
     with pytest.raises(RuntimeError, match="stop"), heap_kept():
         raise RuntimeError("stop")
+
+
+def nonzero_products():
+    """Return how many of a million products of small numbers are not 0, by all threads."""
+    small = torch.full((1000, 1000), 1e-20)
+    return int(torch.count_nonzero(small @ small))
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert nonzero_products() == 1_000_000  # the pool has started, and knows denormals
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_all_threads_flush_within_and_none_afterwards(two_threads):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    with denormals_flushed():
+        assert nonzero_products() == 0
+    assert nonzero_products() == 1_000_000
+
+
+def test_an_error_within_brings_denormals_back(two_threads):
+    with pytest.raises(RuntimeError, match="stop"), denormals_flushed():
+        raise RuntimeError("stop")
+    assert nonzero_products() == 1_000_000
