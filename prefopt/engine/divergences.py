@@ -11,7 +11,7 @@ outlives its chunk.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from prefopt.engine.linear_head import (
     HeadGradients,
     LinearHead,
-    at_least_float32,
-    computing_dtype,
     is_bare_linear,
     rows_within,
 )
 from prefopt.engine.logprobs import CHUNK_BYTES, LMHead
-from prefopt.engine.weight_sharing import twin_of
+from prefopt.engine.precision import at_least_float32, computing_dtype
+from prefopt.engine.weight_sharing import copy_sharing_weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Predictions:
         """
         device = hidden.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        frozen = LMHead(twin_of(head.module), head.scale, head.softcap)
+        frozen = replace(head, module=copy_sharing_weights(head.module))
         return cls(hidden.detach(), frozen, autocast)
 
     def reader(self) -> Callable[[slice], Tensor]:

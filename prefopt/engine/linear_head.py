@@ -7,10 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or in its own dtype where that is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+from prefopt.engine.precision import at_least_float32
 
 
 def is_bare_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -24,12 +21,6 @@ def is_bare_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
         and not hasattr(module.weight, "ds_id")
         and type(module.weight) is nn.Parameter
     )
-
-
-def computing_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype of a matrix product with hidden states: autocast's, or their own."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def rows_within(size: int, vocabulary: int) -> int:

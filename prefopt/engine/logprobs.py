@@ -15,11 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from prefopt.engine.linear_head import (
     HeadGradients,
     LinearHead,
-    at_least_float32,
-    computing_dtype,
     is_bare_linear,
     rows_within,
 )
+from prefopt.engine.precision import at_least_float32, computing_dtype
 from prefopt.engine.token_statistics import StatisticsCollector
 
 # Logits of one chunk, in bytes: large enough for full speed of the matrix product, small beside any

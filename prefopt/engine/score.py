@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from prefopt.engine import attention
 from prefopt.engine.divergences import Predictions, divergences
 from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
-from prefopt.engine.linear_head import at_least_float32
 from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.memory.last_layer import last_mlp, only_at
-from prefopt.engine.memory.recompute import LeanLayers
+from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.moe import RouterLoss
+from prefopt.engine.precision import at_least_float32, computing_dtype
 from prefopt.engine.probe import (
     causal_lm_of,
     close,
@@ -197,7 +197,7 @@ class Scorer:
         self._causal_lm = causal_lm_of(model)
         self._backbone = self._causal_lm.base_model
         self._head: LMHead | None = LMHead.of(self._causal_lm)
-        self._lean = LeanLayers(self._backbone)
+        self._recomputing = RecomputingLayers(self._backbone)
         own = self._causal_lm.config._attn_implementation
         self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.layout: LayoutName = "padded"
@@ -253,7 +253,7 @@ class Scorer:
         wanted = _Wanted(router_loss, collector, divergence_from, keep_predictions)
 
         def forward() -> _Predicted:
-            with context(), self._lean.active():
+            with context(), self._recomputing.active():
                 return self._predicted(batch, wanted)
 
         predicted = _through(wrapped, self.model, forward, batch["input_ids"])
@@ -442,9 +442,7 @@ class Scorer:
         device = self._causal_lm.device
         with context():
             # Norms and rotary embeddings decide between two dtypes at most: the model's, autocast's
-            dtype = attention.computing_dtype(
-                torch.empty(0, dtype=self._causal_lm.dtype).to(device)
-            )
+            dtype = computing_dtype(torch.empty(0, dtype=self._causal_lm.dtype).to(device))
             self.backend = attention.choose_backend(
                 request,
                 layers=self._layers_seen,

@@ -1,4 +1,4 @@
-"""A second module around the same weights, which sees nothing of what happens to the first."""
+"""Copies of a module around the same weights."""
 
 import copy
 from typing import Any, TypeVar
@@ -8,36 +8,37 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def twin_of(module: M, copied: bool = False) -> M:
-    """Return a module like another as it is now, around the same weights, without gradients.
+def copy_sharing_weights(module: M, copy_trained: bool = False) -> M:
+    """Return a copy of a module around the same weights, without gradients.
 
-    It costs its modules and no memory worth counting. Adapters, modes and gradients of the one are
-    not those of the other; nor are weights that are swapped for others.
+    The copy has modules of its own, which take no memory worth counting. Adapters, modes and
+    gradients of the original do not reach it; nor do weights that replace others there.
 
     Args:
-        module: Of which all weights are in this process.
-        copied: Whether weights that are trained are copied, so that the twin stays as it is.
+        module: All its weights must be in this process.
+        copy_trained: Whether weights that require gradients are copied too, so that training the
+            original leaves the copy as it is.
     """
-    return copy.deepcopy(module, _shared(module, copied))
+    return copy.deepcopy(module, _not_copied(module, copy_trained))
 
 
-def _shared(module: nn.Module, copied: bool) -> dict[int, Any]:
-    """Return what a deep copy of a module need not copy, by ``id``, as ``copy.deepcopy`` wants."""
-    shared: dict[int, Any] = {}
+def _not_copied(module: nn.Module, copy_trained: bool) -> dict[int, Any]:
+    """Return what stands for each weight, by ``id``: the memo that ``copy.deepcopy`` takes."""
+    memo: dict[int, Any] = {}
     for parameter in module.parameters():
-        twin: Any = parameter
+        shared: Any = parameter
         if parameter.requires_grad or type(parameter) is nn.Parameter:
-            # A parameter of its own, so that freezing the twin leaves the gradient to the other.
+            # A parameter of its own: freezing the copy must not freeze the original.
             data = parameter.detach()
-            data = data.clone() if copied and parameter.requires_grad else data
-            twin = nn.Parameter(data, requires_grad=False)
-        shared[id(parameter)] = twin
-        for value in vars(parameter).values():  # how quantised weights are read
-            if not isinstance(value, nn.Module):  # some know in which module they are
-                shared[id(value)] = value
-    shared |= {id(buffer): buffer for buffer in module.buffers()}
+            data = data.clone() if copy_trained and parameter.requires_grad else data
+            shared = nn.Parameter(data, requires_grad=False)
+        memo[id(parameter)] = shared
+        for value in vars(parameter).values():  # the state that reads quantised weights
+            if not isinstance(value, nn.Module):  # some refer to the module they belong to
+                memo[id(value)] = value
+    memo |= {id(buffer): buffer for buffer in module.buffers()}
     for part in module.modules():
         for value in vars(part).values():
             if type(value).__name__ == "MatmulLtState":  # 8-bit weights of bitsandbytes
-                shared[id(value)] = value
-    return shared
+                memo[id(value)] = value
+    return memo

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prefopt.engine.weight_sharing import twin_of
+from prefopt.engine.weight_sharing import copy_sharing_weights
 
 # The file that makes a folder an adapter.
 _CONFIG_FILE = "adapter_config.json"
@@ -40,21 +40,24 @@ def trains_only_adapters(model: Any) -> bool:
         for parameter in model.parameters()
         if parameter.requires_grad and parameter.numel()
     }
-    return trained.isdisjoint(weight.data_ptr() for weight in bare_twin(model).parameters())
+    return trained.isdisjoint(
+        weight.data_ptr() for weight in copy_without_adapters(model).parameters()
+    )
 
 
-def bare_twin(model: Any, copied: bool = False) -> Any:
-    """Return a model like the base of another, without adapters, around the same weights.
+def copy_without_adapters(model: Any, copy_trained: bool = False) -> Any:
+    """Return a copy of a model's base, without adapters, around the same weights.
 
     Args:
         model: A ``PreTrainedModel`` or ``PeftModel``, not sharded.
-        copied: Whether weights that are trained are copied, so that the twin stays as it is.
+        copy_trained: Whether weights that are trained are copied, so that the copy stays as it is.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    twin = twin_of(base, copied)
-    _strip(twin)
-    vars(twin).pop("peft_config", None)
-    return twin
+    base = copy_sharing_weights(
+        model.get_base_model() if hasattr(model, "get_base_model") else model, copy_trained
+    )
+    _strip(base)
+    vars(base).pop("peft_config", None)
+    return base
 
 
 def _strip(module: nn.Module) -> None:

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prefopt.engine import Scorer
-from prefopt.reference.adapters import bare_twin, is_sharded, named_weights, with_adapter
+from prefopt.reference.adapters import (
+    copy_without_adapters,
+    is_sharded,
+    named_weights,
+    with_adapter,
+)
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.live import (
     AdapterOff,
@@ -200,8 +205,8 @@ class NamedAdapter:
         self._scorer_of = scorer_of
         self._fingerprint = _fingerprint(self._attached(), autocast)
 
-    def _attached(self, copied: bool = False) -> Any:
-        return with_adapter(bare_twin(self._policy, copied), self._path)
+    def _attached(self, copy_trained: bool = False) -> Any:
+        return with_adapter(copy_without_adapters(self._policy, copy_trained), self._path)
 
     def fingerprint(self) -> Fingerprint | None:
         """See ``Source``."""
@@ -218,15 +223,15 @@ class NamedAdapter:
 
     def keep(self) -> LiveReference:
         """See ``Source``; what of the base is trained is copied."""
-        return ReferenceModel(self._scorer_of(self._model(copied=True)), self.description)
+        return ReferenceModel(self._scorer_of(self._model(copy_trained=True)), self.description)
 
-    def _model(self, copied: bool = False) -> Any:
+    def _model(self, copy_trained: bool = False) -> Any:
         assert self._fingerprint is not None  # not sharded
-        model = self._attached(copied)
+        model = self._attached(copy_trained)
         if _is(model, self._fingerprint, self._autocast):
             return model
         if self._reload is not None:
-            model = with_adapter(bare_twin(self._reload()), self._path)
+            model = with_adapter(copy_without_adapters(self._reload()), self._path)
             if _is(model, self._fingerprint, self._autocast):
                 return model
         raise ValueError(

@@ -14,9 +14,9 @@ from tests.engine.trees import (
     assert_equal_gradients,
     batch_of,
     gradients,
-    keep_what_autograd_keeps,
     plain_logps,
     trees,
+    without_recomputation,
 )
 from tests.models import tiny_model
 
@@ -54,7 +54,7 @@ def test_per_token_logps_sum_to_logps():
 
 
 def test_gradient_checkpointing_changes_nothing(monkeypatch):
-    keep_what_autograd_keeps(monkeypatch)  # as checkpointed layers do: that is tested elsewhere
+    without_recomputation(monkeypatch)  # so that both runs compute alike
     model = tiny_model("llama").train()
     scorer = Scorer(model)
     batch = batch_of(trees(), "shared_prefix")

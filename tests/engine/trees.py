@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefopt.engine import build_layout
 from prefopt.engine.layout import Example
-from prefopt.engine.memory.recompute import LeanLayers
+from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.score import layout_tensors
 from tests.models import VOCABULARY
 
@@ -50,9 +50,9 @@ def batch_of(examples: list[Example], layout: Any) -> dict[str, Any]:
     return layout_tensors(build_layout(examples, layout))
 
 
-def keep_what_autograd_keeps(monkeypatch: Any) -> None:
-    """Let norms and MLPs compute as the model itself does, from now on."""
-    monkeypatch.setattr(LeanLayers, "active", lambda self: nullcontext())
+def without_recomputation(monkeypatch: Any) -> None:
+    """Leave norms and MLPs their own forward passes, from now on."""
+    monkeypatch.setattr(RecomputingLayers, "active", lambda self: nullcontext())
 
 
 def gradients(model: Any, scores: Tensor) -> dict[str, Tensor]:

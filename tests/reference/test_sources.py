@@ -161,10 +161,10 @@ def test_an_adapter_on_a_4_bit_base_copies_no_weights(batch, tmp_path):
     reference, scorer = named(saved, policy).load()
     torch.testing.assert_close(reference.score(batch).per_token_logps, wanted)
     mine = dict(policy.get_base_model().model.layers[0].mlp.named_modules())["up_proj"]
-    twin = scorer.model.get_base_model().model.layers[0].mlp.up_proj
-    assert twin is not mine
-    assert twin.weight.data_ptr() == mine.weight.data_ptr()
-    assert twin.weight.quant_state is mine.weight.quant_state
+    shared = scorer.model.get_base_model().model.layers[0].mlp.up_proj
+    assert shared is not mine
+    assert shared.weight.data_ptr() == mine.weight.data_ptr()
+    assert shared.weight.quant_state is mine.weight.quant_state
 
 
 def test_nothing_of_it_stays_in_memory(saved, batch):

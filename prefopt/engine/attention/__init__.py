@@ -8,7 +8,7 @@ from prefopt.engine.attention.backends import (
     drops_weights,
 )
 from prefopt.engine.attention.flex import attend_flex
-from prefopt.engine.attention.interface import NAME, computing_dtype, planned_forward
+from prefopt.engine.attention.interface import NAME, planned_forward
 from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts, Memory
 from prefopt.engine.attention.probe import kernel_problem
 from prefopt.engine.attention.segments import attend_by_segments
@@ -27,7 +27,6 @@ __all__ = [
     "attend_varlen",
     "check_request",
     "choose_backend",
-    "computing_dtype",
     "drops_weights",
     "kernel_problem",
     "planned_forward",

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts
+from prefopt.engine.precision import computing_dtype
 
 NAME = "prefopt"
 
@@ -66,18 +66,6 @@ def prefopt_attention(
     query = query.to(dtype)
     output = prefopt_plan.attend(query, key, value, prefopt_plan, options)
     return output.transpose(1, 2), None
-
-
-def computing_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype attention computes in: autocast's, where it is on.
-
-    Backends call kernels that autocast does not know, with queries and keys that a rotary embedding
-    in float32 has widened.
-    """
-    kind = tensor.device.type
-    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return tensor.dtype
 
 
 def _plain(

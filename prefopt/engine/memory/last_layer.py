@@ -1,8 +1,8 @@
-"""Spare the last layer's MLP the tokens that predict nothing.
+"""Compute the last layer's MLP only for tokens that predict something.
 
-Of a prompt the last layer needs keys and values; what it makes of its tokens beyond that is never
-looked at, but for the last one. On Anthropic's HH three tokens in five are such, and the MLP of the
-last of 8 layers is a twelfth of the work.
+Of the tokens of a prompt the last layer's keys and values are needed, and the output of the last
+token alone. On Anthropic's HH three tokens in five predict nothing, and the MLP of the last of 8
+layers is a twelfth of the work.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from prefopt.engine.memory.recompute import compiled_or_checkpointed
 
 
 def last_mlp(backbone: nn.Module) -> nn.Module | None:
-    """Return the MLP of a transformer's last layer, if it is known to treat tokens one by one.
+    """Return the MLP of a transformer's last layer, if it maps each token by itself.
 
     Args:
         backbone: A decoder; its layers are a list called ``layers`` or ``h``.
 
     Returns:
         None for anything else: mixtures of experts (whose routers count the tokens they see),
-        models of several towers, layers without an ``mlp``, one that eats more than hidden states.
+        models of several towers, layers without an ``mlp``, one that takes more than hidden states.
     """
     layers = getattr(backbone, "layers", getattr(backbone, "h", None))
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
@@ -36,17 +36,17 @@ def last_mlp(backbone: nn.Module) -> nn.Module | None:
         return None
     if len(signature(type(mlp).forward).parameters) != 2:  # Bloom's adds the residual itself
         return None
-    # No hook waits for a layer that is computed again in the backward pass.
+    # A layer that runs again in the backward pass would run without the hooks.
     return None if compiled_or_checkpointed(backbone) else mlp
 
 
 @contextmanager
 def only_at(mlp: nn.Module | None, positions: Tensor) -> Iterator[None]:
-    """Within it, a module computes some tokens only and returns zeros for the others.
+    """Until the context ends, a module computes some tokens only and returns zeros for the others.
 
     Args:
         mlp: Maps hidden states (R, T, D) to such, token by token; None for no module.
-        positions: The tokens that matter, among R * T, in ascending order; (P,).
+        positions: The tokens to compute, among R * T, in ascending order; (P,).
     """
     if mlp is None:
         yield

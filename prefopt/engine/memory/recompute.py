@@ -1,10 +1,10 @@
-"""Norms and gated MLPs that keep less of the forward pass for the backward pass.
+"""Norms and gated MLPs whose backward pass recomputes intermediates instead of storing them.
 
-Left to autograd, an RMSNorm keeps its input and the normed input, and a gated MLP keeps gate, up,
-the activated gate, and their product: of what a layer of SmolLM2-135M's shape keeps, two fifths can
-be worked out again from the rest by a pass over it, without a matrix product. Here a norm keeps its
-input, and an MLP keeps gate and up. Their forward passes give the same numbers to the last bit, and
-a module is taken only after one of its class has been seen to.
+Autograd stores an RMSNorm's input and the normalised input, and a gated MLP's gate, up, activated
+gate, and their product. Two fifths of what a layer of SmolLM2-135M's shape stores can be recomputed
+from the rest elementwise, without a matrix product. Here a norm stores its input and one scale per
+token, and an MLP stores gate and up. The forward passes give the same numbers to the last bit: each
+class of module is probed for that before its forward pass is replaced.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +19,19 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn import functional as F
 
-from prefopt.engine.linear_head import computing_dtype, is_bare_linear
+from prefopt.engine.linear_head import is_bare_linear
+from prefopt.engine.precision import computing_dtype
 from prefopt.engine.probe import in_mode
 
 _Forward: TypeAlias = Callable[[Tensor], Tensor]
-# Makes the other forward pass of a module.
+# Makes the recomputing forward pass of a module.
 _Maker: TypeAlias = Callable[[Any], _Forward]
 
 _PROBE_TOKENS = 3
 
 
-class LeanLayers:
-    """The modules of a model that can keep less, and what they compute instead.
+class RecomputingLayers:
+    """The modules of a model that can recompute, each with its recomputing forward pass.
 
     Args:
         backbone: A decoder, before anything wraps it for parallel training.
@@ -38,23 +39,25 @@ class LeanLayers:
 
     def __init__(self, backbone: nn.Module) -> None:
         self._backbone = backbone
-        self._forwards = _lean_forwards(backbone)
+        self._forwards = _recomputing_forwards(backbone)
 
     def __len__(self) -> int:
-        """Return how many modules there are."""
+        """Return how many such modules there are."""
         return len(self._forwards)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within it, these modules keep less for the backward pass of what they compute.
+        """Replace the forward passes of these modules until the context ends.
 
-        Without gradients nothing is kept anyway; and layers that are compiled, or computed again by
-        a checkpoint when this context is long left, stay as they are.
+        Nothing is replaced without gradients, where nothing is stored for a backward pass; nor if
+        layers are compiled, or checkpointed: those run again after this context has ended.
         """
         if not torch.is_grad_enabled() or compiled_or_checkpointed(self._backbone):
             yield
             return
-        changed = [(module, forward) for module, forward in self._forwards if _is_its_own(module)]
+        changed = [
+            (module, forward) for module, forward in self._forwards if _has_own_forward(module)
+        ]
         for module, forward in changed:
             module.forward = forward
         try:
@@ -65,9 +68,9 @@ class LeanLayers:
 
 
 def compiled_or_checkpointed(backbone: nn.Module) -> bool:
-    """Whether a part of a model runs as compiled, or again in the backward pass.
+    """Whether a part of a model is compiled, or runs again in the backward pass.
 
-    What is changed about its modules for one forward pass would not be seen there.
+    Changes made to its modules for the time of one forward pass have no effect there.
     """
     return any(
         vars(module).get("gradient_checkpointing")
@@ -77,34 +80,36 @@ def compiled_or_checkpointed(backbone: nn.Module) -> bool:
     )
 
 
-def _lean_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward]]:
-    """Return the modules that can keep less, each with its other forward pass."""
+def _recomputing_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward]]:
+    """Return the modules that can recompute, each with its recomputing forward pass."""
     found: list[tuple[nn.Module, _Forward]] = []
-    proven: dict[type[nn.Module], _Maker | None] = {}
+    maker_of: dict[type[nn.Module], _Maker | None] = {}
     for module in backbone.modules():
         makers = _makers_for(module)
         if not makers:
             continue
         kind = type(module)
-        if kind not in proven:
-            proven[kind] = next((make for make in makers if _proves(make, module)), None)
-        make = proven[kind]
+        if kind not in maker_of:
+            maker_of[kind] = next((make for make in makers if _probe(make, module)), None)
+        make = maker_of[kind]
         if make is not None:
-            found.append((module, _by_any_name(make(module))))
+            found.append((module, _with_any_keyword(make(module))))
     return found
 
 
 def _makers_for(module: nn.Module) -> Sequence[_Maker]:
-    """Return what may make a module's other forward pass, by what it looks like."""
-    if not _is_its_own(module) or any(hasattr(weight, "ds_id") for weight in module.parameters()):
+    """Return the makers to probe for a module, by its attributes."""
+    if not _has_own_forward(module) or any(
+        hasattr(weight, "ds_id") for weight in module.parameters()
+    ):
         return ()
     makers = _MLPS if _is_gated_mlp(module) else _NORMS if _is_norm(module) else ()
-    # One argument: no gates, no residuals beside it.
+    # One argument: the module takes hidden states, and no gate or residual beside them.
     return makers if makers and len(signature(module.forward).parameters) == 1 else ()
 
 
-def _is_its_own(module: nn.Module) -> bool:
-    """Whether nobody (accelerate's hooks, kernels from the Hub) put a forward on the module."""
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether the forward pass is the class's: accelerate and Hub kernels set it on the module."""
     return "forward" not in vars(module)
 
 
@@ -122,23 +127,23 @@ def _is_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("RMSNorm") and weight is not None and weight.dim() == 1
 
 
-def _proves(make: _Maker, module: nn.Module) -> bool:
-    """Whether the other forward pass of a module gives what its own does, bit by bit."""
+def _probe(make: _Maker, module: nn.Module) -> bool:
+    """Whether a recomputing forward pass gives what the module's own does, bit by bit."""
     try:
-        with in_mode(module, training=True):  # where it has dropout, the other must have it too
+        with in_mode(module, training=True):  # a module with dropout must be found to differ
             return all(
-                _same(_answer(module, hidden), _answer(make(module), hidden))
-                for hidden in _probes_of(module)
+                _equal(_output(module, hidden), _output(make(module), hidden))
+                for hidden in _probe_inputs(module)
             )
-    except Exception:  # any failure means the same: it is not what it looks like
+    except Exception:  # whatever fails, the module computes something else
         return False
 
 
-def _probes_of(module: Any) -> list[Tensor]:
-    """Return hidden states to try a module with."""
+def _probe_inputs(module: Any) -> list[Tensor]:
+    """Return hidden states to probe a module with."""
     if _is_gated_mlp(module):
         width, dtypes = module.gate_proj.in_features, [_dtype_of(module)]
-    else:  # where a norm rounds shows in a dtype less wide than its weights
+    else:  # a narrower dtype than that of the weights shows where a norm rounds
         width, dtypes = len(module.weight), [torch.float32, torch.bfloat16]
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, _PROBE_TOKENS, width, generator=generator)
@@ -147,14 +152,14 @@ def _probes_of(module: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _answer(forward: _Forward, hidden: Tensor) -> Tensor:
-    """Return what a module makes of hidden states, and leave the random numbers as they were."""
+def _output(forward: _Forward, hidden: Tensor) -> Tensor:
+    """Return a module's output, and leave the state of the random numbers as it was."""
     with torch.random.fork_rng([hidden.device] if hidden.is_cuda else []):
         return forward(hidden)
 
 
-def _by_any_name(forward: _Forward) -> _Forward:
-    """Let the one argument of a function be named as anybody likes."""
+def _with_any_keyword(forward: _Forward) -> _Forward:
+    """Accept the one argument of a function under any name."""
 
     def called(*arguments: Tensor, **named: Tensor) -> Tensor:
         return forward(*arguments, *named.values())
@@ -163,12 +168,12 @@ def _by_any_name(forward: _Forward) -> _Forward:
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
-    """Return the dtype that a module computes in; quantised weights do not say it."""
+    """Return the dtype that a module computes in; quantised weights have another."""
     floating = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
     return next(floating, torch.float32)
 
 
-def _same(ours: Tensor, theirs: Tensor) -> bool:
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
     return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
@@ -176,11 +181,11 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 class _Style(NamedTuple):
-    """How a norm's weights meet what it normed; rounding happens at different places.
+    """How a norm applies its weights: classes differ in where they round.
 
     Attributes:
         offset: Added to the weights.
-        apply: Scales normed float32 input by the weights, for input of a dtype.
+        apply: Scales the normalised float32 input by the weights, for input of a dtype.
     """
 
     offset: float
@@ -195,7 +200,7 @@ _STYLES = (
 
 
 class _RMSNorm(torch.autograd.Function):
-    """``x / sqrt(mean(x^2) + eps)``, scaled; keeps x and its scale per token."""
+    """``x / sqrt(mean(x^2) + eps)``, scaled; stores x and its scale per token."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float, style: _Style) -> Tensor:
@@ -217,14 +222,14 @@ class _RMSNorm(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            # The derivative of the norm takes out what is along x.
+            # The derivative of the norm removes the component along x.
             along = (product @ factor / factor.numel()).unsqueeze(-1)
             of_hidden = (gradient * factor).addcmul_(normed, along, value=-1).mul_(inverse)
             of_hidden = of_hidden.to(hidden.dtype)
         return of_hidden, of_weight, None, None
 
 
-def _lean_norm(module: Any, style: _Style) -> _Forward:
+def _recomputing_norm(module: Any, style: _Style) -> _Forward:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
     def forward(hidden: Tensor) -> Tensor:
@@ -238,9 +243,9 @@ def _lean_norm(module: Any, style: _Style) -> _Forward:
 
 
 class _Gated(torch.autograd.Function):
-    """``activation(gate) * up``, and what a linear layer makes of it if its weights are given.
+    """``activation(gate) * up``, mapped by a linear layer if its weights are given.
 
-    Keeps gate and up; (..., I) each. The weights are (D, I).
+    Stores gate and up; (..., I) each. The weights are (D, I).
     """
 
     @staticmethod
@@ -276,7 +281,7 @@ class _Gated(torch.autograd.Function):
         return of_gate, of_up, of_weight, of_bias, None
 
 
-def _lean_mlp(module: Any) -> _Forward:
+def _recomputing_mlp(module: Any) -> _Forward:
     def forward(hidden: Tensor) -> Tensor:
         gate, up = module.gate_proj(hidden), module.up_proj(hidden)
         down = module.down_proj
@@ -285,12 +290,12 @@ def _lean_mlp(module: Any) -> _Forward:
             weight = down.weight.to(gate.dtype)  # as autocast would
             bias = None if down.bias is None else down.bias.to(gate.dtype)
             output = _Gated.apply(gate, up, weight, bias, module.act_fn)  # type: ignore[no-untyped-call] # torch
-        else:  # LoRA, quantised weights: what they keep is theirs
+        else:  # LoRA, quantised weights: their own forward pass, with what it stores
             output = down(_Gated.apply(gate, up, None, None, module.act_fn))  # type: ignore[no-untyped-call] # torch
         return output
 
     return forward
 
 
-_NORMS: Sequence[_Maker] = [partial(_lean_norm, style=style) for style in _STYLES]
-_MLPS: Sequence[_Maker] = [_lean_mlp]
+_NORMS: Sequence[_Maker] = [partial(_recomputing_norm, style=style) for style in _STYLES]
+_MLPS: Sequence[_Maker] = [_recomputing_mlp]

@@ -1,4 +1,4 @@
-"""Norms and MLPs that keep less compute the same, and are taken only where they do."""
+"""Norms and MLPs that recompute give the same numbers, and are replaced only where they do."""
 
 import pytest
 import torch
@@ -9,19 +9,19 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from prefopt.engine import Scorer
-from prefopt.engine.memory import recompute as lean
+from prefopt.engine.memory import recompute
 from tests.engine.trees import (
     assert_equal_gradients,
     batch_of,
     gradients,
-    keep_what_autograd_keeps,
     trees,
+    without_recomputation,
 )
 from tests.models import tiny_model
 
 NORMS = (LlamaRMSNorm, Olmo2RMSNorm, Gemma3RMSNorm)
-# How many norms and MLPs of each tiny model are known.
-KNOWN = {
+# How many norms and MLPs of each tiny model recompute.
+RECOMPUTING = {
     "llama": 7,
     "qwen2": 7,
     "qwen3": 11,
@@ -39,8 +39,8 @@ KNOWN = {
 }
 
 
-def kept_bytes(compute):
-    """Return the bytes of the tensors that a computation keeps for its backward pass."""
+def stored_bytes(compute):
+    """Return the bytes of the tensors that a computation stores for its backward pass."""
     kept = {}
 
     def pack(tensor):
@@ -53,9 +53,9 @@ def kept_bytes(compute):
     return sum(kept.values()), result
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
-def test_what_is_known_of_each_architecture(name):
-    assert len(lean.LeanLayers(tiny_model(name).base_model)) == KNOWN[name]
+@pytest.mark.parametrize("name", sorted(RECOMPUTING))
+def test_number_of_modules_that_recompute_in_each_architecture(name):
+    assert len(recompute.RecomputingLayers(tiny_model(name).base_model)) == RECOMPUTING[name]
 
 
 @pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
@@ -69,10 +69,10 @@ def test_log_probs_to_the_last_bit_and_gradients_are_those_of_the_model_itself(
             weight += 0.05 * torch.randn_like(weight)
     scorer = Scorer(model, layout)
     batch = batch_of(trees(), layout)
-    less, mine = kept_bytes(lambda: scorer.score(batch).logps)
+    less, mine = stored_bytes(lambda: scorer.score(batch).logps)
     my_gradients = gradients(model, mine)
-    keep_what_autograd_keeps(monkeypatch)
-    more, own = kept_bytes(lambda: scorer.score(batch).logps)
+    without_recomputation(monkeypatch)
+    more, own = stored_bytes(lambda: scorer.score(batch).logps)
     own_gradients = gradients(model, own)
     assert torch.equal(mine, own)
     assert_equal_gradients(my_gradients, own_gradients)
@@ -87,14 +87,14 @@ def test_norms_of_each_style_and_dtype(kind, dtype, weights):
     norm = kind(24).to(weights)
     with torch.no_grad():
         norm.weight += 0.3 * torch.randn(24)
-    layers = lean.LeanLayers(norm)
+    layers = recompute.RecomputingLayers(norm)
     assert len(layers) == 1
     hidden = (3 * torch.randn(2, 5, 24)).to(dtype).requires_grad_()
     upstream = torch.randn(2, 5, 24)
     own = norm(hidden)
     expected = torch.autograd.grad((own * upstream).sum(), [hidden, norm.weight])
     with layers.active():
-        less, ours = kept_bytes(lambda: norm(hidden))
+        less, ours = stored_bytes(lambda: norm(hidden))
     found = torch.autograd.grad((ours * upstream).sum(), [hidden, norm.weight])
     assert ours.dtype == own.dtype
     assert torch.equal(ours, own)
@@ -105,13 +105,13 @@ def test_norms_of_each_style_and_dtype(kind, dtype, weights):
         torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
 
 
-@pytest.mark.parametrize("style", lean._STYLES)
+@pytest.mark.parametrize("style", recompute._STYLES)
 def test_gradient_of_norms_is_the_derivative(style):
     # Norms compute in float32 whatever they get, so no gradcheck: the same in double precision.
     torch.manual_seed(1)
     hidden, weight, direction = torch.randn(4, 8), torch.rand(8) + 0.5, torch.randn(4, 8)
     variables = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-    lean._RMSNorm.apply(*variables, 1e-6, style).mul(direction).sum().backward()
+    recompute._RMSNorm.apply(*variables, 1e-6, style).mul(direction).sum().backward()
     exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
     normed = exact[0] * torch.rsqrt(exact[0].pow(2).mean(-1, keepdim=True) + 1e-6)
     (normed * (exact[1] + style.offset) * direction).sum().backward()
@@ -129,15 +129,15 @@ def test_gated_products_by_gradcheck(activation, with_bias):
 
     gate, up, weight, bias = double(2, 3, 6), double(2, 3, 6), double(4, 6), double(4)
     bias = bias if with_bias else None
-    assert torch.autograd.gradcheck(lean._Gated.apply, (gate, up, weight, bias, activation))
-    assert torch.autograd.gradcheck(lean._Gated.apply, (gate, up, None, None, activation))
+    assert torch.autograd.gradcheck(recompute._Gated.apply, (gate, up, weight, bias, activation))
+    assert torch.autograd.gradcheck(recompute._Gated.apply, (gate, up, None, None, activation))
 
 
-def test_an_mlp_keeps_its_input_gate_and_up():
+def test_an_mlp_stores_its_input_gate_and_up():
     mlp = tiny_model("llama").model.layers[0].mlp
     hidden = torch.randn(1, 50, mlp.hidden_size, requires_grad=True)
-    with lean.LeanLayers(mlp).active():
-        kept, _ = kept_bytes(lambda: mlp(hidden))
+    with recompute.RecomputingLayers(mlp).active():
+        kept, _ = stored_bytes(lambda: mlp(hidden))
     weights = sum(weight.nbytes for weight in mlp.parameters())
     assert kept == weights + hidden.nbytes + 2 * 4 * 50 * mlp.intermediate_size
 
@@ -150,7 +150,7 @@ def test_lora_trains_as_without(monkeypatch, targets):
     scorer = Scorer(model)
     batch = batch_of(trees(), scorer.layout)
     mine = gradients(model, scorer.score(batch).logps)
-    keep_what_autograd_keeps(monkeypatch)
+    without_recomputation(monkeypatch)
     own = gradients(model, scorer.score(batch).logps)
     assert_equal_gradients(mine, own)
 
@@ -165,7 +165,7 @@ def test_autocast_gives_the_same_bits(monkeypatch):
 
     mine = scorer.score(batch, context=autocast).logps
     my_gradients = gradients(model, mine)
-    keep_what_autograd_keeps(monkeypatch)
+    without_recomputation(monkeypatch)
     own = scorer.score(batch, context=autocast).logps
     own_gradients = gradients(model, own)
     assert torch.equal(mine, own)
@@ -176,7 +176,7 @@ def test_autocast_gives_the_same_bits(monkeypatch):
 
 def test_the_model_is_as_it_was_afterwards():
     model = tiny_model("llama")
-    layers = lean.LeanLayers(model.base_model)
+    layers = recompute.RecomputingLayers(model.base_model)
     with layers.active():
         assert "forward" in vars(model.model.norm)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -184,16 +184,16 @@ def test_the_model_is_as_it_was_afterwards():
         assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_checkpointed_layers_and_other_peoples_forwards_are_left_alone():
+def test_checkpointed_layers_and_forwards_set_by_others_are_left_alone():
     model = tiny_model("llama")
-    layers = lean.LeanLayers(model.base_model)
+    layers = recompute.RecomputingLayers(model.base_model)
     own = model.model.norm.forward
     model.model.norm.forward = lambda hidden: own(hidden)
     theirs = vars(model.model.norm)["forward"]
     with layers.active():
         assert vars(model.model.norm)["forward"] is theirs
     assert vars(model.model.norm)["forward"] is theirs
-    assert len(lean.LeanLayers(model.base_model)) == KNOWN["llama"] - 1
+    assert len(recompute.RecomputingLayers(model.base_model)) == RECOMPUTING["llama"] - 1
     model.gradient_checkpointing_enable()
     with layers.active():
         assert "forward" not in vars(model.model.layers[0].mlp)
@@ -239,10 +239,10 @@ class DropsOut(GatedMLP):
         nn.RMSNorm(8, elementwise_affine=False),
     ],
 )
-def test_what_only_looks_like_one_is_left_alone(module):
-    assert len(lean.LeanLayers(GatedMLP())) == 1
+def test_a_module_that_computes_something_else_is_left_alone(module):
+    assert len(recompute.RecomputingLayers(GatedMLP())) == 1
     random, training = torch.get_rng_state(), module.training
-    assert len(lean.LeanLayers(module)) == 0
+    assert len(recompute.RecomputingLayers(module)) == 0
     assert torch.equal(torch.get_rng_state(), random)
     assert module.training == training
 
@@ -250,18 +250,18 @@ def test_what_only_looks_like_one_is_left_alone(module):
 def test_the_argument_may_be_named():
     norm = LlamaRMSNorm(8)
     hidden = torch.randn(2, 8)
-    with lean.LeanLayers(norm).active():
+    with recompute.RecomputingLayers(norm).active():
         assert torch.equal(norm(hidden_states=hidden), norm(hidden))
 
 
-def test_lora_with_dropout_is_known_and_drops_the_same(monkeypatch):
+def test_lora_with_dropout_recomputes_and_drops_the_same(monkeypatch):
     config = LoraConfig(r=4, target_modules=["down_proj"], lora_dropout=0.5)
     model = get_peft_model(tiny_model("llama"), config).train()
     scorer = Scorer(model)
     batch = batch_of(trees(), scorer.layout)
-    assert len(lean.LeanLayers(model.base_model.model.model)) == KNOWN["llama"]
+    assert len(recompute.RecomputingLayers(model.base_model.model.model)) == RECOMPUTING["llama"]
     torch.manual_seed(4)
     mine = scorer.score(batch).logps
-    keep_what_autograd_keeps(monkeypatch)
+    without_recomputation(monkeypatch)
     torch.manual_seed(4)
     assert torch.equal(scorer.score(batch).logps, mine)
