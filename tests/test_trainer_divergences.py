@@ -115,7 +115,7 @@ def test_auto_is_live_for_it_and_says_so(tmp_path, capsys):
     trained = run(tmp_path)
     said = capsys.readouterr().err
     assert "the reference is live, as the loss 'tdpo' compares all that it predicts" in said
-    assert "reference: the policy as it was given, computed at each step" in said
+    assert "reference: the initial policy, computed at each step" in said
     assert trained._references.store is None
 
 

@@ -210,7 +210,7 @@ def test_a_base_that_moves_is_no_reference(tmp_path):
     tiny_model("qwen2").save_pretrained(tmp_path / "base")
     options = {"model": str(tmp_path / "base"), "reference_cache_dir": str(tmp_path)}
     biases = trainer(tmp_path, rows, peft_config=lora_config(bias="all"), **options)
-    assert biases._references.source.description == "the policy as it was given"
+    assert biases._references.source.description == "the initial policy"
     plain = trainer(tmp_path, rows, peft_config=lora_config(), **options)
     assert plain._references.source.description == "the policy with its adapter switched off"
     # A fresh adapter changes nothing, so both have one reference, computed once.
@@ -401,7 +401,7 @@ def test_or_it_is_said_what_is_needed(whole, base, tmp_path):
     )
     tiny_model("llama", seed=8).save_pretrained(base)
     digest = run._references.fingerprint.digest[:12]
-    message = rf"trained against the policy as it was given \[{digest}\].*base is not it any more"
+    message = rf"trained against the initial policy \[{digest}\].*base is another model now"
     with pytest.raises(ValueError, match=message):
         resumed.train(resume_from_checkpoint=checkpoint)
     shutil.rmtree(base)

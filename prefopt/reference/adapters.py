@@ -1,7 +1,7 @@
-"""Adapters as part of a reference: what a policy trains, and another adapter around its weights.
+"""Adapters as part of a reference: what a policy trains, and another adapter on its base model.
 
-A second model around the same weights costs its modules and no memory worth counting, and nothing
-that happens to it (other adapters, other modes) is seen by the policy.
+A second model around the same weights takes almost no memory, and what is done to it (other
+adapters, other modes) does not change the policy.
 """
 
 import json
@@ -46,30 +46,31 @@ def trains_only_adapters(model: Any) -> bool:
 
 
 def copy_without_adapters(model: Any, copy_trained: bool = False) -> Any:
-    """Return a copy of a model's base, without adapters, around the same weights.
+    """Return a second model without the adapters of the first, around the same weights.
 
     Args:
-        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded.
-        copy_trained: Whether weights that are trained are copied, so that the copy stays as it is.
+        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded; it stays as it is.
+        copy_trained: Whether weights that are trained are copied, so that training changes only the
+            first model.
     """
-    base = copy_sharing_weights(
-        model.get_base_model() if hasattr(model, "get_base_model") else model, copy_trained
-    )
-    _strip(base)
-    vars(base).pop("peft_config", None)
-    return base
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = copy_sharing_weights(base, copy_trained)
+    _unwrap(bare)
+    vars(bare).pop("peft_config", None)
+    return bare
 
 
-def _strip(module: nn.Module) -> None:
-    """Put back what adapters have wrapped."""
+def _unwrap(module: nn.Module) -> None:
+    """Put the layers that adapters wrap back in the places of the wrappers."""
     for name, child in module.named_children():
         while (inner := _wrapped_by(child)) is not None:
             child = inner
         setattr(module, name, child)
-        _strip(child)
+        _unwrap(child)
 
 
 def _wrapped_by(module: nn.Module) -> nn.Module | None:
+    """Return the layer that a wrapper of peft holds; None if the module is no wrapper."""
     parts = dict(module.named_children())
     return parts.get("original_module") or parts.get("base_layer")
 

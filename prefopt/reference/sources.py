@@ -4,9 +4,11 @@ A source is asked for its fingerprint first, and for a model only if the store l
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 from prefopt.engine import Scorer
 from prefopt.reference.adapters import (
@@ -27,7 +29,7 @@ from prefopt.reference.store.database import Database
 from prefopt.reference.store.files import source_digest
 
 
-class Source(Protocol):
+class Source(ABC):
     """Where reference log-probs come from.
 
     Attributes:
@@ -38,35 +40,46 @@ class Source(Protocol):
     """
 
     description: str
-    moved: bool
-    loaded_from: dict[str, str]
+    moved: bool = False
+    loaded_from: Mapping[str, str] = MappingProxyType({})
+    _fingerprint: Fingerprint | None = None
 
     def fingerprint(self) -> Fingerprint | None:
-        """Return what the reference is; None where its weights are not all in one place."""
+        """Return what the reference is; None where its weights are not all in one process."""
+        return self._fingerprint
 
+    @abstractmethod
     def load(self) -> tuple[LiveReference, Scorer]:
-        """Return the reference, ready to score in the layout of its scorer."""
+        """Return the reference, ready to score in the layout of its scorer.
 
+        Raises:
+            ValueError: If the reference cannot be loaded any more.
+        """
+
+    @abstractmethod
     def keep(self) -> LiveReference:
-        """Return the reference for use at every step, in the layout of the policy's batches."""
+        """Return the reference for use at every step, in the layout of the policy's batches.
 
-    def release(self) -> None:
-        """Give back the memory of what ``load`` got."""
+        Raises:
+            ValueError: If the reference cannot be loaded any more.
+        """
+
+    def release(self) -> None:  # noqa: B027 # most sources hold nothing of their own
+        """Free the memory of what ``load`` returned."""
 
 
-class InitialPolicy:
+class InitialPolicy(Source):
     """The policy as it is when this is made, which is to be trained.
 
     Args:
         scorer: Scores with the policy.
         autocast: The dtype to which computation is cast, or ``"none"``.
-        reload: Loads it again from where it came; None if it came from nowhere.
+        reload: Loads it again from where it was loaded; None if that is not known.
         scorer_of: Returns a scorer of another model.
-        adapter_off: Whether it has an adapter that began as nothing, so that it is its base model.
+        adapter_off: Whether it has a zero-initialised adapter, so that it equals its base model.
     """
 
-    description = "the policy as it was given"
-    moved = False
+    description = "the initial policy"
 
     def __init__(
         self,
@@ -85,55 +98,37 @@ class InitialPolicy:
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off)
         self.loaded_from = {} if self._has_adapter else loaded_from(scorer.model)
 
-    def fingerprint(self) -> Fingerprint | None:
-        """See ``Source``."""
-        return self._fingerprint
-
     def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If the policy has been trained since and cannot be loaded again.
-        """
-        if self._has_not_moved():
-            return ReferenceModel(self._scorer, self.description), self._scorer
-        if self._reload is not None and self._fingerprint is not None:
-            model = self._reload()
-            if _is(model, self._fingerprint, self._autocast):
-                scorer = self._scorer_of(model)
-                return ReferenceModel(scorer, self.description), scorer
-        raise ValueError(
-            "the reference has not scored this data, and it is gone: it was the policy as it was "
-            "given, which has been trained since"
-            + ("" if self._reload is None else " and is no longer where it was loaded from")
-            + "; pass the data as eval_dataset when making the trainer, or use reference='live'"
-            + (
-                ", or name the adapter that it began as by reference='adapter:<folder>'"
-                if self._has_adapter
-                else ""
-            )
-        )
-
-    def _has_not_moved(self) -> bool:
-        if not self.moved:
-            return True
-        known = self._fingerprint is not None and not self._adapter_off
-        return known and _is(self._scorer.model, self._fingerprint, self._autocast)
+        """See ``Source``."""
+        if self._is_unchanged():
+            return _reference_with(self._scorer, self.description)
+        makers = [] if self._reload is None else [self._reload]
+        model = _first_with(self._fingerprint, self._autocast, makers)
+        if model is None:
+            raise ValueError(self._lost())
+        return _reference_with(self._scorer_of(model), self.description)
 
     def keep(self) -> LiveReference:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If the policy has been trained since and cannot be loaded again.
-        """
-        return FrozenCopy(self._scorer) if self._has_not_moved() else self.load()[0]
-
-    def release(self) -> None:
         """See ``Source``."""
+        return FrozenCopy(self._scorer) if self._is_unchanged() else self.load()[0]
+
+    def _is_unchanged(self) -> bool:
+        if not self.moved:
+            return True
+        return not self._adapter_off and _has(self._scorer.model, self._fingerprint, self._autocast)
+
+    def _lost(self) -> str:
+        reloaded = " and is no longer where it was loaded from" if self._reload else ""
+        adapter = ", or name its initial adapter by reference='adapter:<folder>'"
+        return (
+            "the reference has not scored this data, and it is gone: it was the initial policy, "
+            f"which has been trained since{reloaded}; pass the data as eval_dataset when making "
+            f"the trainer, or use reference='live'{adapter if self._has_adapter else ''}"
+        )
 
 
-class BaseModel:
-    """The model under the policy's adapter, which began as nothing and alone is trained.
+class BaseModel(Source):
+    """The model under the policy's adapter, which is zero-initialised and alone is trained.
 
     Args:
         scorer: Scores with the policy, a peft model.
@@ -141,30 +136,22 @@ class BaseModel:
     """
 
     description = AdapterOff.description
-    moved = False
 
     def __init__(self, scorer: Scorer, autocast: str) -> None:
         self._scorer = scorer
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off=True)
         self.loaded_from = loaded_from(scorer.model)
 
-    def fingerprint(self) -> Fingerprint | None:
-        """See ``Source``."""
-        return self._fingerprint
-
     def load(self) -> tuple[LiveReference, Scorer]:
         """See ``Source``."""
-        return AdapterOff(self._scorer), self._scorer
+        return self.keep(), self._scorer
 
     def keep(self) -> LiveReference:
         """See ``Source``."""
         return AdapterOff(self._scorer)
 
-    def release(self) -> None:
-        """See ``Source``."""
 
-
-class NamedAdapter:
+class NamedAdapter(Source):
     """A saved adapter on the policy's base model.
 
     The policy, its own adapters, their modes and what of it is trained stay as they are.
@@ -173,15 +160,13 @@ class NamedAdapter:
         path: Folder or id of the adapter.
         scorer: Scores with the policy.
         autocast: The dtype to which computation is cast, or ``"none"``.
-        reload: Loads the base model again from where it came; None if it came from nowhere.
+        reload: Loads the base model again from where it was loaded; None if that is not known.
         scorer_of: Returns a scorer of another model.
 
     Raises:
         ValueError: If there is no adapter, it does not fit, or the weights of the policy are not
             all in this process.
     """
-
-    moved = False
 
     def __init__(
         self,
@@ -203,48 +188,40 @@ class NamedAdapter:
         self._autocast = autocast
         self._reload = reload
         self._scorer_of = scorer_of
-        self._fingerprint = _fingerprint(self._attached(), autocast)
-
-    def _attached(self, copy_trained: bool = False) -> Any:
-        return with_adapter(copy_without_adapters(self._policy, copy_trained), self._path)
-
-    def fingerprint(self) -> Fingerprint | None:
-        """See ``Source``."""
-        return self._fingerprint
+        self._fingerprint = _fingerprint(self._attached(self._policy), autocast)
 
     def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If the base model has been trained since, or the adapter has changed.
-        """
-        scorer = self._scorer_of(self._model())
-        return ReferenceModel(scorer, self.description), scorer
+        """See ``Source``; each call makes a model of its own."""
+        return self._loaded(copy_trained=False)
 
     def keep(self) -> LiveReference:
         """See ``Source``; what of the base is trained is copied."""
-        return ReferenceModel(self._scorer_of(self._model(copy_trained=True)), self.description)
+        return self._loaded(copy_trained=True)[0]
 
-    def _model(self, copy_trained: bool = False) -> Any:
-        assert self._fingerprint is not None  # not sharded
-        model = self._attached(copy_trained)
-        if _is(model, self._fingerprint, self._autocast):
-            return model
-        if self._reload is not None:
-            model = with_adapter(copy_without_adapters(self._reload()), self._path)
-            if _is(model, self._fingerprint, self._autocast):
-                return model
-        raise ValueError(
-            f"the reference has not scored this data, and it is gone: {self.description} is not "
-            "what it was; pass the data as eval_dataset when making the trainer, or use "
-            "reference='live'"
-        )
+    def _loaded(self, copy_trained: bool) -> tuple[LiveReference, Scorer]:
+        """Return the adapter on the policy's base, or on that base loaded again.
 
-    def release(self) -> None:
-        """See ``Source``: each ``load`` makes a model of its own, which nobody keeps."""
+        Args:
+            copy_trained: Whether weights that the policy trains are copied.
+        """
+        reload = self._reload
+        makers = [lambda: self._attached(self._policy, copy_trained)]
+        if reload is not None:
+            makers.append(lambda: self._attached(reload()))
+        model = _first_with(self._fingerprint, self._autocast, makers)
+        if model is None:
+            raise ValueError(
+                f"the reference has not scored this data, and it is gone: {self.description} is "
+                "not what it was; pass the data as eval_dataset when making the trainer, or use "
+                "reference='live'"
+            )
+        return _reference_with(self._scorer_of(model), self.description)
+
+    def _attached(self, model: Any, copy_trained: bool = False) -> Any:
+        return with_adapter(copy_without_adapters(model, copy_trained), self._path)
 
 
-class OtherModel:
+class OtherModel(Source):
     """A model beside the policy.
 
     Args:
@@ -258,7 +235,6 @@ class OtherModel:
     """
 
     description = "the given ref_model"
-    moved = False
 
     def __init__(
         self,
@@ -270,101 +246,80 @@ class OtherModel:
         matched: Callable[[Scorer], Scorer],
         database: Database | None,
     ) -> None:
-        self._by_name = isinstance(model, str)
-        self.loaded_from = (
-            {"name_or_path": _absolute(model)} if self._by_name else loaded_from(model)
-        )
-        self._name = model if self._by_name else self.loaded_from.get("name_or_path", "")
-        self._given = None if self._by_name else model
-        self._given_once = (lambda: None) if self._by_name else weakref.ref(model)
+        by_name = isinstance(model, str)
+        self.loaded_from = {"name_or_path": _absolute(model)} if by_name else loaded_from(model)
+        self._name = model if by_name else self.loaded_from.get("name_or_path", "")
+        # A given model is held until it has scored, and used again while its owner holds it.
+        self._given = None if by_name else model
+        self._given_weakly = None if by_name else weakref.ref(model)
         self._load = load
         self._options = dict(options) | {"autocast": autocast}
         self._autocast = autocast
         self._scorer_of = scorer_of
         self._matched = matched
         self._database = database
-        self._fingerprint: Fingerprint | None = None
-        self._ready: Any = None
+        self._model: Any = None
         self._scorer: Scorer | None = None
 
     def fingerprint(self) -> Fingerprint | None:
         """See ``Source``; a model by name that was loaded before is not loaded for it."""
-        if self._fingerprint is None:
-            self._fingerprint = self._known()
-        if self._fingerprint is None:
-            self._model()
-            self._remember()
+        if self._fingerprint is None and self._given_weakly is None and self._database is not None:
+            self._fingerprint = self._fingerprint_by_name(self._database)
+        elif self._fingerprint is None:
+            self._ready_model()
         return self._fingerprint
 
-    def _source(self) -> str | None:
-        if not self._by_name or self._database is None:
-            return None
-        return source_digest(self._name, self._options, self._database)
+    def _fingerprint_by_name(self, database: Database) -> Fingerprint | None:
+        source = source_digest(self._name, self._options, database)
+        known = None if source is None else database.loaded(source)
+        if known is not None:
+            return Fingerprint(*known)
+        self._ready_model()
+        if source is not None and self._fingerprint is not None:
+            database.remember_loaded(source, *self._fingerprint)
+        return self._fingerprint
 
-    def _known(self) -> Fingerprint | None:
-        source = self._source()
-        if source is None or self._database is None:
-            return None
-        known = self._database.loaded(source)
-        return None if known is None else Fingerprint(*known)
-
-    def _remember(self) -> None:
-        source = self._source()
-        if source is None or self._database is None or self._fingerprint is None:
-            return
-        self._database.remember_loaded(source, *self._fingerprint)
-
-    def _model(self) -> Any:
+    def _ready_model(self) -> Any:
         """Return the model, loaded if need be; it must be what it was the first time."""
-        if self._ready is not None:
-            return self._ready
-        given = self._given_once()
-        if given is None and not self._name:
-            raise ValueError(
-                "the reference has not scored this data, and it is gone: ref_model was dropped "
-                "after it had scored the data that the trainer was made with; keep it in a "
-                "variable, or pass its id or path"
-            )
-        model = self._load(self._name if given is None else given)
-        if self._fingerprint is None:
-            self._fingerprint = _fingerprint(model, self._autocast)
-        elif not is_sharded(model) and not _is(model, self._fingerprint, self._autocast):
-            raise ValueError(
-                "ref_model is not what it was when the trainer was made: "
-                + (f"{self._name} has changed" if given is None else "it has been trained")
-            )
-        self._ready = model
-        return model
+        if self._model is None:
+            given = None if self._given_weakly is None else self._given_weakly()
+            if given is None and not self._name:
+                raise ValueError(
+                    "the reference has not scored this data, and it is gone: ref_model was dropped "
+                    "after it had scored the data that the trainer was made with; keep it in a "
+                    "variable, or pass its id or path"
+                )
+            model = self._load(self._name if given is None else given)
+            if self._fingerprint is None:
+                self._fingerprint = _fingerprint(model, self._autocast)
+            elif not is_sharded(model) and not _has(model, self._fingerprint, self._autocast):
+                change = f"{self._name} has changed" if given is None else "it has been trained"
+                raise ValueError(
+                    f"ref_model is not what it was when the trainer was made: {change}"
+                )
+            self._model = model
+        return self._model
 
-    def _loaded(self) -> Scorer:
+    def _ready_scorer(self) -> Scorer:
         if self._scorer is None:
-            self._scorer = self._scorer_of(self._model())
+            self._scorer = self._scorer_of(self._ready_model())
         return self._scorer
 
     def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If the model is gone or has changed since it was first seen.
-        """
-        scorer = self._loaded()
-        return ReferenceModel(scorer, self.description), scorer
+        """See ``Source``."""
+        return _reference_with(self._ready_scorer(), self.description)
 
     def keep(self) -> LiveReference:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If the model is gone or has changed since it was first seen.
-        """
-        return ReferenceModel(self._matched(self._loaded()), self.description)
+        """See ``Source``."""
+        return ReferenceModel(self._matched(self._ready_scorer()), self.description)
 
     def release(self) -> None:
         """See ``Source``: a model that was loaded is dropped, one that was given is the user's."""
-        self._scorer = self._ready = self._given = None
+        self._scorer = self._model = self._given = None
 
 
-class MovingPolicy:
-    """A copy of the policy that follows it in training (TR-DPO); nothing of it can be kept.
+class MovingPolicy(Source):
+    """A copy of the policy that follows it in training (TR-DPO); it has no fingerprint.
 
     Args:
         scorer: Scores with the policy.
@@ -376,17 +331,12 @@ class MovingPolicy:
     """
 
     description = MovingCopy.description
-    moved = False
 
     def __init__(self, scorer: Scorer, start: Callable[[], Any] | None = None) -> None:
         if is_sharded(scorer.model):
             raise ValueError("sync_ref_model needs all weights of the policy in each process")
         self._scorer = scorer
-        self.loaded_from: dict[str, str] = {}
         self.copy = MovingCopy(scorer, None if start is None else named_weights(start()))
-
-    def fingerprint(self) -> None:
-        """See ``Source``: what moves has none."""
 
     def load(self) -> tuple[LiveReference, Scorer]:
         """See ``Source``."""
@@ -396,11 +346,8 @@ class MovingPolicy:
         """See ``Source``."""
         return self.copy
 
-    def release(self) -> None:
-        """See ``Source``."""
 
-
-class ResumedReference:
+class ResumedReference(Source):
     """The reference of an earlier run, by its fingerprint; loaded only if it must score.
 
     Args:
@@ -409,8 +356,6 @@ class ResumedReference:
         loaded_from: Where it was loaded from.
         candidates: Make sources, each of which may be it; tried in this order.
     """
-
-    moved = False
 
     def __init__(
         self,
@@ -421,29 +366,17 @@ class ResumedReference:
     ) -> None:
         self.description = f"that of the run that is resumed: {description}"
         self.loaded_from = dict(loaded_from)
-        self._was = description
-        self._fingerprint = fingerprint
+        self._original = description
+        self._fingerprint: Fingerprint = fingerprint
         self._candidates = candidates
         self._found: Source | None = None
 
-    def fingerprint(self) -> Fingerprint | None:
-        """See ``Source``."""
-        return self._fingerprint
-
     def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If it cannot be had again.
-        """
+        """See ``Source``."""
         return self._find().load()
 
     def keep(self) -> LiveReference:
-        """See ``Source``.
-
-        Raises:
-            ValueError: If it cannot be had again.
-        """
+        """See ``Source``."""
         return self._find().keep()
 
     def _find(self) -> Source:
@@ -465,10 +398,10 @@ class ResumedReference:
 
     def _what_is_needed(self, problems: Sequence[str]) -> str:
         where = self.loaded_from.get("name_or_path") or self.loaded_from.get("adapter")
-        tried = f"; {where} is not it any more" if where else "; nobody knows where it came from"
+        tried = f"{where} is another model now" if where else "it was not loaded from anywhere"
         return (
-            f"the run that is resumed was trained against {self._was} "
-            f"[{self._fingerprint.digest[:12]}]. Its log-probs of this data are not in the store"
+            f"the run that is resumed was trained against {self._original} "
+            f"[{self._fingerprint.digest[:12]}]. Its log-probs of this data are not in the store; "
             f"{tried}{''.join(f' ({problem})' for problem in problems)}. Make the trainer with the "
             "model, adapter and dtype that the run began with, or name the store that it filled "
             "by reference_cache_dir"
@@ -492,10 +425,8 @@ def _absolute(name: str) -> str:
     return str(folder.absolute()) if folder.exists() else name
 
 
-def _is(model: Any, fingerprint: Fingerprint | None, autocast: str) -> bool:
-    """Whether a model has a fingerprint."""
-    now = _fingerprint(model, autocast)
-    return now is not None and fingerprint is not None and now.digest == fingerprint.digest
+def _reference_with(scorer: Scorer, description: str) -> tuple[LiveReference, Scorer]:
+    return ReferenceModel(scorer, description), scorer
 
 
 def _fingerprint(model: Any, autocast: str, adapter_off: bool = False) -> Fingerprint | None:
@@ -503,3 +434,17 @@ def _fingerprint(model: Any, autocast: str, adapter_off: bool = False) -> Finger
     if is_sharded(model):
         return None
     return fingerprint_of(model, autocast=autocast, adapter_off=adapter_off)
+
+
+def _has(model: Any, fingerprint: Fingerprint | None, autocast: str) -> bool:
+    """Whether a model has a fingerprint."""
+    now = _fingerprint(model, autocast)
+    return now is not None and fingerprint is not None and now.digest == fingerprint.digest
+
+
+def _first_with(
+    fingerprint: Fingerprint | None, autocast: str, makers: Iterable[Callable[[], Any]]
+) -> Any:
+    """Return the first model that has a fingerprint; None if none has."""
+    models = (make() for make in makers)
+    return next((model for model in models if _has(model, fingerprint, autocast)), None)

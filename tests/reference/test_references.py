@@ -204,7 +204,7 @@ def test_sharded_weights_are_kept_in_memory_and_said_once(tmp_path, caplog, rank
 def test_a_record_is_of_the_same_model_in_whatever_precision(tmp_path):
     model = tiny_model("llama")
     record = references(initial(model)).record()
-    assert record["description"] == "the policy as it was given"
+    assert record["description"] == "the initial policy"
     assert record["loaded_from"] == {}
     assert references(initial(tiny_model("llama"))).is_of(record)
     assert not references(initial(tiny_model("llama", seed=1))).is_of(record)

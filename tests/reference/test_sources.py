@@ -297,7 +297,7 @@ def test_a_policy_that_moved_is_not_kept_as_the_reference(batch):
         lost.keep()
 
 
-def test_an_adapter_that_began_as_nothing_has_the_fingerprint_of_its_base():
+def test_a_zero_initialised_adapter_has_the_fingerprint_of_its_base():
     source = InitialPolicy(Scorer(lora()), "none", None, Scorer, adapter_off=True)
     assert source.fingerprint().digest == fingerprint_of(tiny_model("llama")).digest
 
@@ -333,10 +333,10 @@ def test_a_recorded_reference_that_is_nowhere_says_what_is_needed(folder):
     fingerprint = fingerprint_of(tiny_model("llama", seed=9))
     source = ResumedReference(
         fingerprint,
-        "the policy as it was given",
+        "the initial policy",
         {"name_or_path": folder},
         [lambda: other(folder, Loading())],
     )
-    message = rf"\[{fingerprint.digest[:12]}\].* not in the store; .*model is not it any more"
+    message = rf"\[{fingerprint.digest[:12]}\].* not in the store; .*model is another model now"
     with pytest.raises(ValueError, match=message):
         source.load()
