@@ -1,4 +1,4 @@
-"""``prefopt data report``: what training would make of a dataset, counted without a model."""
+"""``prefopt data report``: rows and tokens that training would use of a dataset."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = argparse.ArgumentParser(
-        prog="prefopt data", description="Look at preference data without a model run."
+        prog="prefopt data", description="Look at preference data without running a model."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="report")
     report = commands.add_parser(

@@ -1,7 +1,7 @@
-"""``prefopt demo``: align a tiny language model on embedded data, and see how far each method gets.
+"""``prefopt demo``: align a tiny language model on embedded data with several methods.
 
-Nothing is downloaded: the language, its true reward and the people who judge by it are generated
-(``prefopt.toy``), and a tiny Llama is fitted to it first.
+Nothing is downloaded: ``prefopt.toy`` generates the language, its true reward and the preferences,
+and a tiny Llama is fitted to the language first.
 """
 
 import argparse
@@ -81,15 +81,15 @@ def run_demo(
     size: "ExperimentSize | None" = None,
     console: Console | None = None,
 ) -> int:
-    """Fit a start, train each method from it, measure, draw and tell; return the exit code.
+    """Fit a start, train each method from it, measure, plot and print; return the exit code.
 
     Args:
         output_dir: Gets the start, the data as jsonl, the trained policies with their logs,
             ``demo.json`` (all numbers) and ``demo.png``.
         losses: Losses to train with.
         seed: Of data, weights and samples.
-        steps: Optimiser steps of each method; None for what ``size`` says.
-        size: How much to do; None for the demo as it is meant.
+        steps: Optimiser steps of each method; None for those of ``size``.
+        size: Size of the experiment; None for that of the demo.
         console: Where to print; None for standard output.
 
     Raises:
@@ -97,7 +97,7 @@ def run_demo(
     """
     begin = time.perf_counter()
     console = console or Console(highlight=False)
-    console.print("[bold]prefopt demo[/]: a tiny language model learns what its readers prefer")
+    console.print("[bold]prefopt demo[/]: a tiny language model learns from preferences")
     with console.status("loading libraries"), user_errors():
         from prefopt.toy.experiment import Experiment, ExperimentSize
         from prefopt.toy.plot import plot_experiment
@@ -108,7 +108,7 @@ def run_demo(
             losses, seed=seed, size=size if steps is None else replace(size, steps=steps)
         )
     with _one_thread():
-        frontier, runs = _work(experiment, output_dir, console)
+        frontier, runs = _run_experiment(experiment, output_dir, console)
     picture = output_dir / "demo.png"
     count = experiment.size.frontier_samples * len(experiment.evaluator.prompts)
     plot_experiment(
@@ -128,7 +128,7 @@ def run_demo(
         "runs": [asdict(run) for run in runs],
     }
     (output_dir / "demo.json").write_text(json.dumps(numbers, indent=1, default=_plain))
-    _tell(console, experiment, runs)
+    _print_results(console, experiment, runs)
     console.print(f"\nPicture: [bold]{picture}[/]   all numbers: {output_dir / 'demo.json'}")
     console.print("Next, another loss from the same start on the same pairs:\n")
     console.print(next_command(output_dir, losses, experiment.size), soft_wrap=True, markup=False)
@@ -163,10 +163,10 @@ def next_command(output_dir: Path, losses: Sequence[str], size: "ExperimentSize"
     return shlex.join(words)
 
 
-def _work(
+def _run_experiment(
     experiment: "Experiment", output_dir: Path, console: Console
 ) -> "tuple[list[FrontierPoint], list[MethodRun]]":
-    """Do all that takes time, with a progress bar for each part."""
+    """Fit, sample and train, with a progress bar for each part."""
     size = experiment.size
     with _progress(console) as progress:
         bars: dict[str, TaskID] = {}
@@ -177,7 +177,7 @@ def _work(
             bars[name] = progress.add_task(f"train {name}", total=size.steps, start=False)
 
         experiment.fit(lambda loss: progress.advance(fit))
-        with _quiet(output_dir / "start"):
+        with _log_to(output_dir / "start"):
             experiment.save(output_dir)
 
         progress.start_task(limit)
@@ -192,7 +192,7 @@ def _work(
             bar = bars[method.loss_type]
             progress.start_task(bar)
             folder = output_dir / "".join(c if c.isalnum() else "_" for c in method.loss_type)
-            with _quiet(folder):
+            with _log_to(folder):
                 run = experiment.run(method, folder, partial(progress.advance, bar))
             runs.append(run)
             console.print(_headline(run))
@@ -213,7 +213,7 @@ def _progress(console: Console) -> Progress:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread: matrices this small lose more by sharing out than they gain."""
+    """Compute with one thread: for matrices this small, more threads are slower."""
     import torch
 
     threads = torch.get_num_threads()
@@ -225,14 +225,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
-    """Send what a trainer tells on stderr to ``log.txt`` in its folder: the bars are enough."""
+def _log_to(folder: Path) -> Iterator[None]:
+    """Write what a trainer prints on stderr to ``log.txt`` in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w") as log, contextlib.redirect_stderr(log):
         yield
 
 
-def _tell(console: Console, experiment: "Experiment", runs: "Sequence[MethodRun]") -> None:
+def _print_results(console: Console, experiment: "Experiment", runs: "Sequence[MethodRun]") -> None:
     table = Table(
         "method",
         title="\nThe same start, trained with each method",
@@ -257,10 +257,10 @@ def _tell(console: Console, experiment: "Experiment", runs: "Sequence[MethodRun]
     console.print(table)
     first = runs[0].path[0]
     console.print(
-        "[dim]accuracy: share of held-out pairs that the implicit reward orders as people did; "
-        f"the true reward itself orders {100 * experiment.evaluator.best_accuracy:.1f}%, as people "
-        "are noisy\n"
-        "reward: true reward of what the model says, in points; "
+        "[dim]accuracy: share of held-out pairs whose chosen completion has the higher implicit "
+        f"reward; {100 * experiment.evaluator.best_accuracy:.1f}% for the true reward itself, as "
+        "preferences are noisy\n"
+        "reward: true reward of the model's samples, in points; "
         f"KL: distance from the start; {100 * first.grammatical:.0f}% of the start is grammatical\n"
         "±: 95% interval[/]"
     )

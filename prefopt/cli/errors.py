@@ -1,4 +1,4 @@
-"""Mistakes of the user: told in one message, without a traceback."""
+"""Mistakes of the user: reported in one message, without a traceback."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """What the user got wrong, and what would be right."""
+    """A mistake of the user; its message says what would be right."""
 
     @classmethod
     def unknown(cls, what: str, name: str, known: Iterable[str]) -> "UserError":

@@ -27,7 +27,7 @@ Train a model on preference data with a loss picked by name.
   accelerate launch -m prefopt train --config run.yaml
 
 MODEL is a folder or a Hub id. DATA is a Hub id, a folder, or a file: json, jsonl, csv, parquet,
-also .gz. An option on the command line goes before the same option in the file.
+also .gz. An option on the command line overrides the same option in the file.
 `prefopt losses` lists the losses; hyper-parameters beside --beta and --label_smoothing are given
 as --loss_kwargs '{"tau": 0.1}'.
 """
@@ -142,7 +142,7 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
         argv: Options of the command.
 
     Raises:
-        UserError: If an option is unknown, missing, or has a value that does not do.
+        UserError: If an option is unknown, missing, or has a wrong value.
     """
     options = {name for action in parser._actions for name in action.option_strings}
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -303,7 +303,7 @@ def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
 
 
 def checkpoint_of(value: str | None) -> str | bool | None:
-    """Return where training goes on as the trainer takes it: True means the latest checkpoint.
+    """Return the checkpoint to resume from; True means the latest.
 
     Args:
         value: From a command line, where it is text.
@@ -344,7 +344,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return what reads a number, or None from the word."""
+    """Return a parser of a number or the word none."""
 
     def parse(text: str) -> Any:
         return None if text.lower() in ("none", "null") else number(text)
@@ -366,8 +366,8 @@ def _json_object(text: str) -> Any:
 def _without_fields_of(wanted: type, other: type) -> type:
     """Return a dataclass like ``wanted`` whose options are only those that ``other`` lacks.
 
-    Both may have a field of one name (``trust_remote_code``, until TRL 1.5), which argparse would
-    refuse; the other class then has the say.
+    argparse refuses an option that both have (``trust_remote_code``, until TRL 1.5): that of
+    ``other`` is used.
     """
     taken = {item.name for item in fields(other)}
     shared = [item for item in fields(wanted) if item.name in taken]

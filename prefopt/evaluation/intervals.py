@@ -1,7 +1,7 @@
-"""How sure a measured share or mean is: Wilson, bootstrap and normal intervals.
+"""Confidence intervals of shares and means: Wilson, bootstrap and normal.
 
 Preference accuracy and win rate are shares of comparisons in which one score beats another; a
-tie counts one half, so a model that cannot tell two texts apart scores 50%, not 0 or 100.
+tie counts one half, so a model that scores all texts alike gets 50%, not 0 or 100.
 
 Source of the interval of a share: Wilson 1927, "Probable inference, the law of succession, and
 statistical inference".
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class Estimate(NamedTuple):
-    """A measured number and the interval it is known to lie in.
+    """A measured number and its confidence interval.
 
     Attributes:
         value: The measurement.
@@ -126,7 +126,7 @@ def preference_accuracy(
         shapes = f"{tuple(chosen_scores.shape)} and {tuple(rejected_scores.shape)}"
         raise ValueError(f"scores must be two vectors of one length, got {shapes}")
     if bool((chosen_scores.isnan() | rejected_scores.isnan()).any()):
-        raise ValueError("a score is NaN, so the pair cannot be decided")
+        raise ValueError("a score is NaN, so the pair has no winner")
     wins = (chosen_scores > rejected_scores).sum().item()
     ties = (chosen_scores == rejected_scores).sum().item()
     return wilson_interval(wins + 0.5 * ties, len(chosen_scores), confidence=confidence)

@@ -15,7 +15,7 @@ __all__ = ["PairLogps", "PairRewards", "implicit_rewards"]
 
 
 class PairLogps(NamedTuple):
-    """What one model thinks of pairs.
+    """Log-probs and lengths of pairs, by one model.
 
     Attributes:
         chosen: Log-prob of the chosen completion, summed over tokens; (B,), nats.
@@ -23,7 +23,7 @@ class PairLogps(NamedTuple):
         chosen_lengths: Length of the chosen completion; (B,), tokens.
         rejected_lengths: The same of the rejected completion; (B,), tokens.
         per_token: Log-prob of each token, all chosen completions before all rejected ones; (L,),
-            nats. Only losses that look at parts of a completion need it.
+            nats. Only losses on parts of a completion need it.
     """
 
     chosen: Tensor
@@ -48,19 +48,20 @@ class PairRewards(NamedTuple):
 def implicit_rewards(
     objective: Objective, policy: PairLogps, reference: PairLogps | None = None
 ) -> PairRewards:
-    """Return the rewards that the first loss of a sum defines, on held-out pairs.
+    """Return the rewards of held-out pairs, by the first loss of a sum that defines any.
 
-    A loss on single completions, such as KTO, is asked about both completions of each pair; one on
-    rankings about rankings of two.
+    An unpaired loss, such as KTO, is computed on both completions of each pair; one on rankings, on
+    rankings of two.
 
     Args:
         objective: What the policy was trained with.
-        policy: What the policy thinks of the pairs.
-        reference: What the reference thinks of them; None where the loss needs none.
+        policy: The policy's log-probs of the pairs.
+        reference: The reference's log-probs of them; None where the loss needs none.
 
     Raises:
         ValueError: If the loss needs a reference or log-probs of tokens and there are none, if no
-            loss of the sum defines rewards on pairs, or if they depend on what only training knows.
+            loss of the sum defines rewards on pairs, or if they depend on numbers that only
+            training has.
     """
     for term in objective.terms:
         loss = term.loss
@@ -76,7 +77,7 @@ def implicit_rewards(
 
 
 def _rewards(term: Term, policy: PairLogps, reference: PairLogps | None) -> PairRewards | None:
-    """Return the rewards of a term, if it defines any: what it makes of one large batch."""
+    """Return the rewards of a term, computed on all pairs as one batch; None if it has none."""
     pairs = len(policy.chosen)
     chosen, rejected = torch.arange(2 * pairs).tensor_split(2)
     views = {
@@ -101,12 +102,14 @@ def _rewards(term: Term, policy: PairLogps, reference: PairLogps | None) -> Pair
     if of_chosen is None or of_rejected is None:
         return None
     if torch.isnan(of_chosen + of_rejected).any():
-        raise ValueError(f"the rewards of {term.loss.name!r} depend on what only training knows")
+        raise ValueError(
+            f"the rewards of {term.loss.name!r} depend on numbers that only training has"
+        )
     return PairRewards(of_chosen, of_rejected)
 
 
 def _completions(policy: PairLogps, reference: PairLogps | None) -> Completions:
-    """Return what is known of both completions of all pairs; NaN stands for what is not."""
+    """Return the log-probs of both completions of all pairs, with NaN for unknown numbers."""
     unknown = torch.full_like(policy.chosen[0], torch.nan)
     return Completions(
         torch.cat([policy.chosen, policy.rejected]),

@@ -1,7 +1,6 @@
-"""What a model says and thinks of token sequences: exact samples, log-probs, sequence KL.
+"""Samples of a model, log-probs of token sequences, and the KL between two models.
 
-Plain padded forwards on any causal language model of transformers, for evaluation: correct and
-simple first. Training has its own engine.
+Plain padded forwards on any causal language model of transformers. Training has its own engine.
 """
 
 from collections.abc import Sequence
@@ -271,7 +270,7 @@ def _sample_batch(
         left = (~finished).nonzero()[:, 0]
         if len(left) == 0:
             break
-        # Rows that have ended cost as much as those that have not: drop them now and then.
+        # Rows that have ended cost as much as the others: drop them once they are 30%.
         if len(left) < 0.7 * len(running):
             cache.batch_select_indices(left)
             attention_mask, positions = attention_mask[left], positions[left]

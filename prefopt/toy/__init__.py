@@ -1,6 +1,6 @@
 """The toy world: a small language of reviews whose true reward is known, and a model of it."""
 
-from prefopt.toy.data import sample_pairs, sample_texts, sample_thumbs
+from prefopt.toy.data import sample_pairs, sample_texts, sample_unpaired
 from prefopt.toy.grammar import (
     HELD_OUT_NAMES,
     NAMES,
@@ -27,7 +27,7 @@ __all__ = [
     "sample_completion",
     "sample_pairs",
     "sample_texts",
-    "sample_thumbs",
+    "sample_unpaired",
     "sentiment_values",
     "true_reward",
 ]

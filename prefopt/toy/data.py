@@ -1,4 +1,4 @@
-"""Data sets of the toy world: texts to fit, preference pairs, thumbs up and down.
+"""Data sets of the toy world: texts to fit, preference pairs, and unpaired rows with a label.
 
 Rows are plain dictionaries in the formats that ``prefopt.data`` reads, and depend on nothing but
 the arguments: the same seed gives the same rows on every machine.
@@ -13,7 +13,7 @@ from prefopt.toy.reward import preference_probability, true_reward
 
 Row = dict[str, Any]
 
-__all__ = ["sample_pairs", "sample_texts", "sample_thumbs"]
+__all__ = ["sample_pairs", "sample_texts", "sample_unpaired"]
 
 
 def sample_texts(count: int, *, seed: int = 0, names: Sequence[str] = NAMES) -> list[Row]:
@@ -45,7 +45,7 @@ def sample_pairs(count: int, *, seed: int = 0, names: Sequence[str] = NAMES) -> 
 
     Returns:
         Rows with ``prompt``, ``chosen``, ``rejected``, and the true rewards of both in points,
-        ``reward_chosen`` and ``reward_rejected``, which no trainer looks at.
+        ``reward_chosen`` and ``reward_rejected``, which no trainer reads.
     """
     rng = random.Random(f"pairs {seed}")
     choices = prompts(names)
@@ -69,22 +69,21 @@ def sample_pairs(count: int, *, seed: int = 0, names: Sequence[str] = NAMES) -> 
     return rows
 
 
-def sample_thumbs(
+def sample_unpaired(
     count: int, *, seed: int = 0, names: Sequence[str] = NAMES, threshold: float = 0.0
 ) -> list[Row]:
-    """Return thumbs: single completions, each liked with probability sigmoid(reward - threshold).
+    """Return unpaired rows; a label is True with probability sigmoid(reward - threshold).
 
     Args:
         count: Number of rows.
         seed: Of the generator.
         names: Names the prompts may be about.
-        threshold: Reward that half of the people like, in points.
+        threshold: Reward at which either label is as likely, in points.
 
     Returns:
-        Rows with ``prompt``, ``completion``, ``label`` (True is a thumb up) and the true
-        ``reward`` in points.
+        Rows with ``prompt``, ``completion``, ``label`` and the true ``reward`` in points.
     """
-    rng = random.Random(f"thumbs {seed}")
+    rng = random.Random(f"thumbs {seed}")  # another word would draw other labels
     rows: list[Row] = []
     for text in sample_texts(count, seed=seed, names=names):
         reward = true_reward(text["completion"])

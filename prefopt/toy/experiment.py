@@ -1,8 +1,8 @@
-"""The toy experiment: from one start, how far does each method climb, and at what distance?
+"""The toy experiment: the reward that each method reaches from one start, and at which KL.
 
-Reference policy and reward are both known here, so what no real data set can tell is measured: the
-true reward of what a policy says, its KL from the reference, and the best reward that any policy
-could have at that KL.
+Reference policy and reward are both known here, so it measures what no real data set can show: the
+true reward of a policy's samples, its KL from the reference, and the best reward of any policy at
+that KL.
 """
 
 import copy
@@ -36,7 +36,7 @@ from prefopt.evaluation import (
     token_logps,
 )
 from prefopt.objective import Objective, parse_objective
-from prefopt.toy.data import Row, sample_pairs, sample_thumbs
+from prefopt.toy.data import Row, sample_pairs, sample_unpaired
 from prefopt.toy.grammar import HELD_OUT_NAMES, NAMES, parse_completion, prompts
 from prefopt.toy.model import build_model, build_tokenizer, fit_model
 from prefopt.toy.reward import preference_probability, true_reward
@@ -44,38 +44,24 @@ from prefopt.training.trainer import PreferenceTrainer
 
 __all__ = [
     "METHODS",
-    "Evaluator",
     "Experiment",
     "ExperimentSize",
     "MeasureCallback",
     "Measurement",
     "Method",
     "MethodRun",
+    "PolicyEvaluator",
     "checkpoint_steps",
 ]
 
-# What a loss is asked about before anything is trained: does it define rewards?
+# A pair to try, before anything is trained, whether a loss defines rewards.
 ONE = torch.ones(1)
 A_PAIR = PairLogps(-ONE, -ONE, ONE.long(), ONE.long(), -torch.ones(2))
 MAX_NEW_TOKENS = 32  # the longest text of the grammar has 23 words
-FRONTIER_BETAS: tuple[float, ...] = (
-    8.0,
-    6.0,
-    5.0,
-    4.0,
-    3.5,
-    3.0,
-    2.6,
-    2.3,
-    2.0,
-    1.8,
-    1.6,
-    1.4,
-    1.2,
-    1.1,
-    1.0,
+FRONTIER_BETAS = tuple(
+    tenths / 10
+    for tenths in (80, 60, 50, 40, 35, 30, 26, 23, 20, 18, 16, 14, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3)
 )
-FRONTIER_BETAS += (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 TRAINING = {
     "learning_rate": 5e-4,
     "lr_scheduler_type": "linear",
@@ -116,7 +102,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class ExperimentSize:
-    """How much to do; the defaults take about two minutes on two cores.
+    """Size of an experiment; the defaults take about two minutes on two cores.
 
     Attributes:
         fit_steps: Optimiser steps that fit the start to the language.
@@ -141,13 +127,13 @@ class ExperimentSize:
     min_effective_samples: float = 25.0
 
 
-class Speech(NamedTuple):
-    """What a policy says, by its samples.
+class SampleSummary(NamedTuple):
+    """What the samples of a policy show.
 
     Attributes:
         reward: True reward, in points.
         kl: KL(policy || reference) of whole completions, in nats.
-        grammatical: Share of the samples that the grammar could have made.
+        grammatical: Share of the samples that are texts of the grammar.
     """
 
     reward: Estimate
@@ -165,7 +151,7 @@ class Measurement:
         margin: Mean log-ratio of chosen minus rejected held-out completions, in nats.
         reward: True reward of the policy's samples, in points.
         kl: KL(policy || reference) of whole completions, in nats.
-        grammatical: Share of the samples that the grammar could have made.
+        grammatical: Share of the samples that are texts of the grammar.
     """
 
     step: int
@@ -178,11 +164,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """What became of one method.
+    """The training of one method.
 
     Attributes:
         name: The loss.
-        path: From the start to the end of training.
+        path: Measurements from the start to the end of training.
         seconds: What training took, preparation included, measurements not.
         samples: A completion of each held-out prompt by the trained policy.
     """
@@ -193,7 +179,7 @@ class MethodRun:
     samples: list[Row]
 
 
-class Evaluator:
+class PolicyEvaluator:
     """Measures policies against the reference they started from.
 
     Args:
@@ -220,8 +206,8 @@ class Evaluator:
         self._chosen = [[*ids, eos] for ids in self._encode([row["chosen"] for row in pairs])]
         self._rejected = [[*ids, eos] for ids in self._encode([row["rejected"] for row in pairs])]
         self._reference_logps = self._pair_logps(reference)
-        self._reference_speech: dict[int, Speech] = {}
-        # No score beats the true reward itself: labels are noisy, and this is how much.
+        self._reference_summaries: dict[int, SampleSummary] = {}
+        # The labels are noisy, so the true reward itself does not order all pairs as they do.
         self.best_accuracy = sum(
             preference_probability(abs(row["reward_chosen"] - row["reward_rejected"]), 0.0)
             for row in pairs
@@ -230,12 +216,12 @@ class Evaluator:
     def measure(
         self, policy: Any, objective: Objective, *, step: int = 0, samples_per_prompt: int = 96
     ) -> Measurement:
-        """Return where a policy stands.
+        """Return a policy's measurement.
 
         Args:
             policy: The model; its training mode is put back.
             objective: Defines the implicit reward of the held-out accuracy.
-            step: Recorded.
+            step: Optimiser steps so far, for the record.
             samples_per_prompt: Completions drawn for each of the held-out prompts.
         """
         training = policy.training
@@ -245,21 +231,21 @@ class Evaluator:
         reference = self._reference_logps
         margins = (logps.chosen - reference.chosen) - (logps.rejected - reference.rejected)
         if policy is not self.reference:
-            speech = self._listen(policy, samples_per_prompt, self.seed + step)
-        else:  # every method starts here: hear it once
-            if samples_per_prompt not in self._reference_speech:
-                self._reference_speech[samples_per_prompt] = self._listen(
+            summary = self._summarise(policy, samples_per_prompt, self.seed + step)
+        else:  # every method starts here: sample it once
+            if samples_per_prompt not in self._reference_summaries:
+                self._reference_summaries[samples_per_prompt] = self._summarise(
                     policy, samples_per_prompt, self.seed + step
                 )
-            speech = self._reference_speech[samples_per_prompt]
+            summary = self._reference_summaries[samples_per_prompt]
         policy.train(training)
         return Measurement(
             step=step,
             accuracy=preference_accuracy(rewards.chosen, rewards.rejected),
             margin=margins.mean().item(),
-            reward=speech.reward,
-            kl=speech.kl,
-            grammatical=speech.grammatical,
+            reward=summary.reward,
+            kl=summary.kl,
+            grammatical=summary.grammatical,
         )
 
     def frontier(
@@ -301,11 +287,11 @@ class Evaluator:
             for prompt, text in zip(asked, self._decode(completions), strict=True)
         ]
 
-    def _listen(self, policy: Any, count: int, seed: int) -> Speech:
+    def _summarise(self, policy: Any, count: int, seed: int) -> SampleSummary:
         asked, completions = self._sample(policy, count, seed)
         texts = self._decode(completions)
         parses = map(parse_completion, asked, texts)
-        return Speech(
+        return SampleSummary(
             reward=mean_interval(torch.tensor([true_reward(text) for text in texts])),
             kl=mean_interval(sequence_kl(policy, self.reference, self._encode(asked), completions)),
             grammatical=sum(parse is not None for parse in parses) / len(texts),
@@ -348,12 +334,12 @@ class Experiment:
     Args:
         losses: Losses to train with, by name or as sums.
         seed: Of data, weights and samples.
-        size: How much to do; None for the defaults.
+        size: Its size; None for the defaults.
 
     Attributes:
         train_pairs: What the methods learn from.
-        held_out_pairs: What they are judged on, about other names.
-        evaluator: Measures; there is none before ``fit``.
+        held_out_pairs: What they are evaluated on, about other names.
+        evaluator: Measures policies; made by ``fit``.
 
     Raises:
         ValueError: If a loss is unknown, or defines no rewards on pairs.
@@ -371,7 +357,7 @@ class Experiment:
             except ValueError as error:
                 raise ValueError(
                     f"{method.loss_type!r} has no held-out accuracy, since {error}: name another "
-                    "loss on pairs, thumbs or rankings, such as 'dpo'"
+                    "loss on pairs, unpaired rows or rankings, such as 'dpo'"
                 ) from None
         known = [name for name in NAMES if name not in HELD_OUT_NAMES]
         self.train_pairs = sample_pairs(self.size.pairs, seed=seed, names=known)
@@ -390,21 +376,23 @@ class Experiment:
         fit_model(
             self.start, self.tokenizer, steps=self.size.fit_steps, seed=self.seed, on_step=on_step
         )
-        self.evaluator = Evaluator(self.start, self.tokenizer, self.held_out_pairs, seed=self.seed)
+        self.evaluator = PolicyEvaluator(
+            self.start, self.tokenizer, self.held_out_pairs, seed=self.seed
+        )
 
     def save(self, folder: Path) -> None:
-        """Write ``start/``, ``pairs.jsonl``, ``held_out.jsonl`` and ``thumbs.jsonl``.
+        """Write ``start/``, ``pairs.jsonl``, ``held_out.jsonl`` and ``unpaired.jsonl``.
 
         Args:
             folder: Where; made if it does not exist.
         """
         self.start.save_pretrained(folder / "start")
         self.tokenizer.save_pretrained(folder / "start")
-        thumbs = sample_thumbs(self.size.pairs, seed=self.seed)
+        unpaired = sample_unpaired(self.size.pairs, seed=self.seed)
         for name, rows in (
             ("pairs", self.train_pairs),
             ("held_out", self.held_out_pairs),
-            ("thumbs", thumbs),
+            ("unpaired", unpaired),
         ):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -457,7 +445,7 @@ class Experiment:
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """Return when to measure: closer together where a policy moves fast, and at the end.
+    """Return when to measure: closer together at first, where a policy moves fast.
 
     >>> checkpoint_steps(100, 5)
     [4, 16, 36, 64, 100]
@@ -471,20 +459,20 @@ class MeasureCallback(TrainerCallback):  # type: ignore[misc] # transformers is 
     """Measures the policy at some steps of its training.
 
     Args:
-        evaluator: Does it.
+        evaluator: Measures the policy.
         objective: What is trained.
-        steps: When.
-        samples_per_prompt: How thoroughly.
+        steps: Steps after which to measure.
+        samples_per_prompt: Samples behind a measurement; four times as many at start and end.
         on_step: Called after each optimiser step.
 
     Attributes:
         path: The measurements so far.
-        seconds: What they took.
+        seconds: Time that measuring took.
     """
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        evaluator: PolicyEvaluator,
         objective: Objective,
         steps: Collection[int],
         samples_per_prompt: int,
@@ -501,7 +489,7 @@ class MeasureCallback(TrainerCallback):  # type: ignore[misc] # transformers is 
     def measure(self, policy: Any, step: int) -> None:
         """Measure the policy now."""
         begin = time.perf_counter()
-        # First and last are what the table tells: they get four times the samples.
+        # The table shows the first and the last: they get four times the samples.
         scale = 4 if step in (0, max(self.steps)) else 1
         count = scale * self.samples_per_prompt
         self.path.append(
@@ -510,7 +498,7 @@ class MeasureCallback(TrainerCallback):  # type: ignore[misc] # transformers is 
         self.seconds += time.perf_counter() - begin
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, if it is time to."""
+        """Measure after the steps asked for."""
         if state.global_step in self.steps:
             self.measure(kwargs["model"], state.global_step)
         if self.on_step is not None:

@@ -1,15 +1,15 @@
-"""The picture of the toy experiment: reward against KL, and what training did step by step."""
+"""The picture of the toy experiment: reward against KL, held-out accuracy and margin by step."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefopt.evaluation import FrontierPoint
-from prefopt.toy.experiment import Measurement, MethodRun
+from prefopt.toy.experiment import MethodRun
 
 __all__ = ["plot_experiment"]
 
-# Okabe and Ito's palette, told apart by colour-blind readers; markers say it a second time.
+# Okabe and Ito's palette, safe for colour-blind readers; markers differ too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK = "#333333"
@@ -33,7 +33,7 @@ def plot_experiment(
         frontier: Best reachable reward by KL.
         best_accuracy: Held-out accuracy of the true reward itself, which label noise limits.
         frontier_samples: Samples of the reference behind the frontier, all prompts together.
-        subtitle: Small print below the title.
+        subtitle: Small print at the bottom.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,19 +41,18 @@ def plot_experiment(
     figure = Figure(figsize=(12.5, 6.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # no window, whatever backend the user has
     grid = figure.add_gridspec(2, 2, width_ratios=(1.45, 1.0))
-    climb = figure.add_subplot(grid[:, 0])
+    reward = figure.add_subplot(grid[:, 0])
     accuracy = figure.add_subplot(grid[0, 1])
     margin = figure.add_subplot(grid[1, 1], sharex=accuracy)
-    for axes in (climb, accuracy, margin):
+    for axes in (reward, accuracy, margin):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", linewidth=0.8)
         axes.set_axisbelow(True)
-    _draw_climb(climb, runs, frontier, frontier_samples)
+    _draw_rewards(reward, runs, frontier, frontier_samples)
     _draw_accuracy(accuracy, runs, best_accuracy)
     _draw_margin(margin, runs)
-    figure.suptitle(
-        "How far each method climbs, and how far it could have", fontsize=15, color=_INK
-    )
+    title = "The reward that each method reaches, and the best reachable"
+    figure.suptitle(title, fontsize=15, color=_INK)
     if subtitle:
         figure.supxlabel(subtitle, fontsize=9, color=_GREY)
     figure.savefig(path)
@@ -70,26 +69,39 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _draw_climb(
+def _draw_rewards(
     axes: Any, runs: Sequence[MethodRun], frontier: Sequence[FrontierPoint], samples: int
 ) -> None:
-    kls = [point.kl for point in frontier]
     rewards = [point.reward for point in frontier]
     top = max([*rewards, *(m.reward.high for run in runs for m in run.path)])
     top += 0.06 * (top - min(rewards))
+    _draw_frontier(axes, frontier, top)
+    for index, run in enumerate(runs):
+        _draw_path(axes, run, _style(index))
+    start = runs[0].path[0].reward.value
+    axes.plot(0, start, "*", color=_INK, markersize=15, zorder=5)
+    axes.annotate("start", (0, start), xytext=(11, -4), textcoords="offset points", color=_INK)
+    axes.set_xlim(left=-0.04)
+    axes.set_ylim(top=top)
+    axes.set_xlabel("KL(policy ‖ start) of a completion, nats")
+    axes.set_ylabel("true reward of the policy's samples, points")
+    axes.set_title(
+        f"Reward against distance (limit: estimated from {samples:,} samples of the start)",
+        loc="left",
+        fontsize=10.5,
+        color=_INK,
+    )
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _draw_frontier(axes: Any, frontier: Sequence[FrontierPoint], top: float) -> None:
+    kls = [point.kl for point in frontier]
+    rewards = [point.reward for point in frontier]
     axes.fill_between(kls, rewards, top, color="#F1F1F1", linewidth=0, zorder=0)
-    axes.plot(
-        kls, rewards, color=_INK, linewidth=2.4, label="best reachable: start × exp(reward / β)"
-    )
-    axes.text(
-        0.03,
-        0.97,
-        "no policy gets here",
-        transform=axes.transAxes,
-        va="top",
-        color=_GREY,
-        style="italic",
-    )
+    label = "best reachable: start × exp(reward / β)"
+    axes.plot(kls, rewards, color=_INK, linewidth=2.4, label=label)
+    words = {"transform": axes.transAxes, "va": "top", "color": _GREY, "style": "italic"}
+    axes.text(0.03, 0.97, "no policy gets here", **words)
     for point in frontier:
         if point.beta in (2.0, 1.4, 1.0, 0.8):
             axes.plot(point.kl, point.reward, ".", color=_INK, markersize=7)
@@ -102,43 +114,22 @@ def _draw_climb(
                 fontsize=8,
                 color=_INK,
             )
-    for index, run in enumerate(runs):
-        last = run.path[-1]
-        axes.plot(
-            [m.kl.value for m in run.path],
-            [m.reward.value for m in run.path],
-            label=run.name,
-            **_style(index),
-        )
-        axes.errorbar(
-            last.kl.value,
-            last.reward.value,
-            xerr=[[last.kl.value - last.kl.low], [last.kl.high - last.kl.value]],
-            yerr=[[last.reward.value - last.reward.low], [last.reward.high - last.reward.value]],
-            color=_style(index)["color"],
-            linewidth=1.2,
-            capsize=2.5,
-        )
-    start = runs[0].path[0]
-    axes.plot(0, start.reward.value, "*", color=_INK, markersize=15, zorder=5)
-    axes.annotate(
-        "start",
-        (0, start.reward.value),
-        xytext=(11, -4),
-        textcoords="offset points",
-        color=_INK,
+
+
+def _draw_path(axes: Any, run: MethodRun, style: dict[str, Any]) -> None:
+    """Draw the measurements of a method, and the interval of the last one."""
+    kls, rewards = [m.kl.value for m in run.path], [m.reward.value for m in run.path]
+    axes.plot(kls, rewards, label=run.name, **style)
+    kl, reward = run.path[-1].kl, run.path[-1].reward
+    axes.errorbar(
+        kl.value,
+        reward.value,
+        xerr=[[kl.value - kl.low], [kl.high - kl.value]],
+        yerr=[[reward.value - reward.low], [reward.high - reward.value]],
+        color=style["color"],
+        linewidth=1.2,
+        capsize=2.5,
     )
-    axes.set_xlim(left=-0.04)
-    axes.set_ylim(top=top)
-    axes.set_xlabel("KL(policy ‖ start) of a completion, nats")
-    axes.set_ylabel("true reward of the policy's samples, points")
-    axes.set_title(
-        f"Reward against distance (limit: as far as {samples:,} samples of the start tell)",
-        loc="left",
-        fontsize=10.5,
-        color=_INK,
-    )
-    axes.legend(loc="lower right", frameon=False)
 
 
 def _draw_accuracy(axes: Any, runs: Sequence[MethodRun], best_accuracy: float) -> None:
@@ -175,13 +166,9 @@ def _draw_accuracy(axes: Any, runs: Sequence[MethodRun], best_accuracy: float) -
 
 def _draw_margin(axes: Any, runs: Sequence[MethodRun]) -> None:
     for index, run in enumerate(runs):
-        axes.plot([m.step for m in run.path], _margins(run.path), **_style(index))
+        axes.plot([m.step for m in run.path], [m.margin for m in run.path], **_style(index))
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("margin, nats")
     axes.set_title(
         "Log-ratio of chosen minus rejected, held out", loc="left", fontsize=10.5, color=_INK
     )
-
-
-def _margins(path: Sequence[Measurement]) -> list[float]:
-    return [m.margin for m in path]

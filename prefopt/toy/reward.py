@@ -1,4 +1,4 @@
-"""The toy world's true reward, and the people who judge by it.
+"""The toy world's true reward, and the probabilities of preferences and labels.
 
 With ``v_1 .. v_k`` the values of a text's k sentiment words and n its number of words (a full
 stop and a comma count as words),
@@ -8,11 +8,11 @@ stop and a comma count as words),
 where a value is the word's weight (superb 4 ... awful -4, loved 3 ... hated -3), times 0.5 after
 "slightly" or 1.5 after "very", times -0.5 after "not". The mean makes a longer text neither
 better nor worse, apart from the known small cost of 0.05 a word. The reward is defined on any
-text, so a policy that has left the grammar is still judged.
+text, also outside the grammar.
 
-Preferences follow Bradley and Terry, P(a preferred to b) = sigmoid(r(a) - r(b)); thumbs go up with
-probability sigmoid(r(y) - threshold). One point is thus one nat of log-odds: the reward that DPO
-estimates is this one.
+Preferences follow Bradley and Terry, P(a preferred to b) = sigmoid(r(a) - r(b)); a label is
+True with probability sigmoid(r(y) - threshold). One point is thus one nat of
+log-odds: the reward that DPO estimates is this one.
 """
 
 import math

@@ -81,7 +81,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 @pytest.fixture(scope="session")
 def data_files(tmp_path_factory) -> dict[str, Path]:
     """A file of each kind of data, by kind; 24 rows each."""
-    from prefopt.toy import sample_pairs, sample_thumbs
+    from prefopt.toy import sample_pairs, sample_unpaired
 
     folder = tmp_path_factory.mktemp("data")
     pairs = sample_pairs(24)
@@ -91,6 +91,6 @@ def data_files(tmp_path_factory) -> dict[str, Path]:
     ]
     return {
         "paired": write_rows(folder / "pairs.jsonl.gz", pairs),
-        "unpaired": write_rows(folder / "thumbs.jsonl", sample_thumbs(24)),
+        "unpaired": write_rows(folder / "unpaired.jsonl", sample_unpaired(24)),
         "ranked": write_rows(folder / "ranked.jsonl", ranked),
     }

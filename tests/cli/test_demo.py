@@ -1,4 +1,4 @@
-"""``prefopt demo``: in small, every part of it; in full, that methods really climb."""
+"""``prefopt demo``: in small, every part of it; in full, that methods raise the true reward."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def test_the_demo_leaves_its_numbers_its_data_and_its_models(small_demo):
         assert run["path"][-1]["kl"][0] > 0
     assert numbers["runs"][0]["path"][0]["reward"] == numbers["runs"][1]["path"][0]["reward"]
     assert len(load_rows(str(folder / "pairs.jsonl"))) == SMALL.pairs
-    assert set(load_rows(str(folder / "thumbs.jsonl")).column_names) >= {"prompt", "label"}
+    assert set(load_rows(str(folder / "unpaired.jsonl")).column_names) >= {"prompt", "label"}
     for name in ("start", "dpo", "kto"):
         AutoModelForCausalLM.from_pretrained(folder / name)
         AutoTokenizer.from_pretrained(folder / name)

@@ -8,7 +8,7 @@ import pytest
 
 import prefopt as package
 from prefopt.cli import COMMANDS, main
-from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.errors import UserError
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
@@ -59,23 +59,6 @@ def test_the_debug_variable_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("PREFOPT_DEBUG", "1")
     with pytest.raises(UserError):
         main(["trian"])
-
-
-@pytest.mark.parametrize("error", [ValueError("bad"), FileNotFoundError("bad"), ImportError("bad")])
-def test_errors_about_input_become_user_errors(error):
-    with pytest.raises(UserError, match="bad"), user_errors():
-        raise error
-
-
-@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), BrokenPipeError()])
-def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)), user_errors():
-        raise error
-
-
-def test_a_missing_extra_says_how_to_install_it():
-    with pytest.raises(UserError, match=r"pip install 'prefopt\[all\]'"), user_errors():
-        raise ModuleNotFoundError("No module named 'trl'", name="trl")
 
 
 def test_a_reader_that_leaves_early_is_no_error():

@@ -165,7 +165,10 @@ MODEL_AND_DATA = ("--model", "MODEL", "--dataset", "DATA")
         ((*MODEL_AND_DATA, "--eval_strategy", "epoch"), "there are no rows for them"),
         (("--model", "MODEL", "--dataset", "/no/rows.jsonl"), "/no/rows.jsonl"),
         (("--model", "/no/model", "--dataset", "DATA"), "/no/model"),
-        (("--model", "MODEL", "--dataset", "THUMBS", "--loss_type", "dpo"), "the data is unpaired"),
+        (
+            ("--model", "MODEL", "--dataset", "UNPAIRED", "--loss_type", "dpo"),
+            "the data is unpaired",
+        ),
         ((*MODEL_AND_DATA, "--load_in_4bit", "--load_in_8bit"), "8 bit and 4 bit"),
     ],
 )
@@ -175,7 +178,7 @@ def test_a_mistake_is_one_message_and_exit_code_two(
     names = {
         "MODEL": str(model_folder),
         "DATA": str(data_files["paired"]),
-        "THUMBS": str(data_files["unpaired"]),
+        "UNPAIRED": str(data_files["unpaired"]),
     }
     argv = [names.get(item, item) for item in argv]
     result = prefopt("train", *argv, "--output_dir", tmp_path, *FAST)

@@ -62,7 +62,7 @@ def of_four_tokens(logps):
 def test_every_loss_has_rewards_or_says_why_not(name):
     # The policy finds the first chosen completion likelier than the rejected one, not the second.
     policy, reference = of_four_tokens([-4.0, -8.0, -6.0, -4.0]), of_four_tokens([-5.0] * 4)
-    unsaid = {"sft": "no rewards", "squared_log_ratio": "no rewards", "tdpo": "only training knows"}
+    unsaid = {"sft": "no rewards", "squared_log_ratio": "no rewards", "tdpo": "only training has"}
     if name in unsaid:
         with pytest.raises(ValueError, match=unsaid[name]):
             implicit_rewards(parse_objective(name), policy, reference)

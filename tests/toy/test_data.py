@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from prefopt.toy.data import sample_pairs, sample_thumbs
+from prefopt.toy.data import sample_pairs, sample_unpaired
 from prefopt.toy.grammar import HELD_OUT_NAMES, NAMES
 from prefopt.toy.reward import preference_probability, true_reward
 
@@ -33,8 +33,8 @@ def test_bradley_terry_frequencies_match_the_reward_gap():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5])
-def test_thumbs_follow_the_logistic_of_the_reward(threshold):
-    rows = sample_thumbs(8000, seed=1, threshold=threshold)
+def test_labels_follow_the_logistic_of_the_reward(threshold):
+    rows = sample_unpaired(8000, seed=1, threshold=threshold)
     for positive in (False, True):
         part = [row for row in rows if (row["reward"] > threshold) == positive]
         expected = sum(preference_probability(row["reward"], threshold) for row in part) / len(part)
@@ -45,5 +45,5 @@ def test_thumbs_follow_the_logistic_of_the_reward(threshold):
 
 def test_rows_keep_to_the_names_they_are_asked_for():
     for names in (HELD_OUT_NAMES, NAMES[:1]):
-        for rows in (sample_pairs(50, names=names), sample_thumbs(50, names=names)):
+        for rows in (sample_pairs(50, names=names), sample_unpaired(50, names=names)):
             assert {row["prompt"].split()[4] for row in rows} == set(names)

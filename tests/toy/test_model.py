@@ -17,11 +17,14 @@ def test_the_tokenizer_gives_texts_back_word_by_word(tmp_path):
         assert tokenizer.decode(ids) == text
 
 
-def test_prompt_and_completion_tokenised_apart_are_those_tokenised_together():
+def test_prompt_and_completion_tokenised_separately_are_those_tokenised_together():
     tokenizer = build_tokenizer()
     for row in sample_texts(50):
-        apart = [*tokenizer(row["prompt"])["input_ids"], *tokenizer(row["completion"])["input_ids"]]
-        assert apart == tokenizer(row["prompt"] + row["completion"])["input_ids"]
+        separate = [
+            *tokenizer(row["prompt"])["input_ids"],
+            *tokenizer(row["completion"])["input_ids"],
+        ]
+        assert separate == tokenizer(row["prompt"] + row["completion"])["input_ids"]
 
 
 def test_the_tokenizer_survives_saving(tmp_path):
