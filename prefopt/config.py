@@ -14,8 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.engine.attention import BACKENDS, check_request
-from prefopt.objective import Objective, parse_objective
-from prefopt.objective.options import BETA_SCHEDULES, F_DIVERGENCES, LossOptions
+from prefopt.objective import LossOptions, Objective, parse_objective
 
 # Options that are hyper-parameters of losses, by the field that sets them.
 _LOSS_OPTIONS = {
@@ -70,7 +69,7 @@ TRL_FIELDS: dict[str, str] = {
     "disable_dropout": "same meaning",
     "dataset_num_proc": "same meaning",
     "max_length": "same meaning; rows whose prompt leaves no room are counted and reported",
-    "loss_type": "same meaning; also a sum like 'dpo + 0.2*sft'; None: dpo on pairs, kto on thumbs",
+    "loss_type": "same meaning; also a sum like 'dpo + 0.2*sft'; None: dpo on pairs, else kto",
     "loss_weights": "same meaning",
     "beta": "same meaning; None is the loss's own default",
     "label_smoothing": "same meaning, and it acts on 'sigmoid' too (cDPO), where TRL ignores it",
@@ -99,6 +98,12 @@ TRL_FIELDS: dict[str, str] = {
     "train_sampling_strategy": "'random' or 'sequential'; KTO is right in any order",
     **{name: f"refused: {advice}" for name, (_, advice) in _REFUSED.items()},
 }
+
+
+def _loss_option(name: str, **default: Any) -> Any:
+    """Return the field of an option of every loss, described as in ``LossOptions``."""
+    described = LossOptions.__dataclass_fields__[name]
+    return field(**{"default": described.default, **default}, metadata=described.metadata)
 
 
 @dataclass
@@ -176,49 +181,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         default=None, metadata={"help": "DiscoPOP's temperature (TRL's name of its `tau`)."}
     )
 
-    length_normalize: bool = field(
-        default=False,
-        metadata={"help": "Log-probs per token in place of sums: any loss as ln_dpo is to dpo."},
-    )
-    margin_scale: float = field(
-        default=0.0,
-        metadata={
-            "help": "The margin of rewards must exceed this times the margin of the data (column "
-            "margin, else the difference of scores), as in ODPO."
-        },
-    )
-    beta_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "How beta goes to beta_final over training; it is logged as `beta`.",
-            "choices": list(BETA_SCHEDULES),
-        },
-    )
-    beta_final: float | None = field(
-        default=None, metadata={"help": "Beta at the end of training, for a beta_schedule."}
-    )
-    ld_alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the tokens beyond the shorter completion's length, from 0 to 1 "
-            "(LD-DPO), for policy and reference. Default: 1."
-        },
-    )
-    f_divergence_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "Divergence from the reference (f-DPO). Default: reverse_kl, the log-ratio.",
-            "choices": list(F_DIVERGENCES),
-        },
-    )
-    f_alpha_divergence_coef: float | None = field(
-        default=None,
-        metadata={"help": "Coefficient of alpha_divergence, 1 minus the paper's (default 0.5)."},
-    )
-    use_weighting: bool = field(
-        default=False,
-        metadata={"help": "Weigh pairs by how usual they are for the policy, at most 1 (WPO)."},
-    )
+    length_normalize: bool = _loss_option("length_normalize")
+    margin_scale: float = _loss_option("margin_scale")
+    beta_schedule: str = _loss_option("beta_schedule")
+    beta_final: float | None = _loss_option("beta_final")
+    ld_alpha: float | None = _loss_option("ld_alpha", default=None)
+    f_divergence_type: str | None = _loss_option("f_divergence_type", default=None)
+    f_alpha_divergence_coef: float | None = _loss_option("f_alpha_divergence_coef", default=None)
+    use_weighting: bool = _loss_option("use_weighting")
 
     max_length: int | None = field(
         default=1024,
@@ -389,9 +359,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         """
         if self.loss_type is not None:
             return self._parse(self.loss_type)
-        # A script that weighs thumbs was written for KTO, also where its data are pairs.
-        weighs_thumbs = (self.desirable_weight, self.undesirable_weight) != (None, None)
-        return self._parse("kto" if data_kinds == {"unpaired"} or weighs_thumbs else "dpo")
+        # A script that weighs labels was written for KTO, also where its data are pairs.
+        weighs_labels = (self.desirable_weight, self.undesirable_weight) != (None, None)
+        return self._parse("kto" if data_kinds == {"unpaired"} or weighs_labels else "dpo")
 
     def _parse(self, loss_type: Any) -> Objective:
         if isinstance(loss_type, str) and loss_type.lstrip().startswith("{"):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefopt.losses.registry import SCALARS
+from prefopt.losses.vocabulary import SCALARS
 from prefopt.objective import Objective
 from prefopt.objective.inputs import Completions, term_output
 from prefopt.objective.objective import Term
@@ -67,7 +67,7 @@ def implicit_rewards(
         loss = term.loss
         if loss.needs_reference and reference is None:
             raise ValueError(f"the rewards of {loss.name!r} need the log-probs of the reference")
-        parts = any(name.endswith("head_logps") for name in term.inputs)
+        parts = "head_logps" in term.quantities
         if parts and (policy.per_token is None or (reference and reference.per_token is None)):
             raise ValueError(f"the rewards of {loss.name!r} need `per_token` log-probs")
         rewards = _rewards(term, policy, reference)
@@ -118,5 +118,5 @@ def _completions(policy: PairLogps, reference: PairLogps | None) -> Completions:
         policy.per_token,
         None if reference is None else reference.per_token,
         divergences=unknown.expand(2 * len(policy.chosen)),
-        scalars=dict.fromkeys([*SCALARS, "mean_kl"], unknown),
+        scalars=dict.fromkeys(SCALARS, unknown),
     )

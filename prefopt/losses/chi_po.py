@@ -25,7 +25,11 @@ from prefopt.losses.common import check_positive, exponential
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("chi_po", family="margin")
+@register_loss(
+    "chi_po",
+    family="margin",
+    refuses={"f_divergence_type": "has a divergence of its own: use another loss"},
+)
 def chi_po_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -41,6 +41,22 @@ def head_and_tail(logps: Tensor, head_logps: Tensor, alpha: float) -> Tensor:
     return alpha * logps + (1 - alpha) * head_logps
 
 
+def require_margin(ref_chosen_logps: Tensor, offsets: Tensor, beta: float) -> Tensor:
+    """Return reference log-probs with which the margin of rewards must exceed an offset.
+
+    What a loss calls the reward of the chosen completion is then less by the offset.
+
+    Args:
+        ref_chosen_logps: Reference log-prob of the chosen completion; (B,), nats.
+        offsets: The offsets, in units of reward; (B,).
+        beta: Reward per nat of log-ratio.
+
+    Returns:
+        Log-probs; (B,), nats.
+    """
+    return ref_chosen_logps + offsets / beta
+
+
 def exponential(exponents: Tensor) -> Tensor:
     """Return exp(x), continued along its tangent where it leaves the range of the number format.
 
@@ -140,7 +156,7 @@ def published_range(low: float, high: float) -> str:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Let losses be tried, for a while, where no paper has been, without a warning."""
+    """Switch off warnings, for losses that are called with unpublished values on purpose."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

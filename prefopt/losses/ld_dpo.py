@@ -20,9 +20,9 @@ completion. The default of alpha is what the paper suggests, according to TRL's 
 """
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_choice, check_positive, head_and_tail
+from prefopt.losses.common import check_choice, head_and_tail
+from prefopt.losses.dpo import dpo_loss
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -65,16 +65,14 @@ def ld_dpo_loss(
     Raises:
         ValueError: If ``beta`` or ``alpha`` is out of its range or ``reference`` is neither word.
     """
-    check_positive(beta=beta)
     check_choice("reference", reference, ("alike", "full"))
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
     reference_alpha = alpha if reference == "alike" else 1.0
-    chosen = head_and_tail(chosen_logps, chosen_head_logps, alpha)
-    rejected = head_and_tail(rejected_logps, rejected_head_logps, alpha)
-    ref_chosen = head_and_tail(ref_chosen_logps, ref_chosen_head_logps, reference_alpha)
-    ref_rejected = head_and_tail(ref_rejected_logps, ref_rejected_head_logps, reference_alpha)
-    chosen_rewards = beta * (chosen - ref_chosen)
-    rejected_rewards = beta * (rejected - ref_rejected)
-    losses = -logsigmoid(chosen_rewards - rejected_rewards)
-    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+    return dpo_loss(
+        head_and_tail(chosen_logps, chosen_head_logps, alpha),
+        head_and_tail(rejected_logps, rejected_head_logps, alpha),
+        head_and_tail(ref_chosen_logps, ref_chosen_head_logps, reference_alpha),
+        head_and_tail(ref_rejected_logps, ref_rejected_head_logps, reference_alpha),
+        beta=beta,
+    )

@@ -16,9 +16,9 @@ and 15 (its Table 18) the paper takes 5.
 """
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import average_logps, check_positive
+from prefopt.losses.common import average_logps
+from prefopt.losses.dpo import dpo_loss
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -52,8 +52,10 @@ def ln_dpo_loss(
     Raises:
         ValueError: If ``beta`` is not greater than 0.
     """
-    check_positive(beta=beta)
-    chosen_rewards = beta * average_logps(chosen_logps - ref_chosen_logps, chosen_lengths)
-    rejected_rewards = beta * average_logps(rejected_logps - ref_rejected_logps, rejected_lengths)
-    losses = -logsigmoid(chosen_rewards - rejected_rewards)
-    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+    return dpo_loss(
+        average_logps(chosen_logps, chosen_lengths),
+        average_logps(rejected_logps, rejected_lengths),
+        average_logps(ref_chosen_logps, chosen_lengths),
+        average_logps(ref_rejected_logps, rejected_lengths),
+        beta=beta,
+    )

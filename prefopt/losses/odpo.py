@@ -17,9 +17,14 @@ commands set beta to 0.05 for toxicity, 0.5 for summaries, and 0.7 with alpha at
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_choice, check_not_negative, check_positive
+from prefopt.losses.common import (
+    check_choice,
+    check_not_negative,
+    check_positive,
+    require_margin,
+)
+from prefopt.losses.dpo import dpo_loss
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -56,11 +61,12 @@ def odpo_loss(
     check_positive(beta=beta)
     check_not_negative(alpha=alpha)
     check_choice("scale", scale, ("log", "identity"))
-    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
-    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
-    if scale == "log":
-        offsets = torch.xlogy(margins.new_tensor(alpha), margins.clamp(min=0))
+    if scale == "log":  # margins without a logarithm: see below
+        offsets = alpha * torch.where(margins > 0, margins, 1).log()
     else:
         offsets = alpha * margins
-    losses = -logsigmoid(chosen_rewards - rejected_rewards - offsets)
-    return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
+    ref_chosen_logps = require_margin(ref_chosen_logps, offsets, beta)
+    output = dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta)
+    if scale == "log" and alpha > 0:  # the limit of an offset that goes to minus infinity
+        output = output._replace(losses=torch.where(margins > 0, output.losses, 0))
+    return output.add_to_chosen(offsets)

@@ -45,6 +45,16 @@ class LossOutput(NamedTuple):
     rejected_rewards: Tensor | None = None
     rewards: Tensor | None = None
 
+    def add_to_chosen(self, offsets: Tensor) -> "LossOutput":
+        """Return the same with higher rewards of the chosen completions, where there are any.
+
+        Args:
+            offsets: By how much; (B,).
+        """
+        if self.chosen_rewards is None:
+            return self
+        return self._replace(chosen_rewards=self.chosen_rewards + offsets)
+
 
 LossFunction = Callable[..., LossOutput]
 CountsFunction = Callable[..., Tensor]
@@ -286,7 +296,7 @@ def register_loss(
             counts,
             pooled,
             dict(published or {}),
-            refuses or {},
+            dict(refuses or {}),
             family=family,
         )
         for key in (name, *loss.aliases):

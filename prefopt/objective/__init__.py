@@ -5,5 +5,6 @@ that need a whole optimiser step; metrics.
 """
 
 from prefopt.objective.objective import Objective, Term, parse_objective
+from prefopt.objective.options import LossOptions
 
-__all__ = ["Objective", "Term", "parse_objective"]
+__all__ = ["LossOptions", "Objective", "Term", "parse_objective"]

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefopt.losses.registry import SCALARS, Loss, get_loss
+from prefopt.losses.registry import Loss, get_loss
+from prefopt.losses.vocabulary import VOCABULARY, specs_of
 from prefopt.objective.options import LossOptions, fit_options, scheduled_beta
 
 # Inputs that are means over all of training.
-RUNNING_MEANS = SCALARS - {"kl"}
+RUNNING_MEANS = frozenset(spec.name for spec in VOCABULARY.values() if spec.side == "training")
 
 _TERM = re.compile(
     r"\s*(?:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
@@ -40,6 +41,11 @@ class Term:
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors that the loss and its options take."""
         return (*self.loss.inputs, *self.options.extra_inputs(self.loss))
+
+    @property
+    def quantities(self) -> frozenset[str]:
+        """What those tensors are: ``logps``, ``lengths``, ... as in the vocabulary."""
+        return frozenset(spec.quantity for spec in specs_of(self.inputs))
 
     @property
     def beta(self) -> float | None:
@@ -89,6 +95,11 @@ class Objective:
         return frozenset(name for term in self.terms for name in term.inputs)
 
     @property
+    def quantities(self) -> frozenset[str]:
+        """What those tensors are: ``logps``, ``lengths``, ... as in the vocabulary."""
+        return frozenset(spec.quantity for spec in specs_of(self.inputs))
+
+    @property
     def needs_reference(self) -> bool:
         """Whether a term needs the reference model."""
         return any(term.loss.needs_reference for term in self.terms)
@@ -96,7 +107,7 @@ class Objective:
     @property
     def needs_kl(self) -> bool:
         """Whether a term needs the log-ratio of mismatched completions."""
-        return "kl" in self.inputs
+        return bool(self.quantities & {"kl", "mean_kl"})
 
     @property
     def needs_running_means(self) -> bool:
@@ -111,12 +122,12 @@ class Objective:
     @property
     def needs_tokens(self) -> bool:
         """Whether a term asks for the log-probs of a part of a completion."""
-        return any(name.endswith("head_logps") for name in self.inputs)
+        return "head_logps" in self.quantities
 
     @property
     def needs_divergences(self) -> bool:
         """Whether a term compares what policy and reference predict over the vocabulary."""
-        return any(name.endswith("divergences") for name in self.inputs)
+        return "divergences" in self.quantities
 
     @property
     def needs_collisions(self) -> bool:
@@ -139,7 +150,7 @@ class Objective:
 
     @property
     def data_kinds(self) -> frozenset[str]:
-        """The data kinds of its losses; ``preferred`` is at home with every other."""
+        """The data kinds of its losses; ``preferred`` goes with every other."""
         return frozenset(term.loss.data_kind for term in self.terms)
 
 

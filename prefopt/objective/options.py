@@ -1,4 +1,4 @@
-"""Options that go with every loss they make sense for: what a loss eats is changed, not the loss.
+"""Options that go with every loss they make sense for: its inputs are changed, not the loss.
 
 Each is a transform of a loss's inputs before it is called, in this order, and is written here once:
 
@@ -15,23 +15,29 @@ KTO's KL estimate and the running means of other losses are made of the transfor
 Beside them ``beta_schedule`` moves beta over training, and ``use_weighting`` weighs pairs by how
 likely the policy is to produce them (WPO, Zhou et al. 2024, arXiv:2406.11827).
 
-Which of them a loss can take is seen from its inputs, and from what it does with made-up ones: so a
-loss registered elsewhere needs no entry in a list.
+Which of them a loss can take follows from its inputs, from its values at made-up ones, and from
+what it was registered to refuse: so there is no list of losses here.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import average_logps, check_choice, check_not_negative, head_and_tail
+from prefopt.losses.common import (
+    average_logps,
+    check_choice,
+    check_not_negative,
+    head_and_tail,
+    require_margin,
+)
 from prefopt.losses.contract import make_inputs
 from prefopt.losses.registry import Loss, LossOutput
+from prefopt.losses.vocabulary import VOCABULARY, counterpart, specs_of
 
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 BETA_SCHEDULES = ("constant", "linear", "cosine")
@@ -47,31 +53,55 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Options of every loss; all are off by default.
-
-    Attributes:
-        length_normalize: Log-probs per token in place of sums.
-        f_divergence_type: One of ``F_DIVERGENCES``.
-        f_alpha_divergence_coef: c of the alpha-divergence, f'(r) = (r^(c - 1) - 1) / (c - 1); the
-            f-DPO paper's alpha is 1 - c.
-        ld_alpha: Weight of the tokens beyond the shorter completion's length, from 0 to 1.
-        margin_scale: Reward per unit of the data's margin; at least 0.
-        beta_schedule: How beta goes to ``beta_final``: one of ``BETA_SCHEDULES``.
-        beta_final: Beta at the end of training.
-        use_weighting: Whether pairs are weighed by WPO's weights.
+    """Options of every loss; all are off by default. Fields are described by their ``help``.
 
     Raises:
         ValueError: If a value is out of its range, or belongs to an option that is off.
     """
 
-    length_normalize: bool = False
-    f_divergence_type: str = "reverse_kl"
-    f_alpha_divergence_coef: float = 0.5
-    ld_alpha: float = 1.0
-    margin_scale: float = 0.0
-    beta_schedule: str = "constant"
-    beta_final: float | None = None
-    use_weighting: bool = False
+    length_normalize: bool = field(
+        default=False,
+        metadata={"help": "Log-probs per token in place of sums: any loss as ln_dpo is to dpo."},
+    )
+    margin_scale: float = field(
+        default=0.0,
+        metadata={
+            "help": "The margin of rewards must exceed this times the margin of the data (column "
+            "margin, else the difference of scores), as in ODPO."
+        },
+    )
+    beta_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How beta goes to beta_final over training; it is logged as `beta`.",
+            "choices": list(BETA_SCHEDULES),
+        },
+    )
+    beta_final: float | None = field(
+        default=None, metadata={"help": "Beta at the end of training, for a beta_schedule."}
+    )
+    ld_alpha: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the tokens beyond the shorter completion's length, from 0 to 1 "
+            "(LD-DPO), for policy and reference. Default: 1."
+        },
+    )
+    f_divergence_type: str = field(
+        default="reverse_kl",
+        metadata={
+            "help": "Divergence from the reference (f-DPO). Default: reverse_kl, the log-ratio.",
+            "choices": list(F_DIVERGENCES),
+        },
+    )
+    f_alpha_divergence_coef: float = field(
+        default=0.5,
+        metadata={"help": "Coefficient of alpha_divergence, 1 minus the paper's (default 0.5)."},
+    )
+    use_weighting: bool = field(
+        default=False,
+        metadata={"help": "Weigh pairs by how usual they are for the policy, at most 1 (WPO)."},
+    )
 
     def __post_init__(self) -> None:
         check_choice("f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
@@ -105,13 +135,13 @@ class LossOptions:
 
     def extra_inputs(self, loss: Loss) -> tuple[str, ...]:
         """Return the names of the inputs that the options need beside the loss's own."""
-        logps = [name for name in loss.inputs if name.endswith("logps")]
+        logps = [spec for spec in specs_of(loss.inputs) if spec.quantity == "logps"]
         extra: list[str] = []
         if self.ld_alpha < 1:
-            extra += [name.replace("logps", "head_logps") for name in logps]
+            extra += map(_head_of, (spec.name for spec in logps))
         if self.length_normalize:
-            extra += [_lengths_of(name) for name in logps if not name.startswith("ref_")]
-            extra += ["mean_kl"] if "kl" in loss.inputs else []
+            extra += [_lengths_of(spec.name) for spec in logps if not spec.of_reference]
+            extra += [counterpart("kl", quantity="mean_kl")] if "kl" in loss.inputs else []
         if self.margin_scale:
             extra.append("margins")
         return tuple(extra)
@@ -136,7 +166,8 @@ def fit_options(
     refused: list[set[str]] = [set() for _ in losses]
     for name in options.active:
         problems = [
-            _PROBLEMS[name](loss, {**loss.hyperparameters, **own}, options)
+            loss.refuses.get(name)
+            or _PROBLEMS[name](loss, {**loss.hyperparameters, **own}, options)
             for loss, own in zip(losses, settings, strict=True)
         ]
         if all(problems):
@@ -151,16 +182,16 @@ def fit_options(
 
 
 def _without(options: LossOptions, refused: set[str]) -> LossOptions:
-    kept = {
+    values = {
         item.name: getattr(options, item.name)
         for item in fields(options)
         if _OF_OPTION.get(item.name, item.name) not in refused
     }
-    return LossOptions(**kept)
+    return LossOptions(**values)
 
 
 def _length_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
-    if any(name.endswith("lengths") for name in loss.inputs):
+    if _inputs_of(loss, "lengths"):
         own = " and has the option `normalize`" if "normalize" in settings else ""
         return f"takes the lengths of completions itself{own}: leave length_normalize out"
     return _of_sums(loss)
@@ -169,10 +200,8 @@ def _length_problem(loss: Loss, settings: Settings, options: LossOptions) -> str
 def _f_divergence_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
     if loss.data_kind == "preferred" or not loss.needs_reference:
         return "compares no completions by their log-ratios to a reference"
-    if loss.name == "chi_po":
-        return "has a divergence of its own: use dpo"
     problem = _of_divergences(loss) or _of_sums(loss)
-    if problem is None and not _is_blind_to(loss, settings, _shifted_with_reference):
+    if problem is None and not _is_unchanged_by(loss, settings, _shifted_with_reference):
         return "depends on more than the log-ratios of policy and reference"
     return problem
 
@@ -185,7 +214,7 @@ def _margin_problem(loss: Loss, settings: Settings, options: LossOptions) -> str
     if "margins" in loss.inputs:
         return "uses the margins of the data itself: leave margin_scale out"
     problem = _not_on_pairs(loss) or _of_several_pairs(loss) or _of_heads(loss)
-    if problem is None and not _is_blind_to(loss, settings, _shifted_together):
+    if problem is None and not _is_unchanged_by(loss, settings, _shifted_together):
         return "depends on more than the margin between two summed log-probs or log-ratios"
     return problem
 
@@ -220,27 +249,28 @@ def _of_several_pairs(loss: Loss) -> str | None:
 
 
 def _of_heads(loss: Loss) -> str | None:
-    if any(name.endswith("head_logps") for name in loss.inputs):
-        return "weighs tokens itself: use dpo with ld_alpha"
+    if _inputs_of(loss, "head_logps"):
+        return "weighs tokens itself: use ld_alpha, with a loss that does not"
     return None
 
 
 def _of_divergences(loss: Loss) -> str | None:
-    """Return which input knows neither another divergence than KL nor a part of a completion."""
-    for name in loss.inputs:
-        if name == "kl" or name.endswith("divergences"):
-            return f"takes `{name}`, which is a KL divergence over whole completions"
+    """Return which input is a KL divergence over whole completions."""
+    for name in _inputs_of(loss, "kl", "mean_kl", "divergences"):
+        return f"takes `{name}`, which is a KL divergence over whole completions"
     return None
 
 
 def _of_sums(loss: Loss) -> str | None:
-    """Return what keeps a loss to log-probs that are sums over all tokens."""
+    """Return why the log-probs that a loss takes must be sums over all tokens."""
     if loss.data_kind == "preferred":
         return "looks at preferred completions alone"
     return _of_heads(loss)
 
 
-def _is_blind_to(loss: Loss, settings: Settings, shifted: Callable[..., dict[str, Tensor]]) -> bool:
+def _is_unchanged_by(
+    loss: Loss, settings: Settings, shifted: Callable[..., dict[str, Tensor]]
+) -> bool:
     """Return whether the losses of made-up examples stay as they are under a shift."""
     inputs = make_inputs(loss, torch.float64, size=16)
     generator = torch.Generator().manual_seed(0)
@@ -249,6 +279,11 @@ def _is_blind_to(loss: Loss, settings: Settings, shifted: Callable[..., dict[str
     with torch.no_grad():
         before, after = loss(**inputs, **own).losses, loss(**moved, **own).losses
     return torch.allclose(before, after, rtol=1e-11, atol=1e-12)
+
+
+def _inputs_of(loss: Loss, *quantities: str) -> list[str]:
+    """Return the names of the inputs of a loss that are of some quantities."""
+    return [spec.name for spec in specs_of(loss.inputs) if spec.quantity in quantities]
 
 
 def _shifted_with_reference(
@@ -276,7 +311,7 @@ def _shifted_together(
 def transformed(
     options: LossOptions, loss: Loss, settings: Settings, inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return what a loss eats under the options that it takes.
+    """Return the inputs of a loss under the options that it takes.
 
     Args:
         options: As ``fit_options`` left them for this loss.
@@ -289,9 +324,8 @@ def transformed(
     """
     moved = dict(inputs)
     if options.ld_alpha < 1:
-        for name in _logps(loss.inputs):
-            head = moved[name.replace("logps", "head_logps")]
-            moved[name] = head_and_tail(moved[name], head, options.ld_alpha)
+        for name in _inputs_of(loss, "logps"):
+            moved[name] = head_and_tail(moved[name], moved[_head_of(name)], options.ld_alpha)
     if options.f_divergence_type != "reverse_kl":
         for name, reference in policy_and_reference(moved):
             moved[name] = divergence_scores(
@@ -301,17 +335,17 @@ def transformed(
             )
             moved[reference] = torch.zeros_like(moved[reference])
     if options.length_normalize:
-        for name in _sums(loss.inputs):
+        for name in _inputs_of(loss, "logps", "divergences"):
             moved[name] = average_logps(moved[name], moved[_lengths_of(name)])
         if "kl" in moved:
-            moved["kl"] = moved["mean_kl"]
+            moved["kl"] = moved[counterpart("kl", quantity="mean_kl")]
     if options.margin_scale:
         beta = settings.get("beta", loss.hyperparameters.get("beta", 1.0))
-        offsets = margin_offsets(options, moved["margins"]) / beta
+        offsets = margin_offsets(options, moved["margins"])
         if "ref_chosen_logps" in moved:  # the policy's own are left as they are
-            moved["ref_chosen_logps"] = moved["ref_chosen_logps"] + offsets
+            moved["ref_chosen_logps"] = require_margin(moved["ref_chosen_logps"], offsets, beta)
         else:
-            moved["chosen_logps"] = moved["chosen_logps"] - offsets
+            moved["chosen_logps"] = require_margin(moved["chosen_logps"], -offsets, beta)
     return {name: moved[name] for name in loss.inputs if name in moved}
 
 
@@ -365,12 +399,12 @@ def policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """Return the names of the policy's log-probs, each with that of the reference.
 
     Args:
-        inputs: What a loss eats, by name.
+        inputs: Inputs of a loss, by name.
     """
     return [
-        (name.removeprefix("ref_"), name)
-        for name in inputs
-        if name.startswith("ref_") and not name.endswith("head_logps")
+        (counterpart(spec.name), spec.name)
+        for spec in specs_of(inputs)
+        if spec.of_reference and spec.quantity == "logps"
     ]
 
 
@@ -416,13 +450,11 @@ def _exponential_less_1(exponents: Tensor) -> Tensor:
     return torch.where(exponents <= limit, exact, tangent)
 
 
-def _logps(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.endswith("logps")]
-
-
-def _sums(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.endswith(("logps", "divergences"))]
+def _head_of(name: str) -> str:
+    """Return the name of the log-probs of the first tokens beside those of a whole completion."""
+    reference = VOCABULARY[name].of_reference
+    return counterpart(name, quantity="head_logps", of_reference=reference)
 
 
 def _lengths_of(name: str) -> str:
-    return re.sub("logps|divergences", "lengths", name.removeprefix("ref_"))
+    return counterpart(name, quantity="lengths")

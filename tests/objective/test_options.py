@@ -172,13 +172,19 @@ def test_f_divergences_go_with_the_losses_they_go_with_in_trl():
 def test_a_refusal_names_loss_reason_and_what_to_use():
     assert "ipo takes the lengths" in refusal(get_loss("ipo"), "length_normalize")
     assert "`normalize`" in refusal(get_loss("ipo"), "length_normalize")
-    assert "use dpo with ld_alpha" in refusal(get_loss("ld_dpo"), "ld_alpha")
+    assert "ld_dpo weighs tokens itself: use ld_alpha" in refusal(get_loss("ld_dpo"), "ld_alpha")
+    chi_po = refusal(get_loss("chi_po"), "f_divergence_type")
+    assert "chi_po has a divergence of its own" in chi_po
     assert "leave margin_scale out" in refusal(get_loss("odpo"), "margin_scale")
     assert "no hyper-parameter beta" in refusal(get_loss("orpo"), "beta_schedule")
     kl = refusal(get_loss("kto"), "f_divergence_type")
     assert "kto takes `kl`, which is a KL divergence over whole completions" in kl
     assert "tdpo takes `chosen_divergences`, which is a KL" in refusal(get_loss("tdpo"), "ld_alpha")
     assert "bco is a loss on unpaired data, not pairs" in refusal(get_loss("bco"), "ld_alpha")
+
+
+def test_a_loss_refuses_options_that_exist():
+    assert {name for loss in list_losses() for name in loss.refuses} <= {*EACH}
 
 
 def test_hyperparameters_decide_what_a_loss_can_take():
