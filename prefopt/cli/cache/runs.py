@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefopt.cli import is_main_process
-from prefopt.cli.cache import folder_of, model_text, printable, size_text, store_errors
+from prefopt.cli.cache.store import folder_of, store_errors
+from prefopt.cli.cache.text import model_text, printable, size_text
 from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.train import checkpoint_of, load_splits, make_parser, make_trainer, parse
 from prefopt.reference import Database, FileStore, Fingerprint, References, Source

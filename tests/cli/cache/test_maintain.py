@@ -1,165 +1,22 @@
-"""``prefopt cache``: each command on a store that a tiny model filled, and what goes wrong."""
+"""``prefopt cache`` on a store as it is: what each command does, and what goes wrong."""
 
 import json
-import re
-import shutil
 import sqlite3
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
-from safetensors.torch import load_file, save_file
 
-from prefopt.cli import cache
-from prefopt.reference import Database, default_folder
+from prefopt.cli.cache import maintain
+from prefopt.reference import Database
 from prefopt.reference.store.logp_store import FILE_NAME
-from prefopt.toy import sample_pairs
-from tests.cli.conftest import write_rows
-
-QUIET = ("--report_to=none", "--use_cpu", "--disable_tqdm=true")
+from tests.cli.cache.conftest import damage_a_value, info, reference_of, values_in
 
 
-@pytest.fixture(scope="module")
-def run_of(model_folder, data_files):
-    """The options of a run on a kind of data."""
-
-    def options(kind="paired", model=model_folder, **more):
-        named = [f"--{name}={value}" for name, value in more.items()]
-        return ("--model", model, "--dataset", data_files[kind], *QUIET, *named)
-
-    return options
-
-
-@pytest.fixture(scope="module")
-def filled_folder(tmp_path_factory, run_of):
-    """Folder of a store that holds the log-probs of the pairs; not to be changed."""
-    folder = tmp_path_factory.mktemp("filled")
-    assert cache.main(["fill", *map(str, run_of(cache_dir=folder))]) == 0
-    return folder
-
-
-@pytest.fixture
-def filled(filled_folder):
-    """The same store at the place where commands look; may be changed."""
-    shutil.copytree(filled_folder, default_folder(), dirs_exist_ok=True)
-    return default_folder() / FILE_NAME
-
-
-@pytest.fixture(scope="module")
-def other_model(model_folder, tmp_path_factory) -> Path:
-    """The tiny model with one weight changed."""
-    folder = tmp_path_factory.mktemp("other") / "model"
-    shutil.copytree(model_folder, folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] += 0.5
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def info(prefopt):
-    """Return what `info --json` says."""
-    result = prefopt("cache", "info", "--json")
-    assert result.code == 0, result.err
-    return json.loads(result.out)
-
-
-def reference_of(path):
-    """Return number and fingerprint of the only reference of a store."""
-    (row,) = Database(path).connection.execute("SELECT id, fingerprint FROM reference").fetchall()
-    return row
-
-
-def values_in(path):
-    """Return the log-probs of a store, by fingerprint and key."""
-    database = Database(path)
-    rows = database.connection.execute(
-        "SELECT r.id, r.fingerprint, c.key FROM completion c JOIN reference r ON r.id = c.reference"
-    ).fetchall()
-    return {(name, key): database.get(number, name, key).tobytes() for number, name, key in rows}
-
-
-def damage_a_value(path):
-    """Change one stored log-prob behind the back of its checksum."""
-    with sqlite3.connect(path) as connection:
-        (blob,) = connection.execute("SELECT logps FROM piece WHERE id = 1").fetchone()
-        changed = (np.frombuffer(blob, "<f4") - 1).tobytes()
-        connection.execute("UPDATE piece SET logps = ? WHERE id = 1", (changed,))
-    connection.close()
-
-
-# Fill ---------------------------------------------------------------------------------------------
-
-
-def test_fill_says_what_was_computed_and_leaves_only_the_store(
-    prefopt, run_of, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    result = prefopt("cache", "fill", *run_of(cache_dir=tmp_path / "store"))
-    assert result.code == 0, result.err
-    assert re.search(r"computed +48 completions in [\d.]+ s", result.out)
-    assert re.search(r"fingerprint +[0-9a-f]{32}\n", result.out)
-    assert str(tmp_path / "store" / FILE_NAME) in result.out
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
-    again = prefopt("cache", "fill", *run_of(cache_dir=tmp_path / "store"))
-    assert re.search(r"computed +0 completions", again.out)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("paired", {"loss_type": "ipo", "eval_fraction": 0.25, "max_length": 60}),
-        ("unpaired", {"loss_type": "kto", "per_device_train_batch_size": 4}),
-        ("paired", {"use_peft": "true", "lora_r": 2}),
-    ],
-)
-def test_a_run_after_fill_computes_nothing(prefopt, run_of, tmp_path, monkeypatch, kind, options):
-    assert prefopt("cache", "fill", *run_of(kind, **options)).code == 0
-    before = values_in(default_folder() / FILE_NAME)
-
-    from prefopt.reference.fill import Filler
-
-    monkeypatch.setattr(Filler, "_compute", lambda *_: pytest.fail("something was missing"))
-    result = prefopt(
-        *("train", *run_of(kind, **options), "--max_steps=2", "--learning_rate=1e-3"),
-        *("--beta=0.3", f"--output_dir={tmp_path}"),
-    )
-    assert result.code == 0, result.err
-    assert before
-    assert values_in(default_folder() / FILE_NAME) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"loss_type": "orpo"}, "the loss 'orpo' uses no reference"),
-        ({"dataset_streaming": "true", "max_steps": 1}, "a stream is not known before it is read"),
-        ({"reference": "live"}, "keeps nothing"),
-        ({"loss_tipe": "ipo"}, "unknown option '--loss_tipe'; did you mean '--loss_type'"),
-    ],
-)
-def test_fill_refuses_what_it_cannot_keep(prefopt, run_of, options, message):
-    result = prefopt("cache", "fill", *run_of(**options))
-    assert result.code == 2
-    assert message in result.err
-
-
-def test_fill_needs_a_store_that_can_be_written(prefopt, run_of, tmp_path):
-    (tmp_path / "file").write_text("")
-    result = prefopt("cache", "fill", *run_of(cache_dir=tmp_path / "file"))
-    assert result.code == 2
-    assert "file" in result.err
-
-
-def test_fill_fails_where_the_disk_is_full(prefopt, run_of, monkeypatch):
-    def full(*_):
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(Database, "put", full)
-    result = prefopt("cache", "fill", *run_of())
-    assert result.code == 1
-    assert re.search(r"not kept +48 completions", result.out)
+def left(prefopt):
+    """Return the fingerprints that a store has."""
+    return [item["fingerprint"] for item in info(prefopt)["references"]]
 
 
 # Info ---------------------------------------------------------------------------------------------
@@ -265,78 +122,7 @@ def test_verify_without_a_model_finds_a_damaged_page(prefopt, filled):
     assert "damaged" in result.out
 
 
-def test_verify_computes_a_sample_again(prefopt, filled, run_of):
-    used = info(prefopt)["references"][0]["used"]
-    result = prefopt("cache", "verify", "--sample", "20", *run_of())
-    assert result.code == 0, result.err
-    assert "48 completions of this data; 0 are missing" in result.out
-    assert re.search(r"compared +20 completions", result.out)
-    assert float(re.search(r"largest +(\S+)", result.out)[1]) < 1e-4
-    assert "accepted     0.001 nats" in result.out
-    assert info(prefopt)["references"][0]["used"] == used
-
-
-def test_verify_finds_values_that_are_whole_but_wrong(prefopt, filled, run_of):
-    number, fingerprint = reference_of(filled)
-    database = Database(filled)
-    ((key, origin), *_) = database.connection.execute("SELECT key, origin FROM completion")
-    wrong = database.get(number, fingerprint, key).copy()
-    wrong[2] -= 0.25
-    with database.writing() as connection:
-        connection.execute("DELETE FROM completion WHERE key = ?", (key,))
-    database.put(number, fingerprint, origin, [(key, wrong)])
-    assert prefopt("cache", "verify").code == 0
-    result = prefopt("cache", "verify", *run_of())
-    assert result.code == 1
-    assert re.search(r"largest +0\.25 nats", result.out)
-    assert "does NOT agree" in result.out
-
-
-def test_verify_says_what_is_missing_and_computes_nothing_of_it(prefopt, filled, run_of):
-    with sqlite3.connect(filled) as connection:
-        connection.execute(
-            "DELETE FROM completion WHERE key IN (SELECT key FROM completion LIMIT 8)"
-        )
-    connection.close()
-    result = prefopt("cache", "verify", *run_of())
-    assert result.code == 0
-    assert "40 completions of this data; 8 are missing" in result.out
-    assert info(prefopt)["references"][0]["completions"] == 40
-
-
-def test_verify_fails_where_nothing_of_the_data_is_known(
-    prefopt, filled, run_of, model_folder, tmp_path
-):
-    rows = write_rows(tmp_path / "rows.jsonl", sample_pairs(4, seed=9))
-    result = prefopt("cache", "verify", "--model", model_folder, "--dataset", rows, *QUIET)
-    assert result.code == 1
-    assert "nothing was verified" in result.out
-
-
-def test_verify_names_a_reference_that_the_store_does_not_know(
-    prefopt, filled, run_of, other_model
-):
-    known = reference_of(filled)[1]
-    result = prefopt("cache", "verify", *run_of(model=other_model))
-    assert result.code == 2
-    assert "has no log-probs of this reference" in result.err
-    assert re.search(rf"The nearest that it has, {known[:12]}.* has other weights$", result.err)
-    assert len(info(prefopt)["references"]) == 1  # looking adds none
-
-
 # Prune --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two(prefopt, filled, run_of, other_model):
-    """A store with two references; fingerprints, the longer unused first."""
-    assert prefopt("cache", "fill", *run_of(model=other_model)).code == 0
-    return [item["fingerprint"] for item in reversed(info(prefopt)["references"])]
-
-
-def left(prefopt):
-    """Return the fingerprints that a store has."""
-    return [item["fingerprint"] for item in info(prefopt)["references"]]
 
 
 def test_prune_says_what_would_go_and_does_it_only_when_told(prefopt, filled, two):
@@ -356,14 +142,6 @@ def test_prune_says_what_would_go_and_does_it_only_when_told(prefopt, filled, tw
     expected = {name: value for name, value in before.items() if name[0] == two[1]}
     assert values_in(filled) == expected
     assert prefopt("cache", "verify").code == 0
-
-
-def test_what_was_pruned_is_computed_again(prefopt, filled, two, run_of):
-    before = values_in(filled)
-    assert prefopt("cache", "prune", "--reference", two[0], "--yes").code == 0
-    result = prefopt("cache", "fill", *run_of())
-    assert re.search(r"computed +48 completions", result.out)
-    assert values_in(filled) == before
 
 
 def test_prune_by_age_and_by_size(prefopt, filled, two):
@@ -410,7 +188,6 @@ def test_an_ambiguous_fingerprint_is_refused(prefopt, filled):
 
 
 def test_a_full_disk_while_shrinking_is_told(prefopt, filled, two, monkeypatch):
-    from prefopt.reference.store import maintain
 
     def full(_):
         raise sqlite3.OperationalError("database or disk is full")
@@ -436,15 +213,6 @@ def test_a_store_goes_to_parquet_and_back_bit_by_bit(prefopt, filled, two, tmp_p
     assert values_in(tmp_path / "new" / FILE_NAME) == values_in(filled)
     again = prefopt("cache", "import", path, "--cache-dir", tmp_path / "new")
     assert "0 completions added, 96 known already" in again.out
-
-
-def test_training_uses_what_was_imported(prefopt, filled, run_of, tmp_path):
-    path = tmp_path / "logps.parquet"
-    assert prefopt("cache", "export", path).code == 0
-    assert prefopt("cache", "import", path, "--cache-dir", tmp_path / "new").code == 0
-    result = prefopt("cache", "fill", *run_of(cache_dir=tmp_path / "new"))
-    assert re.search(r"computed +0 completions", result.out)
-    assert re.search(r"kept of it +48 completions", result.out)
 
 
 def test_datasets_reads_an_export_and_what_it_writes_is_imported(prefopt, filled, tmp_path):
@@ -507,11 +275,3 @@ def test_import_of_no_file_makes_no_store(prefopt, tmp_path):
     assert result.code == 2
     assert "no file" in result.err
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("0", 0), ("1500", 1500), ("2G", 2 * 10**9), ("1.5 MiB", 3 << 19), ("3kB", 3000)],
-)
-def test_sizes_are_read_with_their_units(text, size):
-    assert cache._size(text) == size
