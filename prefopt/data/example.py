@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from prefopt.data.errors import DataError
 
-__all__ = ["Cells", "Form", "Kind", "PreferenceExample", "read_label", "read_ranking"]
+__all__ = ["Cells", "Form", "Judgement", "Kind", "PreferenceExample", "read_label", "read_ranking"]
 
 Kind = Literal["paired", "unpaired", "ranked"]
 Form = Literal["text", "messages", "ids"]
@@ -44,6 +44,37 @@ class PreferenceExample:
     tools: list[Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     unusable: str | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a row says of its completions.
+
+    Attributes:
+        kind: Paired, unpaired or ranked.
+        order: Indices of the completions as the row gives them, best first.
+        desirable: Whether each is wanted, in this order; empty if ranked.
+        ranks: Rank of each, in this order; empty if unpaired.
+        scores: Score of each, in this order, if ranked with scores.
+        unusable: Why nothing is preferred; None if something is.
+    """
+
+    kind: Kind
+    order: Sequence[int]
+    desirable: list[bool] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    unusable: str | None = None
+
+    @classmethod
+    def of_pair(cls) -> "Judgement":
+        """Return that of a pair, whose chosen completion comes first."""
+        return cls("paired", (0, 1), [True, False], [0, 1])
+
+    @classmethod
+    def of_label(cls, label: bool) -> "Judgement":
+        """Return that of an unpaired row with this label."""
+        return cls("unpaired", (0,), [label])
 
 
 @dataclass(frozen=True)
@@ -89,17 +120,13 @@ def read_label(row: Cells) -> bool:
     return bool(label)
 
 
-def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> dict[str, Any]:
-    """Return ranks and scores of the completions of a row, best completion first.
+def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> Judgement:
+    """Return the order of the completions of a ranked row.
 
     Args:
         row: The row, with ``ranks``, ``scores``, both (then ranks decide) or neither.
         count: Number of its completions.
         ranked_as_given: Whether they are best first if it has neither.
-
-    Returns:
-        ``order`` (indices of the completions, best first), and in this order ``ranks`` and
-        ``scores``; and ``unusable``: why nothing is preferred, or None.
 
     Raises:
         DataError: If ranks or scores are no finite numbers, one a completion, or are missing.
@@ -115,19 +142,16 @@ def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> dict[str, 
         raise row.wrong(
             "ranks", "is missing; completions need 'ranks' (0 is best) or 'scores' (more is better)"
         )
-    places = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+    rank_of = {key: rank for rank, key in enumerate(sorted(set(keys)))}
     order = sorted(range(count), key=lambda place: keys[place])
-    unusable = None
-    if count == 1:
-        unusable = "one completion is no ranking"
-    elif len(places) == 1:
-        unusable = "all completions share one rank"
-    return {
-        "order": order,
-        "ranks": [places[keys[place]] for place in order],
-        "scores": [scores[place] for place in order] if scores else [],
-        "unusable": unusable,
-    }
+    unusable = "all completions share one rank" if len(rank_of) == 1 else None
+    return Judgement(
+        "ranked",
+        order,
+        ranks=[rank_of[keys[place]] for place in order],
+        scores=[scores[place] for place in order] if scores else [],
+        unusable="one completion is no ranking" if count == 1 else unusable,
+    )
 
 
 def _read_numbers(row: Cells, column: str, count: int) -> list[float]:

@@ -24,9 +24,17 @@ Other columns are not read.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from prefopt.data.example import Cells, Form, Kind, PreferenceExample, read_label, read_ranking
+from prefopt.data.example import (
+    Cells,
+    Form,
+    Judgement,
+    Kind,
+    PreferenceExample,
+    read_label,
+    read_ranking,
+)
 from prefopt.data.messages import (
     Message,
     common_messages,
@@ -67,6 +75,15 @@ ACCEPTED = (
 )
 
 
+class Texts(NamedTuple):
+    """Prompt and completions of a row; ``unusable`` says why it has none, else it is None."""
+
+    form: Form
+    prompt: Any
+    completions: list[Any]
+    unusable: str | None = None
+
+
 def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
     r"""Return the prompt and completions of a row, in any of the formats of this module.
 
@@ -93,25 +110,27 @@ def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
     kind, columns = _read_kind(cells)
     if kind == "paired":
         given = [cells.need(name, "a pair needs 'chosen' and 'rejected'") for name in columns]
-        judgement: dict[str, Any] = {"desirable": [True, False], "ranks": [0, 1]}
+        judgement = Judgement.of_pair()
     elif kind == "unpaired":
         given = [cells.need(columns[0], "an unpaired row needs its completion")]
-        judgement = {"desirable": [read_label(cells)]}
+        judgement = Judgement.of_label(read_label(cells))
     else:
         given = _read_list(cells, columns[0])
         columns = columns * len(given)
         judgement = read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
-    order = judgement.pop("order", range(len(given)))
-    tied = judgement.pop("unusable", None)
-    form, prompt, completions, unusable = _read_texts(cells, given, columns)
+    texts = _read_texts(cells, given, columns)
+    tools, options = _read_template_arguments(cells, texts.form)
     return PreferenceExample(
         kind=kind,
-        form=form,
-        prompt=prompt,
-        completions=[completions[place] for place in order] if completions else [],
-        unusable=unusable or tied,
-        **judgement,
-        **_read_template_arguments(cells, form),
+        form=texts.form,
+        prompt=texts.prompt,
+        completions=[texts.completions[place] for place in judgement.order if texts.completions],
+        desirable=judgement.desirable,
+        ranks=judgement.ranks,
+        scores=judgement.scores,
+        tools=tools,
+        options=options,
+        unusable=texts.unusable or judgement.unusable,
     )
 
 
@@ -153,10 +172,7 @@ def _read_list(row: Cells, column: str) -> list[Any]:
     return value
 
 
-def _read_texts(
-    row: Cells, given: list[Any], columns: list[str]
-) -> tuple[Form, Any, list[Any], str | None]:
-    """Return form, prompt, completions, and why the row is unusable, if it is."""
+def _read_texts(row: Cells, given: list[Any], columns: list[str]) -> Texts:
     are_text = [isinstance(value, str) for value in given]
     if any(are_text) and not all(are_text):
         place = are_text.index(False)
@@ -171,13 +187,13 @@ def _read_texts(
         if spoken is None:
             return _implicit_text(row, given, columns[0])
         answers = [[{"role": "assistant", "content": text}] for text in given]
-        return "messages", _with_system(row, _prompt_messages(row, spoken)), answers, None
+        return Texts("messages", _with_system(row, _prompt_messages(row, spoken)), answers)
     spoken_given = [
         read_messages(value, row.number, column)
         for value, column in zip(given, columns, strict=True)
     ]
     prompt, completions = _read_conversation(row, prompt, spoken_given, columns)
-    return "messages", _with_system(row, prompt), completions, None
+    return Texts("messages", _with_system(row, prompt), completions)
 
 
 def _messages_column(row: Cells, columns: Sequence[str]) -> str | None:
@@ -192,19 +208,17 @@ def _prompt_messages(row: Cells, column: str) -> list[Message]:
     return read_messages(row.get(column), row.number, column)
 
 
-def _plain(row: Cells, prompt: str, texts: list[str]) -> tuple[Form, Any, list[Any], str | None]:
+def _plain(row: Cells, prompt: str, completions: list[str]) -> Texts:
     if row.get("system"):
         raise row.wrong(
             "system",
             "goes with messages, but the prompt is plain text; make the prompt a list of messages, "
             "or put the system text into the prompt and remove this column",
         )
-    return "text", prompt, texts, None
+    return Texts("text", prompt, completions)
 
 
-def _implicit_text(
-    row: Cells, texts: list[str], column: str
-) -> tuple[Form, Any, list[Any], str | None]:
+def _implicit_text(row: Cells, texts: list[str], column: str) -> Texts:
     """Split texts that begin with the prompt into prompt and completions."""
     shared = _shared_characters(texts)
     turn = shared.rfind(TURN)
@@ -219,17 +233,12 @@ def _implicit_text(
                 f"dataset.rename_column({named[0]!r}, 'prompt')",
             )
         if len(texts) == 1 or not shared:
+            why = f"it has no {TURN!r}" if len(texts) == 1 else "the completions don't start alike"
             raise row.wrong(
-                "prompt",
-                f"is missing, and {column!r} does not show where the prompt ends: "
-                + (
-                    f"it has no {TURN!r}"
-                    if len(texts) == 1
-                    else "the completions don't start alike"
-                ),
+                "prompt", f"is missing, and {column!r} does not show where the prompt ends: {why}"
             )
         if all(text == shared for text in texts):
-            return "text", "", [], "identical completions without a prompt"
+            return Texts("text", "", [], "identical completions without a prompt")
         # The space belongs to the first word of the completion, as in most tokenizers.
         end = len(shared) - shared.endswith(" ")
     return _plain(row, shared[:end], [text[end:] for text in texts])
@@ -293,10 +302,11 @@ def _with_system(row: Cells, prompt: list[Message]) -> list[Message]:
     return prompt
 
 
-def _read_template_arguments(row: Cells, form: Form) -> dict[str, Any]:
+def _read_template_arguments(row: Cells, form: Form) -> tuple[list[Any] | None, dict[str, Any]]:
+    """Return the tools and the keyword arguments for the chat template."""
     options = read_options(row.get("chat_template_kwargs"), row.number)
     if form == "messages":
-        return {"options": options, "tools": read_tools(row.get("tools"), row.number)}
+        return read_tools(row.get("tools"), row.number), options
     if options:
         raise row.wrong("chat_template_kwargs", "needs messages, but the row holds plain text")
-    return {}
+    return None, options

@@ -141,14 +141,11 @@ def _prepare_rows(
         reasons_text = "; ".join(f"{aside.count} rows: {why}" for why, aside in set_aside.items())
         raise DataError(f"no row is left ({reasons_text}; max_length is {max_length})")
     mapped = mapped.select(kept) if set_aside else mapped
-    report = DataReport(
-        **count_rows(mapped, batch_size),
-        name=name,
+    report = replace(
+        count_rows(mapped, name, batch_size),
         rows=len(dataset),
-        kept=len(kept),
         set_aside=set_aside,
         max_length=max_length,
-        batch_size=batch_size,
         unit=getattr(tokenizer, "unit", "tokens"),
         eos_missing=tokenizer is not None
         and tokenizer.eos_token is None

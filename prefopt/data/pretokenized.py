@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.data.example import Cells, Kind, PreferenceExample, read_label, read_ranking
+from prefopt.data.example import Cells, Judgement, PreferenceExample, read_label, read_ranking
 
 __all__ = ["IDS_COLUMNS", "read_ids"]
 
@@ -30,30 +30,30 @@ def read_ids(row: Cells) -> PreferenceExample:
     why = "a row of token ids needs 'prompt_ids', and 'chosen_ids' and 'rejected_ids', or "
     why += "'completion_ids'"
     prompt = _ids(row, "prompt_ids", row.need("prompt_ids", why), may_be_empty=True)
-    judgement: dict[str, Any]
     if "chosen_ids" in row or "rejected_ids" in row:
-        kind: Kind = "paired"
         names = ("chosen_ids", "rejected_ids")
         completions = [_ids(row, name, row.need(name, why)) for name in names]
-        judgement = {"desirable": [True, False], "ranks": [0, 1]}
+        judgement = Judgement.of_pair()
         masks = _read_masks(row, completions, ("chosen_mask", "rejected_mask"))
-        order: Sequence[int] = (0, 1)
     else:
         given = row.need("completion_ids", why)
         nested = isinstance(given, list) and bool(given) and not _is_number(given[0])
         column = "completion_ids"
         completions = [_ids(row, column, ids) for ids in (given if nested else [given])]
-        kind, judgement = _read_judgement(row, completions, nested)
-        order = judgement.pop("order", range(len(completions)))
+        judgement = _read_judgement(row, completions, nested)
         masks = _read_masks(row, completions, ())
+    order = judgement.order
     return PreferenceExample(
-        kind=kind,
+        kind=judgement.kind,
         form="ids",
         prompt=prompt,
         completions=[completions[place] for place in order],
         masks=[masks[place] for place in order] if masks is not None else None,
         kl_completions=_read_kl(row, order),
-        **judgement,
+        desirable=judgement.desirable,
+        ranks=judgement.ranks,
+        scores=judgement.scores,
+        unusable=judgement.unusable,
     )
 
 
@@ -61,10 +61,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _read_judgement(
-    row: Cells, completions: list[list[int]], nested: bool
-) -> tuple[Kind, dict[str, Any]]:
-    """Return the kind of a row of ``completion_ids``, and its labels or ranks."""
+def _read_judgement(row: Cells, completions: list[list[int]], nested: bool) -> Judgement:
+    """Return the kind of a row of ``completion_ids``, and its label or ranks."""
     count = len(completions)
     stated = row.get("kind")
     if stated not in (None, "paired", "unpaired", "ranked"):
@@ -72,14 +70,14 @@ def _read_judgement(
     if stated == "paired":
         if count != 2:
             raise row.wrong("completion_ids", f"a pair has 2 completions, got {count}")
-        return "paired", {"desirable": [True, False], "ranks": [0, 1]}
+        return Judgement.of_pair()
     if stated == "unpaired" or (stated is None and ("label" in row or not nested)):
         if count != 1:
             raise row.wrong("completion_ids", f"an unpaired row has 1 completion, got {count}")
         desirable = row.get("desirable")
         if "label" not in row and isinstance(desirable, list) and len(desirable) == 1:
-            return "unpaired", {"desirable": [bool(desirable[0])]}
-        return "unpaired", {"desirable": [read_label(row)]}
+            return Judgement.of_label(bool(desirable[0]))
+        return Judgement.of_label(read_label(row))
     if stated is None and not ("ranks" in row or row.get("scores")):
         raise row.wrong(
             "completion_ids",
@@ -88,7 +86,7 @@ def _read_judgement(
         )
     if not row.get("scores"):  # prepared rows of other kinds have an empty list there
         row = Cells({k: v for k, v in row.values.items() if k != "scores"}, row.columns, row.number)
-    return "ranked", read_ranking(row, count, ranked_as_given=False)
+    return read_ranking(row, count, ranked_as_given=False)
 
 
 def _ids(row: Cells, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:

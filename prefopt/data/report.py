@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -196,15 +195,13 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
-    """Return what a report says of prepared rows that were kept.
+def count_rows(dataset: Dataset, name: str, batch_size: int) -> DataReport:
+    """Return the report of prepared rows of which none was set aside.
 
     Args:
         dataset: The rows, with the columns of ``prefopt.data.prepared.FACTS``.
+        name: What to call the data.
         batch_size: Rows in a batch, for ``padded_tokens``.
-
-    Returns:
-        Attributes of ``DataReport`` by name.
     """
     kinds = np.asarray(dataset["kind"][:])
     prompts = np.concatenate([list_lengths(p) for p in read_chunks(dataset, "prompt_ids")])
@@ -225,24 +222,28 @@ def count_rows(dataset: Dataset, batch_size: int) -> dict[str, Any]:
     texts = np.repeat(prompts, numbers) + lengths - 1
     batches = starts[::batch_size]
     per_batch = np.add.reduceat(numbers, np.arange(0, len(numbers), batch_size))
-    return {
-        "kinds": dict(sorted(Counter(kinds.tolist()).items())),
-        "cut_rows": sum(any(row) for row in cuts),
-        "cut_completions": sum(cut > 0 for row in cuts for cut in row),
-        "cut_tokens": sum(cut for row in cuts for cut in row),
-        "identical": sum(dataset["_identical"][:]),
-        "identical_after_cut": sum(dataset["_identical_after"][:]),
-        "boundary_moved": sum(dataset["_moved"][:]),
-        "prompts": _lengths(prompts),
-        "completions": _lengths(lengths),
-        "chosen": _lengths(lengths[pairs]),
-        "rejected": _lengths(lengths[pairs + 1]),
-        "desirable": sum(labels),
-        "undesirable": len(labels) - sum(labels),
-        "shared_tokens": sum(dataset["_layout_tokens"][:]),
-        "separate_tokens": int(texts.sum()),
-        "padded_tokens": int((np.maximum.reduceat(texts, batches) * per_batch).sum()),
-    }
+    return DataReport(
+        name=name,
+        rows=len(dataset),
+        kept=len(dataset),
+        batch_size=batch_size,
+        kinds=dict(sorted(Counter(kinds.tolist()).items())),
+        cut_rows=sum(any(row) for row in cuts),
+        cut_completions=sum(cut > 0 for row in cuts for cut in row),
+        cut_tokens=sum(cut for row in cuts for cut in row),
+        identical=sum(dataset["_identical"][:]),
+        identical_after_cut=sum(dataset["_identical_after"][:]),
+        boundary_moved=sum(dataset["_moved"][:]),
+        prompts=_lengths(prompts),
+        completions=_lengths(lengths),
+        chosen=_lengths(lengths[pairs]),
+        rejected=_lengths(lengths[pairs + 1]),
+        desirable=sum(labels),
+        undesirable=len(labels) - sum(labels),
+        shared_tokens=sum(dataset["_layout_tokens"][:]),
+        separate_tokens=int(texts.sum()),
+        padded_tokens=int((np.maximum.reduceat(texts, batches) * per_batch).sum()),
+    )
 
 
 def _lengths(lengths: NDArray[np.int64]) -> Lengths:

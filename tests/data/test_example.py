@@ -3,7 +3,7 @@
 import pytest
 
 from prefopt.data import DataError
-from prefopt.data.example import Cells, read_label, read_ranking
+from prefopt.data.example import Cells, Judgement, read_label, read_ranking
 
 
 def cells(**values):
@@ -35,18 +35,18 @@ def test_other_labels_are_errors(label):
 
 def test_ranks_put_the_lowest_first_and_count_from_zero():
     found = read_ranking(cells(ranks=[5, 2, 5]), 3, ranked_as_given=False)
-    assert found == {"order": [1, 0, 2], "ranks": [0, 1, 1], "scores": [], "unusable": None}
+    assert found == Judgement("ranked", [1, 0, 2], ranks=[0, 1, 1])
 
 
 def test_scores_put_the_highest_first_unless_there_are_ranks():
     found = read_ranking(cells(scores=[0.5, 2.0]), 2, ranked_as_given=False)
-    assert found == {"order": [1, 0], "ranks": [0, 1], "scores": [2.0, 0.5], "unusable": None}
+    assert found == Judgement("ranked", [1, 0], ranks=[0, 1], scores=[2.0, 0.5])
     found = read_ranking(cells(scores=[0.5, 2.0], ranks=[1, 2]), 2, ranked_as_given=False)
-    assert (found["order"], found["scores"]) == ([0, 1], [0.5, 2.0])
+    assert (found.order, found.scores) == ([0, 1], [0.5, 2.0])
 
 
 def test_completions_without_ranks_are_best_first_or_an_error():
-    assert read_ranking(cells(), 2, ranked_as_given=True)["ranks"] == [0, 1]
+    assert read_ranking(cells(), 2, ranked_as_given=True).ranks == [0, 1]
     with pytest.raises(DataError, match="column 'ranks': is missing"):
         read_ranking(cells(), 2, ranked_as_given=False)
 
@@ -56,7 +56,7 @@ def test_completions_without_ranks_are_best_first_or_an_error():
 )
 def test_nothing_is_preferred_among_one_or_equals(ranks, reason):
     found = read_ranking(cells(ranks=ranks), len(ranks), ranked_as_given=False)
-    assert reason in found["unusable"]
+    assert reason in found.unusable
 
 
 @pytest.mark.parametrize(
