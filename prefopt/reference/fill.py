@@ -24,15 +24,13 @@ from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores, layout_tensors
 from prefopt.reference.live import LiveReference
 from prefopt.reference.processes import Processes
+from prefopt.reference.store.database import Floats
 from prefopt.reference.store.logp_store import LogpStore
 
-Floats = NDArray[np.float32]
-
-# The completions of one row, as places in what is wanted.
+# The completions of one row, as places in the index.
 Group = NDArray[np.int64]
 
-# Tokens of one forward pass while filling. Large enough for full speed; nothing is kept for a
-# backward.
+# Tokens of one forward pass while filling: large enough for full speed.
 FILL_TOKENS = 8192
 
 # Keys that are looked up, and values that are sent to other processes, at a time.
@@ -90,10 +88,46 @@ class CompletionIndex:
         """Return some of the keys."""
         return [key.tobytes() for key in self.keys[indices]]
 
+    def examples(self, dataset: Dataset, groups: Sequence[Group]) -> list[Example]:
+        """Return completions with their prompts: an example for each group.
+
+        Args:
+            dataset: The rows of which this is the index.
+            groups: Completions of one row each.
+        """
+        rows = [int(self.rows[group[0]]) for group in groups]
+        found = read_examples(dataset, self.with_kl, rows)
+        return [
+            Example(row.prompt_ids, [row.completion_ids[self.places[i]] for i in group])
+            for row, group in zip(found, groups, strict=True)
+        ]
+
+    def batches(
+        self, groups: Iterable[Group], most_tokens: int, most_groups: int | None = None
+    ) -> Iterator[list[Group]]:
+        """Yield groups of completions for one forward pass each, one group at least.
+
+        Args:
+            groups: Completions of one row each.
+            most_tokens: Of a batch.
+            most_groups: Of a batch; None for no such limit.
+        """
+        batch: list[Group] = []
+        held = 0
+        for group in groups:
+            tokens = int(self.tokens[group].sum())
+            if batch and (held + tokens > most_tokens or len(batch) == most_groups):
+                yield batch
+                batch, held = [], 0
+            batch.append(group)
+            held += tokens
+        if batch:
+            yield batch
+
     def missing(
         self, store: LogpStore, indices: NDArray[np.int64] | None = None
     ) -> NDArray[np.bool_]:
-        """Return which of them a store does not have. Each is read: damage is missing.
+        """Return which of them a store does not have; each is read, and a damaged one is missing.
 
         Args:
             store: Where they are looked up.
@@ -183,23 +217,11 @@ class Filler:
         score = partial(reference.score, context=self._options.context)
         on_cpu = next(scorer.model.parameters()).device.type == "cpu"
         with bar, heap_kept() if on_cpu else nullcontext():
-            for batch in self._batches(mine(), wanted):
+            for batch in wanted.batches(
+                mine(), self._options.tokens_per_batch, self._options.rows_per_batch
+            ):
                 self._compute_batch(dataset, wanted, batch, score, scorer)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
-
-    def _batches(self, groups: Iterable[Group], wanted: CompletionIndex) -> Iterator[list[Group]]:
-        most_tokens, most_rows = self._options.tokens_per_batch, self._options.rows_per_batch
-        batch: list[Group] = []
-        held = 0
-        for group in groups:
-            tokens = int(wanted.tokens[group].sum())
-            if batch and (held + tokens > most_tokens or len(batch) == most_rows):
-                yield batch
-                batch, held = [], 0
-            batch.append(group)
-            held += tokens
-        if batch:
-            yield batch
 
     def _compute_batch(
         self,
@@ -215,16 +237,9 @@ class Filler:
         unknown = {int(i) for i, logps in zip(indices, known, strict=True) if logps is None}
         groups = [group[[int(i) in unknown for i in group]] for group in groups]
         groups = [group for group in groups if len(group)]
-        if not groups:  # another run was faster
+        if not groups:  # another run has computed them meanwhile
             return
-        rows = [int(wanted.rows[group[0]]) for group in groups]
-        examples = [
-            Example(example.prompt_ids, [example.completion_ids[wanted.places[i]] for i in group])
-            for example, group in zip(
-                read_examples(dataset, wanted.with_kl, rows), groups, strict=True
-            )
-        ]
-        values = score_completions(examples, score, scorer)
+        values = score_completions(wanted.examples(dataset, groups), score, scorer)
         self.store.add(list(zip(wanted.keys_at(np.concatenate(groups)), values, strict=True)))
 
     def _exchange(self, wanted: CompletionIndex, indices: NDArray[np.int64]) -> None:

@@ -121,7 +121,7 @@ def fingerprint_of(
         "dtype": str(getattr(base, "dtype", "")).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in base.parameters()),
     }
-    return Fingerprint(_digest_json(parts), json.loads(_as_json(facts)))
+    return Fingerprint(_digest_json(parts), json.loads(as_json(facts)))
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -204,16 +204,15 @@ def _tensor_digest(tensor: Tensor, pool: ThreadPoolExecutor) -> str:
 
 def config_facts(config: Any) -> dict[str, Any]:
     """Return the fields of a model's configuration that may change scores, nested ones too."""
-    return _kept(config.to_dict())
+    return _score_fields(config.to_dict())
 
 
-def _kept(fields: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for name, value in fields.items():
-        if name in _IGNORED_CONFIG or name.endswith(_DROPOUT):
-            continue
-        kept[name] = _kept(value) if isinstance(value, Mapping) else value
-    return kept
+def _score_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _score_fields(value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+        if name not in _IGNORED_CONFIG and not name.endswith(_DROPOUT)
+    }
 
 
 def quantization_facts(model: Any) -> Any:
@@ -249,10 +248,11 @@ def _scalings(model: Any) -> dict[str, list[float]]:
 
 
 def _digest_json(value: Any) -> str:
-    return blake2b(_as_json(value).encode(), digest_size=16).hexdigest()
+    return blake2b(as_json(value).encode(), digest_size=16).hexdigest()
 
 
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return a value as JSON, the same for equal values."""
     return json.dumps(value, sort_keys=True, default=_plain)
 
 

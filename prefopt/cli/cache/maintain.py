@@ -56,8 +56,8 @@ def verify(options: argparse.Namespace) -> int:
         print(printable(problem))
     for fingerprint, count in found.damaged.items():
         print(f"{fingerprint}: {count:,} completions do not have their checksum")
-    print(f"{found.completions:,} completions read: {'all good' if found.is_whole else 'damaged'}")
-    if not found.is_whole:
+    print(f"{found.completions:,} completions read: {'all good' if found.is_intact else 'damaged'}")
+    if not found.is_intact:
         print("What is damaged counts as missing: the next run that needs it computes it again.")
         return 1
     print("To compute some again and compare, add --model, --dataset and the run's other options.")

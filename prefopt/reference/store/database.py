@@ -37,6 +37,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.reference.fingerprint import as_json
+
 Floats = NDArray[np.float32]
 
 APPLICATION_ID = 0x7072666F  # "prfo"
@@ -198,7 +200,7 @@ class Database:
         """Make the tables where the file is new; refuse a file that is not ours or is newer."""
         if not self.readonly and not self._tables():
             self._make()
-        application, version = self._pragma("application_id"), self._pragma("user_version")
+        application, version = self.pragma("application_id"), self.pragma("user_version")
         if application != APPLICATION_ID:
             raise ForeignFileError(f"{self.path} is a database of another program")
         if version > VERSION:
@@ -229,12 +231,17 @@ class Database:
                 f"this one needs {VERSION})"
             )
         with self.writing() as connection:
-            for step in range(self._pragma("user_version"), VERSION):  # unless another process did
+            for step in range(self.pragma("user_version"), VERSION):  # unless another process did
                 for statement in MIGRATIONS[step].split(";"):
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    def _pragma(self, name: str) -> int:
+    def pragma(self, name: str) -> int:
+        """Return one of SQLite's numbers about the file.
+
+        Args:
+            name: Of the pragma, such as ``"page_size"``.
+        """
         (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
         return int(value)
 
@@ -271,7 +278,7 @@ class Database:
                 connection.execute(
                     "INSERT INTO reference (fingerprint, facts, created, used) VALUES (?, ?, ?, ?) "
                     "ON CONFLICT (fingerprint) DO UPDATE SET used = excluded.used",
-                    (fingerprint, json.dumps(dict(facts), sort_keys=True), now, now),
+                    (fingerprint, as_json(facts), now, now),
                 )
         found = self.connection.execute(
             "SELECT id FROM reference WHERE fingerprint = ?", (fingerprint,)
@@ -280,7 +287,7 @@ class Database:
 
     def origin(self, facts: Mapping[str, Any]) -> int:
         """Return the number of a way in which values are computed, adding it if need be."""
-        text = json.dumps(dict(facts), sort_keys=True)
+        text = as_json(facts)
         with self.writing() as connection:
             connection.execute("INSERT OR IGNORE INTO origin (facts) VALUES (?)", (text,))
             found = connection.execute("SELECT id FROM origin WHERE facts = ?", (text,)).fetchone()

@@ -134,12 +134,12 @@ def explain(error: Exception, path: Path) -> str:
 def describe_store(database: Database) -> StoreInfo:
     """Return what a store holds; counted from its index, in seconds for millions."""
     files = [file for file in files_of(database.path) if file.exists()]
-    page, free = (_pragma(database, name) for name in ("page_size", "freelist_count"))
+    page, free = (database.pragma(name) for name in ("page_size", "freelist_count"))
     return StoreInfo(
         path=database.path,
         size_bytes=sum(file.stat().st_size for file in files if not file.name.endswith("-shm")),
         free_bytes=page * free,
-        version=_pragma(database, "user_version"),
+        version=database.pragma("user_version"),
         references=tuple(references_of(database)),
         set_aside=tuple(sorted(database.path.parent.glob(f"{database.path.name}.damaged-*"))),
     )
@@ -157,7 +157,7 @@ def references_of(database: Database) -> list[ReferenceInfo]:
         for number, parts in counts.items()
     }
     page, pages, free = (
-        _pragma(database, name) for name in ("page_size", "page_count", "freelist_count")
+        database.pragma(name) for name in ("page_size", "page_count", "freelist_count")
     )
     per_weight = page * (pages - free) / max(1, sum(weights.values()))
     return [
@@ -230,11 +230,6 @@ def find_reference(references: Sequence[ReferenceInfo], prefix: str) -> Referenc
         raise ValueError(f"{prefix!r} is the beginning of {len(found)} fingerprints: {names}")
     known = ", ".join(info.fingerprint[:12] for info in references[:20]) or "none"
     raise ValueError(f"no fingerprint in the store begins with {prefix!r}; there are: {known}")
-
-
-def _pragma(database: Database, name: str) -> int:
-    (value,) = database.connection.execute(f"PRAGMA {name}").fetchone()
-    return int(value)
 
 
 # What may go --------------------------------------------------------------------------------------

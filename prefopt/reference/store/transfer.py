@@ -18,7 +18,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefopt.reference.fingerprint import as_json
 from prefopt.reference.store.database import Database, Floats, checksum_of
 from prefopt.reference.store.maintain import ReferenceInfo, entries_of, origins_of
 
@@ -70,8 +70,7 @@ class Exported(NamedTuple):
     size_bytes: int
 
 
-@dataclass
-class Imported:
+class Imported(NamedTuple):
     """What was read.
 
     Attributes:
@@ -84,7 +83,7 @@ class Imported:
     added: int
     known: int
     refused: int
-    references: set[str]
+    references: frozenset[str]
 
 
 # Out ----------------------------------------------------------------------------------------------
@@ -125,8 +124,8 @@ def export_store(database: Database, references: Sequence[ReferenceInfo], path: 
 
 def _tables(database: Database, info: ReferenceInfo) -> Iterator[tuple[pa.Table, int]]:
     """Yield what a store has of a reference as row groups, and how much of each was damaged."""
-    origins = {number: _as_json(origin) for number, origin in origins_of(database).items()}
-    facts = _as_json(info.facts)
+    origins = {number: as_json(origin) for number, origin in origins_of(database).items()}
+    facts = as_json(info.facts)
     rows: list[tuple[bytes, Floats, str]] = []
     tokens = damaged = 0
     for entries in entries_of(database, info.number):
@@ -198,11 +197,17 @@ def import_store(database: Database, path: Path) -> Imported:
     for file in files:
         _check_format(file)
         facts |= _facts_in(file)
-    result = Imported(0, 0, 0, set())
-    for file in files:
-        for batch in _batches(file, SCHEMA.names):
-            _import_batch(database, batch, facts, result)
-    return result
+    parts = [
+        _import_batch(database, batch, facts)
+        for file in files
+        for batch in _record_batches(file, SCHEMA.names)
+    ]
+    return Imported(
+        added=sum(part.added for part in parts),
+        known=sum(part.known for part in parts),
+        refused=sum(part.refused for part in parts),
+        references=frozenset().union(*(part.references for part in parts)),
+    )
 
 
 @contextmanager
@@ -215,7 +220,7 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         raise TransferError(f"{file} is no parquet file, or is damaged: {error}") from error
 
 
-def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _record_batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield some columns of a file, in parts."""
     with _opened(file) as opened:
         for group in range(opened.num_row_groups):  # together, they would be joined to batches
@@ -238,7 +243,7 @@ def _check_format(file: Path) -> None:
                 f"{file}: the column {field.name!r} is {found.field(field.name).type}, not "
                 f"{field.type}"
             )
-    for batch in _batches(file, ["version"]):
+    for batch in _record_batches(file, ["version"]):
         others = set(batch.column(0).unique().to_pylist()) - {FORMAT}
         if others:
             raise TransferError(
@@ -259,7 +264,7 @@ def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _facts_in(file: Path) -> dict[str, dict[str, Any]]:
     """Return what a file says of its references, by fingerprint."""
     facts = {}
-    for batch in _batches(file, ["fingerprint", "facts"]):
+    for batch in _record_batches(file, ["fingerprint", "facts"]):
         told = batch.filter(batch.column("facts").is_valid())
         for fingerprint, text in zip(*(column.to_pylist() for column in told.columns), strict=True):
             facts[fingerprint] = _json_object(text) or {}
@@ -267,21 +272,23 @@ def _facts_in(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _import_batch(
-    database: Database, batch: pa.RecordBatch, facts: dict[str, dict[str, Any]], result: Imported
-) -> None:
+    database: Database, batch: pa.RecordBatch, facts: dict[str, dict[str, Any]]
+) -> Imported:
     rows = list(_checked_rows(batch))
-    good = [row for row in rows if row is not None]
-    result.refused += len(rows) - len(good)
-    good.sort(key=lambda row: row[:2])  # stable, so otherwise as they come
+    good = sorted((row for row in rows if row is not None), key=lambda row: row[:2])  # stable
+    added = 0
     for (fingerprint, origin), group in groupby(good, key=lambda row: row[:2]):
-        values = [(key, logps) for _, _, key, logps in group]
         reference = database.reference(fingerprint, facts.get(fingerprint, {}))
         assert reference is not None  # the file can be written
         number = database.origin(_json_object(origin) or {})
-        added = database.put(reference, fingerprint, number, values)
-        result.added += added
-        result.known += len(values) - added
-        result.references.add(fingerprint)
+        values = ((key, logps) for _, _, key, logps in group)
+        added += database.put(reference, fingerprint, number, values)
+    return Imported(
+        added=added,
+        known=len(good) - added,
+        refused=len(rows) - len(good),
+        references=frozenset(row[0] for row in good),
+    )
 
 
 def _checked_rows(batch: pa.RecordBatch) -> Iterator[tuple[str, str, bytes, Floats] | None]:
@@ -319,7 +326,3 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Whether a store is right: whole, by its checksums, and true, by computing a sample again."""
+"""Whether a store is right: intact, by its checksums, and correct, by computing a sample again."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,16 +9,12 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from prefopt.data.prepared import read_examples
 from prefopt.engine import Scorer
-from prefopt.engine.layout import Example
 from prefopt.engine.score import Scores
 from prefopt.reference.fill import FILL_TOKENS, CompletionIndex, score_completions
-from prefopt.reference.store.database import Database
+from prefopt.reference.store.database import Database, Floats
 from prefopt.reference.store.logp_store import LogpStore
 from prefopt.reference.store.maintain import ReferenceInfo, entries_of, references_of
-
-Floats = NDArray[np.float32]
 
 # Nats that a token's log-prob may differ by when it is computed in another place, with other
 # neighbours, kernels or versions. Float32 rounds logits of tens by 1e-5 and adds up some hundred
@@ -35,11 +31,11 @@ _PARTS = (
 )  # fmt: skip
 
 
-# Whole --------------------------------------------------------------------------------------------
+# Intact -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Wholeness:
+class Integrity:
     """What reading all of a store has shown.
 
     Attributes:
@@ -53,12 +49,12 @@ class Wholeness:
     problems: tuple[str, ...]
 
     @property
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether nothing is wrong."""
         return not self.damaged and not self.problems
 
 
-def check_store(database: Database) -> Wholeness:
+def check_store(database: Database) -> Integrity:
     """Read all of a store: the structure of the file, and each value against its checksum."""
     problems = _problems_of_file(database)
     damaged: dict[str, int] = {}
@@ -66,7 +62,7 @@ def check_store(database: Database) -> Wholeness:
     try:
         references = references_of(database)
     except sqlite3.DatabaseError as error:
-        return Wholeness(0, {}, (*problems, f"the references cannot be read: {error}"))
+        return Integrity(0, {}, (*problems, f"the references cannot be read: {error}"))
     for info in references:
         try:
             for keys in entries_of(database, info.number):
@@ -76,7 +72,7 @@ def check_store(database: Database) -> Wholeness:
                     damaged[info.fingerprint] = damaged.get(info.fingerprint, 0) + bad
         except sqlite3.DatabaseError as error:
             problems.append(f"not all keys of {info.fingerprint[:12]} can be read: {error}")
-    return Wholeness(read, damaged, tuple(problems))
+    return Integrity(read, damaged, tuple(problems))
 
 
 def _problems_of_file(database: Database) -> list[str]:
@@ -94,7 +90,7 @@ def _is_readable(database: Database, info: ReferenceInfo, key: bytes) -> bool:
         return False
 
 
-# True ---------------------------------------------------------------------------------------------
+# Correct ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,37 +199,19 @@ def _differences(
     scorer: Scorer,
 ) -> Iterator[Floats]:
     """Yield how far the log-prob of each token of some completions is off; (n,) each, nats."""
-    for batch in _batches(wanted, np.sort(indices)):
-        rows = wanted.rows[batch].tolist()
-        examples = [
-            Example(example.prompt_ids, [example.completion_ids[place]])
-            for example, place in zip(
-                read_examples(dataset, wanted.with_kl, rows), wanted.places[batch], strict=True
-            )
-        ]
-        fresh = score_completions(examples, score, scorer)
-        for stored, now in zip(store.look_up(wanted.keys_at(batch)), fresh, strict=True):
+    for groups in wanted.batches(np.sort(indices).reshape(-1, 1), FILL_TOKENS):
+        fresh = score_completions(wanted.examples(dataset, groups), score, scorer)
+        keys = wanted.keys_at(np.concatenate(groups))
+        for stored, now in zip(store.look_up(keys), fresh, strict=True):
             if stored is not None:
-                yield _distance(stored, now)
+                yield _difference(stored, now)
 
 
-def _batches(wanted: CompletionIndex, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield completions for one forward pass each, by their tokens."""
-    start, held = 0, 0
-    for place, index in enumerate(indices):
-        if place > start and held + wanted.tokens[index] > FILL_TOKENS:
-            yield indices[start:place]
-            start, held = place, 0
-        held += int(wanted.tokens[index])
-    if start < len(indices):
-        yield indices[start:]
-
-
-def _distance(stored: Floats, now: Floats) -> Floats:
-    """Return how far apart two rows of log-probs are; infinite where one is no number."""
+def _difference(stored: Floats, now: Floats) -> Floats:
+    """Return how much two rows of log-probs differ; infinite where one of them is not a number."""
     with np.errstate(invalid="ignore"):
-        apart = np.where(stored == now, np.float32(0), np.abs(stored - now))
-    return np.nan_to_num(apart, nan=np.inf, posinf=np.inf)
+        difference = np.where(stored == now, np.float32(0), np.abs(stored - now))
+    return np.nan_to_num(difference, nan=np.inf, posinf=np.inf)
 
 
 def nearest_reference(

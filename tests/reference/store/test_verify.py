@@ -153,13 +153,13 @@ def test_reading_all_of_a_store_finds_each_damaged_value(tmp_path):
     for name in ("aa" * 16, "bb" * 16):
         values = [(bytes([i]) * 16, np.full(4, -i, dtype=np.float32)) for i in range(100)]
         database.put(database.reference(name, {}), name, database.origin({}), values)
-    assert check_store(database).is_whole
+    assert check_store(database).is_intact
     assert check_store(database).completions == 200
     with database.writing() as connection:
         connection.execute("UPDATE piece SET logps = zeroblob(16) WHERE id IN (2, 3, 102)")
         connection.execute("DELETE FROM piece WHERE id = 50")
     found = check_store(database)
-    assert not found.is_whole
+    assert not found.is_intact
     assert found.damaged == {"aa" * 16: 3, "bb" * 16: 1}
     assert found.problems == ()
 
@@ -179,5 +179,5 @@ def test_a_damaged_index_is_a_problem_of_the_file(tmp_path):
     content[(root - 1) * 8192 : (root - 1) * 8192 + 64] = bytes(64)
     (tmp_path / FILE_NAME).write_bytes(content)
     found = check_store(Database(tmp_path / FILE_NAME))
-    assert not found.is_whole
+    assert not found.is_intact
     assert found.problems
