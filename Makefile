@@ -24,7 +24,7 @@ help:
 	@echo "make test-slow  run the tests that take longer"
 	@echo "make lint       ruff format --check, ruff check, mypy --strict"
 	@echo "make format     rewrite the sources as ruff formats them"
-	@echo "make docs       build docs/_build/html, warnings are errors"
+	@echo "make docs       rewrite README's table of losses; build docs/_build/html, warnings are errors"
 	@echo "make clean      remove .venv and everything that was built"
 
 # What prefopt itself needs comes first, so that the demo need not wait for the tools of the tests.
@@ -67,6 +67,7 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 docs: $(DEV)
+	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 

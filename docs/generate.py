@@ -1,7 +1,8 @@
 """Pages of the documentation that are made from the code, so that they cannot age.
 
 One page per registered loss from its docstring, in ``docs/losses``, and the pictures of all losses
-in ``docs/_pictures``.
+in ``docs/_pictures``: ``docs/conf.py`` writes them. ``python docs/generate.py`` rewrites the table
+of losses in README.md.
 """
 
 import inspect
@@ -9,28 +10,29 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from page_tables import markdown, table
 
-from prefopt.cli.guide import ADVICE, FAMILIES
-from prefopt.losses import Loss, get_loss, list_losses
+from prefopt.cli.guide import losses_by_family
+from prefopt.losses import Loss, list_losses
 from prefopt.losses.common import published_range, without_warnings
 from prefopt.losses.vocabulary import VOCABULARY, specs_of
 
 HERE = Path(__file__).resolve().parent
 KINDS = {
     "paired": "pairs (chosen and rejected)",
-    "unpaired": "single completions, each desirable or not",
+    "unpaired": "unpaired completions, each with a label, desirable or not",
     "ranked": "rankings, best first",
     "preferred": "any: it reads the preferred completions only",
 }
 NOT_ELSEWHERE = """\
 None of TRL 1.16, LLaMA-Factory, Axolotl, ms-swift, OpenRLHF, NeMo-RL, open-instruct, HALOs,
 torchtune and Liger 0.8.5 had this loss in November 2026."""
+README = HERE.parent / "README.md"
+README_START = "<!-- The table is made by `make docs` from the files of the losses. -->\n"
+README_END = "<!-- End of the table. -->\n"
 LEGEND = """\
 $\\pi$ is the policy, $x$ the prompt, $y_c$ the chosen and $y_r$ the rejected completion, $|y|$ the
 length of a completion in tokens. As code:"""
@@ -64,10 +66,6 @@ def write_pictures(folder: Path) -> None:
     """
     import pictures  # matplotlib takes a second, which the tests of the pages need not
 
-    families = {
-        family.name: [get_loss(name) for name, item in ADVICE.items() if item.family == family.name]
-        for family in FAMILIES
-    }
     sources = {Path(inspect.getfile(loss.function)) for loss in list_losses()}
     drawing = {HERE / "pictures.py", HERE / "loss_curves.py"}
     newest = max(path.stat().st_mtime for path in sources | drawing)
@@ -77,10 +75,33 @@ def write_pictures(folder: Path) -> None:
             path = folder / f"{loss.name}.svg"
             if not path.exists() or path.stat().st_mtime < newest:
                 pictures.write_picture(loss, path)
-        for name, losses in families.items():
-            path = folder / f"family_{name}.svg"
+        for family, losses in losses_by_family(list_losses()):
+            path = folder / f"family_{family.name}.svg"
             if not path.exists() or path.stat().st_mtime < newest:
                 pictures.write_gallery(losses, path)
+
+
+def write_readme_table(path: Path = README) -> None:
+    """Rewrite the table of losses in the README.
+
+    Args:
+        path: The README; the table stands between two comments, which stay.
+    """
+    start, rest = path.read_text().split(README_START)
+    _, end = rest.split(README_END)
+    path.write_text(f"{start}{README_START}\n{readme_table()}\n\n{README_END}{end}")
+
+
+def readme_table() -> str:
+    """Return the table of the README: the losses of prefopt, by family."""
+    losses = [loss for loss in list_losses() if loss.built_in]
+    return table(
+        ("", ""),
+        [
+            (family.title, ", ".join(f"`{loss.name}`" for loss in members))
+            for family, members in losses_by_family(losses)
+        ],
+    )
 
 
 def loss_index(losses: Sequence[Loss]) -> str:
@@ -178,9 +199,9 @@ def loss_page(loss: Loss) -> str:
                 picture(loss),
                 "## Formula",
                 formula(loss),
-                "## When to use it" if loss.name in ADVICE else "",
+                "## When to use it" if loss.use_when else "",
                 advice(loss),
-                "## Other implementations",
+                "## How other implementations differ",
                 differences(loss),
                 "## Hyper-parameters" if options else "",
                 table(("name", "default", "published", "meaning"), options) if options else "",
@@ -206,7 +227,7 @@ def picture(loss: Loss) -> str:
     axes = {
         "paired": "over the margin, half of it above the reference for the chosen completion and "
         "half below for the rejected one, other inputs equal",
-        "unpaired": "over the reward of the completion, for each thumb",
+        "unpaired": "over the reward of the completion, for each label",
         "ranked": "over the reward between neighbours of the ranking, for K completions equally "
         "far apart",
         "preferred": "over the log-ratio of the completion"
@@ -227,25 +248,18 @@ def picture(loss: Loss) -> str:
 
 
 def advice(loss: Loss) -> str:
-    """Return when to use a loss and when not; nothing for a loss that the guide does not know."""
-    item = ADVICE.get(loss.name)
-    if item is None:
+    """Return when to use a loss and when not; nothing for a loss that does not say it."""
+    if not loss.use_when:
         return ""
-    return (
-        f"Use it when {markdown(item.use)}.\n\nNot when {markdown(item.avoid)}.\n\n"
-        "[Which loss](../choosing.md) compares it with the others."
-    )
+    parts = [f"Use it when {markdown(loss.use_when)}."]
+    parts += [f"Not when {markdown(loss.not_when)}."] if loss.not_when else []
+    return "\n\n".join([*parts, "[Which loss](../choosing.md) compares it with the others."])
 
 
 def differences(loss: Loss) -> str:
-    """Return how other implementations differ, from ``differences.yaml``."""
-    found = _all_differences().get(loss.name)
-    return "\n".join(f"- {text}" for text in found) if found else NOT_ELSEWHERE
-
-
-@cache
-def _all_differences() -> dict[str, list[str]]:
-    return yaml.safe_load((HERE / "differences.yaml").read_text())
+    """Return how other implementations differ, as the docstring says it."""
+    points = [markdown(text) for text in loss.differs_from]
+    return "\n".join(f"- {text[:1].upper()}{text[1:]}." for text in points) or NOT_ELSEWHERE
 
 
 def formula(loss: Loss) -> str:
@@ -335,3 +349,7 @@ def _body(function: Callable[..., Any]) -> str:
 
 def _dotted(loss: Loss) -> str:
     return f"{loss.function.__module__}.{loss.function.__qualname__}"
+
+
+if __name__ == "__main__":
+    write_readme_table()

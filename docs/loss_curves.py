@@ -1,10 +1,10 @@
 """Curves of the losses, made from the code: a loss along one axis, and its slope by autograd.
 
-The axis depends on what the loss eats:
+The axis depends on what the loss takes:
 
 - paired: the reward margin, half of it above the reference for the chosen completion, half below
   for the rejected one. The rewards of a loss without reference are (mean) log-probs;
-- unpaired: the reward of the completion, one curve for each thumb;
+- unpaired: the reward of the completion, one curve for each label;
 - ranked: the reward between neighbours in the ranking, which are equally far apart;
 - preferred: the mean log-prob of the completion, or its log-ratio if the loss has a reference.
 

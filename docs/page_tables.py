@@ -11,8 +11,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from prefopt.cli.guide import ADVICE, FAMILIES, SITUATIONS
+from prefopt.cli.guide import SITUATIONS, losses_by_family
 from prefopt.config import TRL_FIELDS, PreferenceConfig
+from prefopt.losses import __all__ as PUBLIC_OF_LOSSES
 from prefopt.losses import get_loss, list_losses
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
@@ -20,7 +21,7 @@ import golden_targets as golden  # data of the tests, which hold it to the cases
 
 DATA = {
     "paired": "pairs",
-    "unpaired": "thumbs",
+    "unpaired": "unpaired",
     "ranked": "rankings",
     "preferred": "any",
 }
@@ -85,17 +86,16 @@ def expression_link(expression: str) -> str:
 def advice_tables() -> str:
     """Return one table per family: each loss, when to use it, and when not."""
     parts = []
-    for family in FAMILIES:
+    for family, losses in losses_by_family(list_losses()):
         rows = [
             (
-                f"[`{name}`](losses/{name}.md)",
-                DATA[get_loss(name).data_kind],
-                "yes" if get_loss(name).needs_reference else "no",
-                markdown(advice.use),
-                markdown(advice.avoid),
+                f"[`{loss.name}`](losses/{loss.name}.md)",
+                DATA[loss.data_kind],
+                "yes" if loss.needs_reference else "no",
+                markdown(loss.use_when),
+                markdown(loss.not_when),
             )
-            for name, advice in ADVICE.items()
-            if advice.family == family.name
+            for loss in losses
         ]
         headings = ("loss", "data", "reference", "use it when", "not when")
         parts += [f"### {family.title}", markdown(family.text), table(headings, rows)]
@@ -105,8 +105,8 @@ def advice_tables() -> str:
 def gallery() -> str:
     """Return the small pictures of all losses, by family."""
     parts = []
-    for family in FAMILIES:
-        names = [name for name, advice in ADVICE.items() if advice.family == family.name]
+    for family, losses in losses_by_family(list_losses()):
+        names = [loss.name for loss in losses]
         links = ", ".join(f"[`{name}`](losses/{name}.md)" for name in names)
         picture = f"![Loss and slope of {', '.join(names)}](_pictures/family_{family.name}.svg)"
         parts += [f"## {family.title}", markdown(family.text), picture, f"Pages: {links}."]
@@ -137,12 +137,31 @@ def golden_reasons() -> str:
     return table(("reason", "cases"), rows)
 
 
+def losses_api() -> str:
+    """Return the directive that documents ``prefopt.losses``, but for the loss functions."""
+    functions = {loss.function.__name__ for loss in list_losses()}
+    names = [name for name in PUBLIC_OF_LOSSES if name not in functions]
+    return f".. automodule:: prefopt.losses\n   :members: {', '.join(names)}"
+
+
+def loss_functions() -> str:
+    """Return the table of the loss functions that ``prefopt.losses`` exports."""
+    rows = [
+        (f"`prefopt.losses.{loss.function.__name__}`", f"[`{loss.name}`](../losses/{loss.name}.md)")
+        for loss in list_losses()
+        if loss.built_in
+    ]
+    return table(("function", "loss"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "config_fields": config_table,
     "trl_fields": trl_table,
     "situations": situations_table,
     "advice": advice_tables,
     "gallery": gallery,
+    "losses_api": losses_api,
+    "loss_functions": loss_functions,
     "golden_counts": golden_counts,
     "golden_reasons": golden_reasons,
 }

@@ -1,7 +1,7 @@
 """Prefopt: one trainer and a zoo of losses for preference optimisation of language models.
 
-The public names are imported when first used, so ``import prefopt`` touches no file, device or
-network, and costs no import of torch or transformers.
+The public names, and the packages such as ``prefopt.losses``, are imported when first used, so
+``import prefopt`` touches no file, device or network, and costs no import of torch or transformers.
 """
 
 from importlib import import_module
@@ -37,13 +37,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module it lives in, once."""
-    if name not in _HOMES:
+    """Import a public name from the module it lives in, or a module of the package, once."""
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _modules():
+        value = import_module(f"prefopt.{name}")
+    else:
         raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_modules()})
+
+
+def _modules() -> set[str]:
+    """Return the names of the modules and packages in this one."""
+    from pkgutil import iter_modules  # here: it opens files
+
+    return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 import prefopt
-from prefopt.cli.guide import ADVICE, FAMILIES
 from prefopt.losses import list_losses
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-BUILT_IN = [loss for loss in list_losses() if loss.function.__module__.startswith("prefopt.")]
+BUILT_IN = [loss for loss in list_losses() if loss.built_in]
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +49,6 @@ def field_names(dataclass: type) -> set[str]:
     return {item.name for item in fields(dataclass)}
 
 
-def markdown_table(text: str, heading: str) -> list[list[str]]:
-    """Return the cells of the first table after a heading, without the headings' row."""
-    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
 def python_blocks(text: str) -> list[str]:
     """Return the Python code blocks of a Markdown text."""
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -65,7 +57,8 @@ def python_blocks(text: str) -> list[str]:
 @pytest.mark.parametrize("package", public_packages())
 def test_every_public_package_has_an_api_page(package):
     pages = [path.read_text() for path in (DOCS / "api").glob("*.md")]
-    assert any(f"automodule:: {package}\n   :members:" in page for page in pages)
+    directives = [*pages, docs_module("page_tables").losses_api()]
+    assert any(f"automodule:: {package}\n   :members:" in text for text in directives)
 
 
 @pytest.mark.parametrize("package", public_packages())
@@ -155,7 +148,7 @@ def test_the_migration_table_has_every_field_of_trl(tables):
 
 def test_markers_of_tables_are_filled(tables):
     filled = set()
-    for path in DOCS.glob("*.md"):
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("api/*.md")]:
         source = [path.read_text()]
         filled |= set(re.findall(r"\{\{ (\w+) \}\}", source[0]))
         tables.fill_tables(None, path.stem, source)
@@ -163,15 +156,31 @@ def test_markers_of_tables_are_filled(tables):
     assert filled == set(tables.TABLES)
 
 
-def test_the_readme_lists_the_losses_of_the_registry_by_family():
-    rows = markdown_table((ROOT / "README.md").read_text(), "Losses")
-    listed = {title: re.findall(r"`(\w+)`", names) for title, names in rows}
-    assert list(listed) == [family.title for family in FAMILIES]
-    for family in FAMILIES:
-        names = [name for name, item in ADVICE.items() if item.family == family.name]
-        assert listed[family.title] == names
-    names = [name for row in listed.values() for name in row]
-    assert sorted(names) == [loss.name for loss in BUILT_IN]
+def test_the_table_of_losses_in_the_readme_is_up_to_date(generate, tmp_path):
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    generate.write_readme_table(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), (
+        "run: python docs/generate.py"
+    )
+
+
+def test_the_table_of_losses_has_each_once_and_only_it_is_rewritten(generate, tmp_path):
+    table = generate.readme_table()
+    assert sorted(re.findall(r"`(\w+)`", table)) == [loss.name for loss in BUILT_IN]
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{generate.README_START}old\n{generate.README_END}after\n")
+    generate.write_readme_table(path)
+    text = path.read_text()
+    assert (text[:7], text[-6:], table in text, "old" in text) == (
+        "before\n",
+        "after\n",
+        True,
+        False,
+    )
+    path.write_text("no table\n")
+    with pytest.raises(ValueError, match="not enough values"):
+        generate.write_readme_table(path)
+    assert path.read_text() == "no table\n"
 
 
 def test_the_readme_runs_when_pasted(tmp_path):
@@ -200,9 +209,11 @@ def test_the_documentation_builds_without_warnings_and_has_every_public_name(tmp
     )
     assert done.returncode == 0, done.stderr
     api = "".join(path.read_text() for path in (tmp_path / "api").glob("*.html"))
+    functions = {loss.function.__name__ for loss in BUILT_IN}  # a table, linked to their pages
     for package in public_packages():
         for name in importlib.import_module(package).__all__:
-            assert f'id="{package}.{name}"' in api, f"{package}.{name}"
+            wanted = f">{package}.{name}<" if name in functions else f'id="{package}.{name}"'
+            assert wanted in api, f"{package}.{name}"
     assert 'id="prefopt.PreferenceTrainer"' in api
     assert 'id="prefopt.PreferenceConfig"' in api
     for loss in list_losses():

@@ -10,7 +10,7 @@ import torch
 from prefopt.losses import get_loss, list_losses
 
 DOCS = Path(__file__).parent.parent / "docs"
-BUILT_IN = [loss for loss in list_losses() if loss.function.__module__.startswith("prefopt.")]
+BUILT_IN = [loss for loss in list_losses() if loss.built_in]
 
 
 def docs_module(name: str):
@@ -101,7 +101,10 @@ def test_pictures_are_drawn_once_for_every_loss_and_family(
     monkeypatch.setattr(pictures, "write_gallery", lambda losses, path: path.write_text(""))
     generate.write_pictures(tmp_path)
     assert {path.stem for path in tmp_path.glob("[!f]*.svg")} >= {"dpo", "kto", "lipo", "sft"}
-    assert len(list(tmp_path.glob("family_*.svg"))) == len(generate.FAMILIES)
+    families = {loss.family for loss in list_losses()}
+    assert {path.stem for path in tmp_path.glob("family_*.svg")} >= {
+        f"family_{x}" for x in families if x
+    }
     monkeypatch.setattr(pictures, "write_picture", lambda loss, path: pytest.fail("drawn again"))
     generate.write_pictures(tmp_path)
 
@@ -111,16 +114,23 @@ def test_the_page_of_a_loss_has_its_picture_advice_and_differences(generate, los
     page = generate.loss_page(loss)
     assert f"../_pictures/{loss.name}.svg" in page
     assert "## When to use it\n\nUse it when " in page
-    assert "## Other implementations\n\n" in page
+    assert "## How other implementations differ\n\n" in page
     assert "Args:" not in page.split("## Function")[0]
 
 
-def test_differences_are_of_losses_that_exist(generate):
-    assert {*generate._all_differences()} <= {loss.name for loss in BUILT_IN}
+def test_losses_with_golden_cases_say_how_others_differ(tables):
+    assert {*tables.golden.MATCHED} <= {loss.name for loss in BUILT_IN if loss.differs_from}
 
 
-def test_losses_with_golden_cases_say_how_others_differ(generate, tables):
-    assert {*tables.golden.MATCHED} <= {*generate._all_differences()}
+def test_a_page_lists_each_difference_and_says_where_none_is_known(generate):
+    points = generate.differences(get_loss("simpo_hinge")), generate.differences(get_loss("dpop"))
+    assert points == ("- None: the same in the authors' code.", generate.NOT_ELSEWHERE)
+    assert generate.differences(get_loss("aot")).count("\n- ") == 1
+
+
+def test_the_choosing_page_and_the_gallery_have_every_loss_once(tables):
+    for text in (tables.advice_tables(), tables.gallery()):
+        assert all(text.count(f"[`{loss.name}`](losses/{loss.name}.md)") == 1 for loss in BUILT_IN)
 
 
 def test_the_table_of_golden_cases_adds_up(tables):

@@ -9,6 +9,8 @@ import pytest
 
 import prefopt
 
+PACKAGES = ["data", "engine", "evaluation", "losses", "objective", "reference", "toy", "training"]
+
 
 def run_python(code: str) -> str:
     """Return what the code prints in a fresh interpreter."""
@@ -38,6 +40,18 @@ def test_importing_the_package_opens_no_file_beyond_its_own_source():
 def test_a_public_name_resolves(name):
     assert getattr(prefopt, name) is not None
     assert name in dir(prefopt)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_is_an_attribute_after_importing_prefopt_alone(name):
+    code = f"import sys, prefopt; assert 'torch' not in sys.modules; print(prefopt.{name}.__name__)"
+    assert run_python(code) == f"prefopt.{name}"
+    assert name in dir(prefopt)
+
+
+def test_the_packages_tested_above_are_all():
+    folders = {path.parent.name for path in Path(prefopt.__file__).parent.glob("*/__init__.py")}
+    assert folders - {"cli"} <= {*PACKAGES}
 
 
 def test_an_unknown_name_is_an_attribute_error():

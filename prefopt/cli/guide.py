@@ -1,7 +1,14 @@
-"""Which loss for which data and failure: the guide of ``prefopt losses --why`` and of the docs."""
+"""Which loss for which data and failure: the guide of ``prefopt losses --why`` and of the docs.
+
+When to use a loss, when not, and its family stand in the file of the loss. Here are the texts that
+belong to no loss alone: what a family is, and which losses to try in which situation.
+"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from prefopt.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -11,21 +18,6 @@ class Family:
     name: str
     title: str
     text: str
-
-
-@dataclass(frozen=True)
-class Advice:
-    """When to use a loss and when not.
-
-    Attributes:
-        family: Name of its family.
-        use: Completes "use it when".
-        avoid: Completes "not when".
-    """
-
-    family: str
-    use: str
-    avoid: str
 
 
 @dataclass(frozen=True)
@@ -89,8 +81,9 @@ FAMILIES = (
     ),
     Family(
         "unpaired",
-        "Single completions",
-        "Each completion is desirable or not. Pairs can be used too: each gives two thumbs.",
+        "Unpaired completions",
+        "Each completion has a label, desirable or not. Pairs can be used too: the chosen "
+        "completion counts as desirable, the rejected one as not.",
     ),
     Family(
         "ranked",
@@ -104,279 +97,6 @@ FAMILIES = (
         "They look at preferred completions only, of any data, and are added to another loss.",
     ),
 )
-
-ADVICE: dict[str, Advice] = {
-    # Pairs: a function of the reward margin.
-    "dpo": Advice(
-        "margin",
-        "there is no reason for another: the best understood, and what others are measured by",
-        "labels are deterministic and training is long: margins grow without bound",
-    ),
-    "robust": Advice(
-        "margin",
-        "a known share of the labels is flipped at random",
-        "that share is a guess: the loss falls without bound as margins grow",
-    ),
-    "hinge": Advice(
-        "margin",
-        "pairs that are right by a margin of 1/beta should have no more influence",
-        "pairs differ in how clear they are: each is pushed to the same margin",
-    ),
-    "ipo": Advice(
-        "margin",
-        "DPO overfits: the margin is drawn to a finite target, so the policy stays near",
-        "lengths vary and `normalize` is not thought about: it sets the unit of beta",
-    ),
-    "gpo": Advice(
-        "margin",
-        "you want to compare shapes with everything else equal",
-        "`f='exponential'` and labels are noisy: wrong pairs dominate",
-    ),
-    "exo": Advice(
-        "margin",
-        "a policy of limited capacity should pick one good mode rather than cover all",
-        "the policy starts far on the wrong side: the slope vanishes there",
-    ),
-    "chi_po": Advice(
-        "margin",
-        "the policy over-optimises, and guarantees under partial coverage matter",
-        "completions are long: their summed log-ratios saturate the exponential",
-    ),
-    # Pairs: labels, scores and lengths of the data.
-    "soft_dpo": Advice(
-        "data",
-        "each pair has a probability, such as a share of votes, and margins should reflect it",
-        "probabilities come from an uncalibrated judge: they are reproduced as they are",
-    ),
-    "geometric_dpo": Advice(
-        "data",
-        "each pair has a probability, and unsure pairs should count less",
-        "margins should stop at what the probability says: that is `soft_dpo`",
-    ),
-    "odpo": Advice(
-        "data",
-        "scores say by how much the chosen completion is better",
-        "scores of different prompts are on different scales",
-    ),
-    "rpo": Advice(
-        "data",
-        "a reward model's margins are trusted and should be reproduced, not just their sign",
-        "only the order of scores means something",
-    ),
-    "r_dpo": Advice(
-        "data",
-        "answers grow longer because chosen completions are longer",
-        "length is what people prefer: that part of the preference is not learnt",
-    ),
-    "ln_dpo": Advice(
-        "data",
-        "lengths differ much and long completions should not have the larger reward for it",
-        "beta is taken over from DPO: here it is per token, 2 to 15 in the paper",
-    ),
-    "ld_dpo": Advice(
-        "data",
-        "the tail of the longer completion should count less, but should count",
-        "both completions are about as long: it is then DPO",
-    ),
-    # Pairs: each completion on its own.
-    "nca": Advice(
-        "anchored",
-        "the likelihood of chosen completions falls in training and should not",
-        "the chosen completion is merely the less bad one",
-    ),
-    "bco_pair": Advice(
-        "anchored",
-        "the reward should be usable as a classifier of single completions",
-        "chosen and rejected rewards drift together quickly: the threshold follows slowly",
-    ),
-    "apo_zero": Advice(
-        "anchored",
-        "chosen completions are better than what the policy writes",
-        "they are worse: it still makes them more likely",
-    ),
-    "apo_down": Advice(
-        "anchored",
-        "the policy already writes better than the chosen completions",
-        "chosen completions are to be imitated: it makes them less likely",
-    ),
-    "sppo": Advice(
-        "anchored",
-        "pairs are sampled from the policy and judged, round after round",
-        "beta is left at the 0.1 of other losses: the paper's is 0.001",
-    ),
-    "cal_dpo": Advice(
-        "anchored",
-        "the scale of rewards matters, or chosen likelihood falls under DPO",
-        "log-ratios that the data deserve differ much: all are drawn to the same two targets",
-    ),
-    "dpop": Advice(
-        "anchored",
-        "the two completions differ in few tokens, and DPO lowers both",
-        "the chosen completions should become less likely (see `apo_down`)",
-    ),
-    "tdpo": Advice(
-        "anchored",
-        "the policy drifts, and its divergence at each token should be held",
-        "no live reference fits in memory: cached log-probs do not suffice",
-    ),
-    # Pairs: the batch as a whole.
-    "aot": Advice(
-        "batch",
-        "the whole distribution of margins should improve, its low end included",
-        "the optimiser step holds few pairs: with one it is DPO",
-    ),
-    "aot_unpaired": Advice(
-        "batch",
-        "chosen and rejected completions belong to different prompts",
-        "pairs are real and few: what pairs them is thrown away",
-    ),
-    "beta_dpo": Advice(
-        "batch",
-        "the quality of pairs changes over the data, and one beta does not fit all",
-        "the optimiser step holds few pairs: beta then follows noise",
-    ),
-    # Pairs: found by a language model.
-    "discopop": Advice(
-        "searched",
-        "you want the loss of that search that did best on held-out tasks",
-        "a convex loss is needed: near 0 it pushes margins the wrong way",
-    ),
-    "cell": Advice(
-        "searched",
-        "wrong pairs should be corrected more strongly than by DPO",
-        "labels are noisy: the exponential makes wrong pairs dominate",
-    ),
-    "padll": Advice(
-        "searched",
-        "pairs the policy has the wrong way round are thought to be mislabelled: they count half",
-        "those are the pairs to learn from",
-    ),
-    "dbaql": Advice(
-        "searched",
-        "you reproduce the paper",
-        "the optimiser step holds few pairs: their variance decides the shape",
-    ),
-    "aql": Advice(
-        "searched",
-        "you reproduce the paper",
-        "results must not depend on the batch size",
-    ),
-    "aqfl": Advice(
-        "searched",
-        "you reproduce the paper",
-        "results must not depend on the batch size",
-    ),
-    "pfl": Advice(
-        "searched",
-        "pairs that the policy itself ranks wrong should get most of the gradient",
-        "the reference matters for which pairs those are: it is not asked",
-    ),
-    # Pairs without a reference.
-    "slic": Advice(
-        "no_reference",
-        "a margin in nats and a likelihood term are all you want to set",
-        "lengths differ much: summed log-probs favour the shorter completion",
-    ),
-    "cpo": Advice(
-        "no_reference",
-        "memory or time forbids a reference; add `sft` as the paper does",
-        "used alone for long: nothing keeps chosen completions likely",
-    ),
-    "cpo_hinge": Advice(
-        "no_reference",
-        "pairs ahead by 1/beta nats should stop counting",
-        "used alone for long: nothing keeps chosen completions likely",
-    ),
-    "cpo_ipo": Advice(
-        "no_reference",
-        "the gap of log-probs per token should settle at a target",
-        "a pair deserves more or less than that target",
-    ),
-    "arpo": Advice(
-        "no_reference",
-        "pairs are alike, as good and better translations, and the rejected one is good too",
-        "rejected completions are bad: alike pairs are both made more likely",
-    ),
-    "simpo": Advice(
-        "no_reference",
-        "generation quality per token counts, and length should not",
-        "beta and gamma cannot be tuned, or the policy must stay near: no reference holds it",
-    ),
-    "simpo_hinge": Advice(
-        "no_reference",
-        "as for `simpo`, and pairs past the target should stop counting",
-        "beta and gamma cannot be tuned",
-    ),
-    "alphapo": Advice(
-        "no_reference",
-        "under `simpo` the likelihood of both completions falls too far, or not enough",
-        "there is no time to tune alpha besides beta and gamma",
-    ),
-    "orpo": Advice(
-        "no_reference",
-        "a base model is to be fine-tuned and aligned in one run",
-        "it is fine-tuned already: the likelihood term goes on imitating",
-    ),
-    # Single completions.
-    "kto": Advice(
-        "unpaired",
-        "data are thumbs, also far more of one than of the other",
-        "the batch is tiny and completions long: the reference point is estimated from it",
-    ),
-    "bco": Advice(
-        "unpaired",
-        "data are thumbs, and the reward should work as a classifier",
-        "the two thumbs come from different prompts: they are told apart by the prompt",
-    ),
-    "apo_zero_unpaired": Advice(
-        "unpaired",
-        "desirable completions are better than what the policy writes, and no mismatched "
-        "completions should be scored",
-        "both thumbs lie below what the policy writes",
-    ),
-    # Rankings.
-    "plackett_luce": Advice(
-        "ranked",
-        "the whole order is trusted, and there are no scores",
-        "only the top is: the order of the worst counts as much",
-    ),
-    "lipo": Advice(
-        "ranked",
-        "completions have scores, and what is near the top matters most",
-        "scores are large numbers: set `score_scale`, for 2 is raised to their power",
-    ),
-    "infonca": Advice(
-        "ranked",
-        "completions have scores whose differences mean something",
-        "the likelihood of good completions must not fall: see `nca_ranked`",
-    ),
-    "exo_ranked": Advice(
-        "ranked",
-        "completions have scores, and the policy should settle on the best",
-        "several completions are equally good and all should stay likely",
-    ),
-    "nca_ranked": Advice(
-        "ranked",
-        "completions have scores, and good ones should gain likelihood, not only lead",
-        "even the best completions are worse than what the policy writes",
-    ),
-    "rrhf": Advice(
-        "ranked",
-        "there is no reference and nothing to tune; add `sft` as the paper does",
-        "a margin is wanted: pairs in the right order have no gradient",
-    ),
-    # Terms of a sum.
-    "sft": Advice(
-        "term",
-        "chosen completions should stay, or become, likely: `dpo + 0.2*sft`",
-        "chosen completions are worse than what the policy writes",
-    ),
-    "squared_log_ratio": Advice(
-        "term",
-        "the policy should stay near the reference on preferred completions",
-        "completions are long and the weight is large: it grows with the square of the sum",
-    ),
-}
 
 SITUATIONS = (
     Situation(
@@ -452,13 +172,13 @@ SITUATIONS = (
         "it compares whole distributions, their low ends too",
     ),
     Situation(
-        "thumbs",
+        "unpaired",
         "a first run",
         ("kto",),
         "made for them; weights even out the labels",
     ),
     Situation(
-        "thumbs",
+        "unpaired",
         "no mismatched completions to score, or a reward that classifies",
         ("apo_zero_unpaired", "bco"),
         "neither needs the KL estimate of kto",
@@ -482,3 +202,26 @@ SITUATIONS = (
         "the sum of arXiv:2411.10442: which is better, how good, and how to write it",
     ),
 )
+
+
+def losses_by_family(losses: Sequence[Loss]) -> list[tuple[Family, list[Loss]]]:
+    """Return the families that have losses, each with its losses, in the order to show them.
+
+    A family that is not in ``FAMILIES`` comes after those; losses without a family come last.
+
+    Args:
+        losses: The losses; within a family their order is kept.
+    """
+    known = {family.name: family for family in FAMILIES}
+    others = sorted({loss.family for loss in losses} - {*known, ""})
+    families = [
+        *FAMILIES,
+        *(Family(name, name.replace("_", " ").capitalize(), "") for name in others),
+    ]
+    groups = [
+        (family, [loss for loss in losses if loss.family == family.name]) for family in families
+    ]
+    groups.append(
+        (Family("other", "Other losses", ""), [loss for loss in losses if not loss.family])
+    )
+    return [(family, members) for family, members in groups if members]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from prefopt.cli import losses_check
 from prefopt.cli.errors import user_errors
-from prefopt.cli.guide import ADVICE, SITUATIONS
+from prefopt.cli.guide import SITUATIONS, losses_by_family
 from prefopt.losses import Loss, get_loss, list_losses
 from prefopt.losses.common import published_range
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([describe(loss) for loss in losses], indent=2))
     elif options.why:
-        print_guide(options.name)
+        print_guide(losses, whole=not options.name)
     elif options.name:
         print("\n\n".join(render(loss) for loss in losses))
     else:
@@ -64,6 +64,10 @@ def describe(loss: Loss) -> dict[str, Any]:
         "summary": loss.summary,
         "source": loss.source,
         "departures": loss.departures,
+        "family": loss.family,
+        "use_when": loss.use_when,
+        "not_when": loss.not_when,
+        "differs_from": list(loss.differs_from),
     }
 
 
@@ -82,10 +86,9 @@ def render(loss: Loss) -> str:
         "published": _published(loss) or "not known",
         "source": _plain(loss.source),
         "departures": _plain(loss.departures) or "none stated",
+        "use it when": _plain(loss.use_when) or "not stated",
+        "not when": _plain(loss.not_when) or "not stated",
     }
-    if loss.name in ADVICE:
-        facts["use it when"] = _plain(ADVICE[loss.name].use)
-        facts["not when"] = _plain(ADVICE[loss.name].avoid)
     lines = [loss.name, f"  {loss.summary}", ""]
     lines += [f"  {key:<11} {value}" for key, value in facts.items()]
     return "\n".join([*lines, "", inspect.getdoc(loss.function) or ""]).rstrip()
@@ -97,9 +100,8 @@ def print_table(losses: Sequence[Loss]) -> None:
     Args:
         losses: The losses, in the order to print.
     """
-    table = Table(title=f"{len(losses)} losses", title_justify="left", pad_edge=False)
-    for heading in ("name", "aliases", "data", "reference", "defaults", "source"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    headings = ("name", "aliases", "data", "reference", "defaults", "source")
+    table = _table(f"{len(losses)} losses", *headings)
     for loss in losses:
         table.add_row(
             loss.name,
@@ -114,25 +116,34 @@ def print_table(losses: Sequence[Loss]) -> None:
     print("Which loss for which data and problem: prefopt losses --why")
 
 
-def print_guide(names: Sequence[str] = ()) -> None:
-    """Print which loss to try for which data and wish: the table of the documentation.
+def print_guide(losses: Sequence[Loss], whole: bool) -> None:
+    """Print which loss to try for which data and wish, and when to use each: as the documentation.
 
     Args:
-        names: Losses or aliases; only rows with one of them are printed, all if there are none.
+        losses: The losses to print.
+        whole: Print every situation, not only those with one of the losses.
     """
-    wanted = {get_loss(name).name for name in names}
-    table = Table(title="Which loss", title_justify="left", pad_edge=False, show_lines=True)
-    for heading in ("the data", "the wish, or what went wrong", "try", "because"):
-        table.add_column(heading)
+    wanted = {loss.name for loss in losses}
+    table = _table("Which loss", "the data", "the wish, or what went wrong", "try", "because")
+    table.show_lines = True
     for item in SITUATIONS:
-        if not wanted or wanted & item.loss_names():
+        if whole or wanted & item.loss_names():
             table.add_row(item.data, item.wish, "\n".join(item.losses), _plain(item.why))
     if table.rows:
         _print(table)
-    for name in sorted(wanted & {*ADVICE}):
-        advice = ADVICE[name]
-        print(f"{name}: use it when {_plain(advice.use)}; not when {_plain(advice.avoid)}")
-    print("When to use each loss, and when not: prefopt losses NAME")
+    for family, members in losses_by_family(losses):
+        table = _table(family.title, "loss", "use it when", "not when")
+        for loss in members:
+            table.add_row(loss.name, _plain(loss.use_when), _plain(loss.not_when))
+        _print(table)
+    print("One in full: prefopt losses NAME")
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "loss"))
+    return table
 
 
 def _print(table: Table) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from prefopt.cli.errors import UserError
 from prefopt.losses import Loss, list_losses
 from prefopt.losses.common import without_warnings
-from prefopt.losses.contract import CHECKS, broken_checks
+from prefopt.losses.contract import CHECKS, broken_checks, guide_gaps
 from prefopt.losses.registry import ENTRY_POINT_GROUP
 
 
@@ -59,7 +59,7 @@ def losses_of(name: str) -> list[Loss]:
             return named
     try:
         import_module(module)
-    except Exception as error:  # whatever a stranger's module raises
+    except Exception as error:  # any error of another package's module
         raise UserError(
             f"cannot import {module!r}: {type(error).__name__}: {error}. Name a package, an entry "
             f"point of the group {ENTRY_POINT_GROUP}, or a loss: prefopt losses lists them"
@@ -88,7 +88,9 @@ def print_results(losses: Sequence[Loss], broken: dict[str, dict[str, str]]) -> 
     for loss in losses:
         module = loss.function.__module__
         if not broken[loss.name]:
-            table.add_row(loss.name, module, "holds", "")
+            gaps = guide_gaps(loss)
+            hint = f"nothing; the guide lacks {', '.join(gaps)}" if gaps else ""
+            table.add_row(loss.name, module, "holds", hint)
         for check, message in broken[loss.name].items():
             table.add_row(loss.name, module, f"broken: {check.replace('_', ' ')}", message)
     # A pipe has no width of its own: give it one that a message fits into.

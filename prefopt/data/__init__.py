@@ -1,5 +1,6 @@
 """Preference data in any format: read, checked, counted, and turned into token ids."""
 
+from prefopt.data.collate import PreferenceCollator
 from prefopt.data.errors import DataError
 from prefopt.data.example import Kind, PreferenceExample
 from prefopt.data.formats import read_example
@@ -13,6 +14,7 @@ __all__ = [
     "DataReport",
     "Kind",
     "Lengths",
+    "PreferenceCollator",
     "PreferenceExample",
     "PreparedDataset",
     "SetAside",

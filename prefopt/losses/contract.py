@@ -227,6 +227,26 @@ def docstring_has_source_departures_and_every_parameter(loss: Loss) -> None:
         _require(f"\n    {name}: " in arguments, f"the docstring's Args section lacks {name}")
 
 
+def a_loss_of_prefopt_has_what_the_guide_is_made_of(loss: Loss) -> None:
+    """Check that the guide can show it; another package's loss may go without (``guide_gaps``)."""
+    gaps = guide_gaps(loss) if loss.built_in else []
+    _require(not gaps, f"it lacks {', '.join(gaps)}")
+
+
+def guide_gaps(loss: Loss) -> list[str]:
+    """Return what the guide does not find in a loss, as what to write there.
+
+    Args:
+        loss: The loss.
+    """
+    wanted = {
+        "family= in register_loss": loss.family,
+        "'Use it when:' in the docstring": loss.use_when,
+        "'Not when:' in the docstring": loss.not_when,
+    }
+    return [what for what, value in wanted.items() if not value]
+
+
 def pickles(loss: Loss) -> None:
     """Check that other processes can be given the loss: a function at the top of a module."""
     try:
@@ -250,6 +270,7 @@ CHECKS: tuple[Check, ...] = (
     defaults_are_accepted_and_every_number_among_them_has_an_effect,
     unit_counts_are_one_positive_number_per_example,
     docstring_has_source_departures_and_every_parameter,
+    a_loss_of_prefopt_has_what_the_guide_is_made_of,
     pickles,
 )
 

@@ -156,6 +156,11 @@ class Loss:
                 )
 
     @property
+    def built_in(self) -> bool:
+        """Whether it comes with prefopt, not from another package."""
+        return self.function.__module__.startswith("prefopt.")
+
+    @property
     def paper(self) -> str:
         """Authors, year and number of the first paper in ``source``; all of it if there is none."""
         found = re.search(r"[A-Z][^,;()]* \d{4}(?: \([^)]*\))?, arXiv:\d{4}\.\d{5}", self.source)
@@ -345,8 +350,13 @@ def get_loss(name: str) -> Loss:
 
 
 def list_losses() -> list[Loss]:
-    """Return every registered loss, third parties' included, by name."""
+    """Return every loss, third parties' included, by name."""
     _load_entry_points()
+    return registered_losses()
+
+
+def registered_losses() -> list[Loss]:
+    """Return the losses of the modules imported so far, by name; no other package is imported."""
     return [_LOSSES[name] for name in sorted(_LOSSES)]
 
 

@@ -4,31 +4,53 @@ import re
 
 import pytest
 
-from prefopt.cli.guide import ADVICE, FAMILIES, SITUATIONS
-from prefopt.losses import get_loss, list_losses
+from prefopt.cli.guide import FAMILIES, SITUATIONS, losses_by_family
+from prefopt.losses import Loss, list_losses
 from prefopt.objective import parse_objective
 
-KIND_OF_DATA = {"pairs": "paired", "thumbs": "unpaired", "rankings": "ranked"}
+KIND_OF_DATA = {"pairs": "paired", "unpaired": "unpaired", "rankings": "ranked"}
 
 
-def test_every_loss_of_prefopt_has_advice_and_a_family():
-    built_in = {
-        loss.name for loss in list_losses() if loss.function.__module__.startswith("prefopt.")
-    }
-    assert {*ADVICE} == built_in
-    assert {item.family for item in ADVICE.values()} == {family.name for family in FAMILIES}
+BUILT_IN = [loss for loss in list_losses() if loss.built_in]
+
+
+def loss_of(family: str) -> Loss:
+    def made_up_loss(chosen_logps):
+        """Made up."""
+
+    return Loss(family or "none", made_up_loss, family=family)
+
+
+def test_every_loss_of_prefopt_is_shown_once_in_a_family_of_the_guide():
+    groups = losses_by_family(BUILT_IN)
+    assert [family for family, _ in groups] == list(FAMILIES)
+    assert sorted(loss.name for _, losses in groups for loss in losses) == [
+        x.name for x in BUILT_IN
+    ]
+
+
+def test_a_family_unknown_to_the_guide_comes_after_the_others_and_no_family_last():
+    made = [loss_of(name) for name in ("", "far_away", "batch", "data")]
+    groups = losses_by_family(made)
+    assert [(family.name, [loss.name for loss in losses]) for family, losses in groups] == [
+        ("data", ["data"]),
+        ("batch", ["batch"]),
+        ("far_away", ["far_away"]),
+        ("other", ["none"]),
+    ]
+    assert [family.title for family, _ in groups[2:]] == ["Far away", "Other losses"]
 
 
 def test_families_go_with_the_kind_and_the_reference():
     kinds = {"unpaired": "unpaired", "ranked": "ranked", "term": "preferred"}
-    for name, item in ADVICE.items():
-        assert get_loss(name).data_kind == kinds.get(item.family, "paired"), name
-        if item.family in ("no_reference", "margin", "anchored", "data"):
-            assert get_loss(name).needs_reference == (item.family != "no_reference"), name
+    for loss in BUILT_IN:
+        assert loss.data_kind == kinds.get(loss.family, "paired"), loss.name
+        if loss.family in ("no_reference", "margin", "anchored", "data"):
+            assert loss.needs_reference == (loss.family != "no_reference"), loss.name
 
 
 def test_batch_family_is_pooled():
-    assert all(get_loss(name).pooled for name, item in ADVICE.items() if item.family == "batch")
+    assert all(loss.pooled for loss in BUILT_IN if loss.family == "batch")
 
 
 @pytest.mark.parametrize("item", SITUATIONS, ids=lambda item: item.wish)
@@ -40,10 +62,10 @@ def test_a_situation_names_losses_for_its_data(item):
 
 
 def test_advice_mentions_losses_that_exist():
-    texts = [text for item in ADVICE.values() for text in (item.use, item.avoid)]
+    texts = [text for loss in BUILT_IN for text in (loss.use_when, loss.not_when)]
     texts += [item.why for item in SITUATIONS]
-    options = {name for loss in list_losses() for name in loss.hyperparameters}
-    for code in re.findall(r"`([^`]+)`", " ".join(texts)):
+    options = {name for loss in BUILT_IN for name in loss.hyperparameters}
+    for code in re.findall(r"`([^`]+)`", " ".join(texts).replace("``", "`")):
         name = re.match(r"\w+", code)[0]
         if name not in options:
             assert parse_objective(code), code
@@ -54,13 +76,16 @@ def test_why_prints_every_situation_and_what_to_try(prefopt):
     assert result.code == 0
     assert all(expression in result.out for item in SITUATIONS for expression in item.losses)
     assert result.out.count("├") == len(SITUATIONS) - 1
+    assert all(f"│{loss.name} " in result.out for loss in BUILT_IN)
+    assert all(family.title in result.out for family in FAMILIES)
 
 
 def test_why_with_a_name_or_alias_prints_its_situations_and_advice(prefopt):
     result = prefopt("losses", "--why", "sigmoid_norm")
     assert "answers become longer" in result.out
     assert "a first run" not in result.out
-    assert "ln_dpo: use it when lengths differ much" in result.out
+    assert re.search(r"│ln_dpo │ lengths differ much", result.out)
+    assert "│dpo " not in result.out
 
 
 def test_a_loss_in_full_says_when_to_use_it(prefopt):

@@ -108,6 +108,7 @@ def test_check_passes_over_the_losses_of_a_package_and_no_others(prefopt, packag
     assert result.code == 0
     assert "1 of 1 hold all" in result.out
     assert "│fine_one │ good_package.inside │ holds" in result.out
+    assert "the guide lacks family= in register_loss, 'Use it when:' in the docstring" in result.out
     assert "dpo" not in result.out
 
 
@@ -129,6 +130,7 @@ def test_check_takes_names_and_aliases_of_losses_and_tells_no_hyperparameter_off
     result = prefopt("losses", "check", "sigmoid", "simpo")
     assert result.code == 0
     assert "2 of 2 hold all" in result.out
+    assert "lacks" not in result.out
     assert not caplog.messages
 
 

@@ -7,9 +7,11 @@ from prefopt.losses import Loss, LossOutput, get_loss, list_losses
 from prefopt.losses.contract import (
     CHECKS,
     ContractError,
+    a_loss_of_prefopt_has_what_the_guide_is_made_of,
     broken_checks,
     docstring_has_source_departures_and_every_parameter,
     gradient_reaches_every_policy_log_prob_and_no_running_scalar,
+    guide_gaps,
     half_precision_is_computed_with_in_float32,
     unit_counts_are_one_positive_number_per_example,
 )
@@ -148,6 +150,24 @@ def test_a_docstring_must_be_complete(old, message):
         docstring_has_source_departures_and_every_parameter(Loss("wrong", function))
 
 
+def test_a_loss_of_prefopt_must_have_what_the_guide_is_made_of_and_others_may():
+    function = pair_loss(lambda c, r, b: output(b * (r - c)))
+    loss = Loss("wrong", function)
+    gaps = [
+        "family= in register_loss",
+        "'Use it when:' in the docstring",
+        "'Not when:' in the docstring",
+    ]
+    assert guide_gaps(loss) == gaps
+    a_loss_of_prefopt_has_what_the_guide_is_made_of(loss)
+    function.__module__ = "prefopt.losses.wrong"
+    with pytest.raises(ContractError, match=f"it lacks {', '.join(gaps)}"):
+        a_loss_of_prefopt_has_what_the_guide_is_made_of(Loss("wrong", function))
+    function.__doc__ = function.__doc__.replace("Source:", "Not when: never. Source:")
+    function.__doc__ += "\n\nUse it when: always."
+    assert guide_gaps(Loss("wrong", function, family="margin")) == []
+
+
 def test_an_error_of_the_loss_itself_is_what_is_wrong():
     def refuse(c, r, b):
         raise RuntimeError("out of ideas")
@@ -157,6 +177,7 @@ def test_an_error_of_the_loss_itself_is_what_is_wrong():
     assert set(broken) == {check.__name__ for check in CHECKS} - {
         "unit_counts_are_one_positive_number_per_example",
         "docstring_has_source_departures_and_every_parameter",
+        "a_loss_of_prefopt_has_what_the_guide_is_made_of",
     }
 
 

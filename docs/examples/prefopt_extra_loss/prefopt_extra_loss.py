@@ -2,6 +2,8 @@ r"""Cauchy: draws the reward margin to 1, and lets go of pairs that are far from
 
 Source: an example of prefopt's documentation: the square of IPO (arXiv:2310.12036) inside a Cauchy
 loss. Departures from it: none.
+Use it when: most pairs should reach the same margin, and a few can never reach it.
+Not when: the pairs far from the target are the ones to learn from.
 
 .. math::
     \ell = \log\Bigl(1 + \bigl(\beta (\rho_c - \rho_r) - 1\bigr)^2\Bigr),
@@ -11,7 +13,7 @@ loss. Departures from it: none.
 from prefopt.losses import LossOutput, register_loss
 
 
-@register_loss("cauchy")
+@register_loss("cauchy", family="margin")
 def cauchy_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1):
     """Return the Cauchy loss of each pair, unreduced.
 
