@@ -32,7 +32,7 @@ from prefopt.cli.errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from prefopt.evaluation import FrontierPoint
-    from prefopt.toy.experiment import Experiment, ExperimentSize, MethodRun
+    from prefopt.toy.experiment import Experiment, ExperimentSize, Measurement, MethodRun
 
 DEFAULT_LOSSES = ("dpo", "ipo", "kto", "orpo")
 DEFAULT_OUTPUT = Path("demo_output")
@@ -255,15 +255,22 @@ def _print_results(console: Console, experiment: "Experiment", runs: "Sequence[M
             f"{run.seconds:.1f}",
         )
     console.print(table)
-    first = runs[0].path[0]
+    _print_legend(console, runs[0].path[0], experiment.evaluator.best_accuracy)
+    _print_samples(console, experiment, runs)
+
+
+def _print_legend(console: Console, first: "Measurement", best_accuracy: float) -> None:
     console.print(
         "[dim]accuracy: share of held-out pairs whose chosen completion has the higher implicit "
-        f"reward; {100 * experiment.evaluator.best_accuracy:.1f}% for the true reward itself, as "
+        f"reward; {100 * best_accuracy:.1f}% for the true reward itself, as "
         "preferences are noisy\n"
         "reward: true reward of the model's samples, in points; "
         f"KL: distance from the start; {100 * first.grammatical:.0f}% of the start is grammatical\n"
         "±: 95% interval[/]"
     )
+
+
+def _print_samples(console: Console, experiment: "Experiment", runs: "Sequence[MethodRun]") -> None:
     start = experiment.evaluator.sample(experiment.start)[0]
     examples = Table(
         title=f"\n“{start['prompt']}”",

@@ -33,7 +33,6 @@ def load_rows(
     split: str | None = None,
     *,
     config: str | None = None,
-    revision: str | None = None,
     streaming: bool = False,
 ) -> Dataset | DatasetDict | IterableDataset:
     """Load a data set from a file, a folder or the Hub, whichever the name is.
@@ -43,7 +42,6 @@ def load_rows(
             or made by ``save_to_disk``; or an id on the Hub.
         split: Split to take, as ``test`` or ``train[:10%]``; None for the only one, or all.
         config: Configuration of a data set that has several.
-        revision: Branch, tag or commit on the Hub.
         streaming: Whether to read it as a stream.
 
     Returns:
@@ -66,9 +64,7 @@ def load_rows(
         elif _looks_like_a_path(str(path_or_name)):
             raise DataError(f"there is no file or folder {path_or_name}")
         else:
-            loaded = load_dataset(
-                str(path_or_name), config, split=split, revision=revision, streaming=streaming
-            )
+            loaded = load_dataset(str(path_or_name), config, split=split, streaming=streaming)
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds of errors for wrong input

@@ -13,6 +13,8 @@ from prefopt.toy.grammar import vocabulary
 
 __all__ = ["build_model", "build_tokenizer", "fit_model"]
 
+LEARNING_RATE = 8e-3  # the highest, of ``fit_model``
+
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per word of the language.
@@ -34,21 +36,20 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 64, layers: int = 1, seed: int = 0
+    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int = 64, seed: int = 0
 ) -> LlamaForCausalLM:
     """Return a tiny Llama with random weights, in float32.
 
     Args:
         tokenizer: Gives the vocabulary's size and the special tokens.
         hidden_size: Width of the residual stream; a multiple of 16.
-        layers: Number of transformer blocks.
         seed: Of the weights. The global generator is left as it was.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
-        num_hidden_layers=layers,
+        num_hidden_layers=1,
         num_attention_heads=hidden_size // 16,
         num_key_value_heads=hidden_size // 16,
         max_position_embeddings=64,
@@ -69,13 +70,12 @@ def fit_model(
     *,
     steps: int = 400,
     batch_size: int = 64,
-    learning_rate: float = 8e-3,
     seed: int = 0,
     on_step: Callable[[float], None] | None = None,
 ) -> LlamaForCausalLM:
     """Fit a model to texts of the grammar by maximum likelihood of the completions, in place.
 
-    Every step sees fresh texts, so there is nothing to overfit. AdamW, the learning rate warmed
+    Every step has new texts, so it cannot overfit. AdamW, the learning rate warmed
     up over a tenth of the steps and brought to 0 by a cosine.
 
     Args:
@@ -83,16 +83,15 @@ def fit_model(
         tokenizer: From :func:`build_tokenizer`.
         steps: Optimiser steps.
         batch_size: Texts per step.
-        learning_rate: Highest learning rate.
         seed: Of the texts.
         on_step: Called after each step with its loss, in nats per completion.
 
     Returns:
         The same model, in evaluation mode.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
     texts = sample_texts(steps * batch_size, seed=seed)
     model.train()
