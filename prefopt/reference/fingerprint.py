@@ -1,9 +1,9 @@
-"""What a reference is, as a digest: two that differ in anything that changes scores differ in it.
+"""What a reference is, as a digest: references that may score differently have different digests.
 
-It is taken of content: every weight, what is quantised how, the active adapters, the precision of
+It is made of content: every weight, what is quantised how, the active adapters, the precision of
 the computation, and the configuration but for fields that are known to change no score. Paths,
-seeds, optimisers and losses have no part in it. Of a policy whose adapter is switched off it is
-that of the base model, so neither rank nor seed of an adapter changes it.
+seeds, optimisers and losses do not change it. A policy whose adapter is switched off has the digest
+of its base model, so neither rank nor seed of an adapter changes it.
 """
 
 import json
@@ -21,7 +21,7 @@ ENGINE_VERSION = 1
 # Bytes digested at a time: large tensors are cut, so that all cores have work.
 _BLOCK_BYTES = 64 << 20
 
-# Configuration that changes no score of a given text; what is not listed is taken to change some.
+# Configuration that changes no score of a given text; any other field may change some.
 _IGNORED_CONFIG = {
     "_attn_implementation",
     "_attn_implementation_autoset",

@@ -18,8 +18,8 @@ A version of the schema that changes tables brings the statements that lead to i
 an older file without them is set aside, and a newer one is left alone and not used.
 
 A value is bound to its key by a CRC-32 over fingerprint, key and values: a damaged page makes it
-unknown, and never wrong. Commits are atomic (write-ahead log): a kill loses the commit in flight,
-and a power cut at most the last few. WAL needs a file system with shared memory: local disks, not
+unknown, and never wrong. Commits are atomic (write-ahead log): a kill loses the current commit, and
+a power cut at most the last few. WAL needs a file system with shared memory: local disks, not
 NFS.
 """
 
@@ -128,14 +128,14 @@ class Database:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the file that is now in this place, or make one; what was open before is forgotten.
+        """Open the file that is now at the path, or make one; what was open before is closed.
 
         Raises:
             DatabaseError: As for the class.
             sqlite3.Error: As for the class.
         """
         self.close()
-        # The connections of other processes, which a fork left here, must not be closed: kept.
+        # Connections that a fork copied from its parent must not be closed: they stay referenced.
         self._connections = {
             (process, thread): connection
             for (process, thread), connection in self._connections.items()
@@ -150,7 +150,7 @@ class Database:
         self._opened = _inode(self.path)
 
     def in_place(self) -> bool:
-        """Whether the file in this place is still the one that was opened."""
+        """Whether the file at the path is still the one that was opened."""
         return self._opened is not None and _inode(self.path) == self._opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +174,8 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         if not self.readonly:
-            # A file that is lost later is not made again, empty: that would say nothing is known.
+            # A file that was deleted meanwhile is not made again: an empty one would say that
+            # nothing was ever computed.
             mode = "rwc" if self._opened is None else "rw"
         elif all(file.exists() for file in files_of(self.path)):
             mode = "ro"
@@ -294,8 +295,8 @@ class Database:
         return int(found[0])
 
     # Digests --------------------------------------------------------------------------------------
-    # They save time and must not stop a run: what cannot be read is not known, what cannot be
-    # written is not kept.
+    # They only save time and must not stop a run: errors of reading count as not known, and errors
+    # of writing are ignored.
 
     def file_digest(self, path: str, stat: str) -> str | None:
         """Return the digest of a file if it was digested when its ``stat`` was the same."""

@@ -1,4 +1,4 @@
-"""What a model is loaded from, as a digest: so that it need not be loaded to be recognised.
+"""What a model is loaded from, as a digest: a known model is recognised without being loaded.
 
 A folder's digest is that of its files; each is digested once, and again only if its size, times or
 inode changed. A model on the Hub is pinned by its commit.
@@ -16,15 +16,16 @@ from typing import Any
 from prefopt.reference.fingerprint import ENGINE_VERSION
 from prefopt.reference.store.database import Database
 
-# What of a folder a model is made of.
+# The files of a folder that make up a model.
 _ENDINGS = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".py")
 
-# A file that changes twice within a tick of the clock keeps its time: younger digests don't last.
+# A file that changes twice within a tick of the clock keeps its time, so the digest of a file that
+# changed less than this ago is not kept.
 _TICK_NS = 2_000_000_000
 
 
 def source_digest(name: str, options: Mapping[str, Any], database: Database | None) -> str | None:
-    """Return what a model by name will be when loaded, as a digest; None if that is not known.
+    """Return what a model by name will be when loaded, as a digest; None if nothing tells.
 
     Args:
         name: A folder, or an id on the Hub.
@@ -57,7 +58,7 @@ def _content(name: str, options: Mapping[str, Any], database: Database | None) -
     if config is None or _has_code_elsewhere(config):
         return None
     if _hub_file(name, "adapter_config.json", known) is not None:
-        return None  # the commit says nothing of the model under the adapter
+        return None  # the commit does not determine the model under the adapter
     commit = re.search(r"/snapshots/([0-9a-f]{40})/", config.as_posix())
     return None if commit is None else [name, commit[1]]
 
@@ -102,7 +103,7 @@ def digest_of_file(file: Path, database: Database | None = None) -> str:
     """
     file = file.resolve()
     stat = file.stat()
-    # The time of the last change of the inode too: programs set that of the content at will.
+    # The time of the last change of the inode too: programs can set that of the content.
     mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {stat.st_dev}"
     known = None if database is None else database.file_digest(str(file), mark)
     if known is not None:

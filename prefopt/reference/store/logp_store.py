@@ -1,4 +1,4 @@
-"""Where the reference log-probs of one reference are kept and found: a file, memory, or both.
+"""Where the log-probs of one reference are kept: in a file, in memory, or in both.
 
 A run must not fail because of its cache: where the file cannot be used (a full disk, a folder that
 cannot be written, a later version), values are kept in memory and a warning says so; a damaged file

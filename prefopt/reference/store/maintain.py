@@ -1,4 +1,4 @@
-"""Looking after a store: what it holds, of which references, and what of it may go."""
+"""What a store holds, by reference, and deleting references from it."""
 
 import json
 import sqlite3
@@ -61,7 +61,7 @@ class StoreInfo:
         free_bytes: Of the file, left over by what was deleted: used again before it grows.
         version: Of its schema.
         references: What it has of each, the last used first.
-        set_aside: Damaged files that a run put out of the way.
+        set_aside: Damaged files that a run renamed.
     """
 
     path: Path
@@ -84,10 +84,10 @@ def open_store(folder: Path, readonly: bool = False) -> Database:
 
     Args:
         folder: Where the store lies.
-        readonly: Whether it will only be read: then a file that cannot be written does too.
+        readonly: Whether it will only be read: then a file that cannot be written is opened too.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no store in the folder.
         DatabaseError: If it is of a later version or of another program.
         sqlite3.Error: If it cannot be opened, or is damaged.
     """
@@ -128,7 +128,7 @@ def explain(error: Exception, path: Path) -> str:
     return f"{path}: {error}"
 
 
-# What there is ------------------------------------------------------------------------------------
+# What it holds ------------------------------------------------------------------------------------
 
 
 def describe_store(database: Database) -> StoreInfo:
@@ -198,7 +198,7 @@ def origins_of(database: Database) -> dict[int, dict[str, Any]]:
 def entries_of(database: Database, reference: int) -> Iterator[list[Entry]]:
     """Yield what a store has of a reference in the order of the keys, some thousands at a time.
 
-    Each part is a query of its own, so that no reader holds up who writes.
+    Each part is a query of its own, so that reading does not make writers wait.
     """
     last = b""
     while True:
@@ -232,7 +232,7 @@ def find_reference(references: Sequence[ReferenceInfo], prefix: str) -> Referenc
     raise ValueError(f"no fingerprint in the store begins with {prefix!r}; there are: {known}")
 
 
-# What may go --------------------------------------------------------------------------------------
+# Deleting -----------------------------------------------------------------------------------------
 
 
 def choose_to_prune(
@@ -248,25 +248,25 @@ def choose_to_prune(
     Args:
         references: All there are.
         prefixes: Beginnings of fingerprints.
-        unused_days: What no run has asked for in so many days.
-        max_bytes: What must go, the longest unused first, for the rest to take no more than this.
+        unused_days: Those that no run has asked for in so many days.
+        max_bytes: The longest unused, until the rest takes at most this.
         now: Seconds since 1970; None for the time it is.
 
     Raises:
         ValueError: If a prefix is of no reference, or of several.
     """
     now = time.time() if now is None else now
-    going = {find_reference(references, prefix).number for prefix in prefixes}
+    chosen = {find_reference(references, prefix).number for prefix in prefixes}
     if unused_days is not None:
-        going |= {info.number for info in references if info.used < now - unused_days * _DAY_S}
+        chosen |= {info.number for info in references if info.used < now - unused_days * _DAY_S}
     oldest_first = sorted(references, key=lambda info: info.used)
     if max_bytes is not None:
-        left = sum(info.size_bytes for info in references if info.number not in going)
+        left = sum(info.size_bytes for info in references if info.number not in chosen)
         for info in oldest_first:
-            if left > max_bytes and info.number not in going:
-                going.add(info.number)
+            if left > max_bytes and info.number not in chosen:
+                chosen.add(info.number)
                 left -= info.size_bytes
-    return [info for info in oldest_first if info.number in going]
+    return [info for info in oldest_first if info.number in chosen]
 
 
 def delete_reference(database: Database, info: ReferenceInfo) -> None:
@@ -296,8 +296,8 @@ def delete_reference(database: Database, info: ReferenceInfo) -> None:
 def shrink(database: Database) -> int:
     """Give the space of what was deleted back to the disk; return the size of the file, bytes.
 
-    While it works it needs free space for up to twice what is left. Where a reader is in the way,
-    the file shrinks when the last one has gone.
+    While it works it needs free space for up to twice what is left. While another process
+    reads, the file keeps its size; it shrinks when the last reader has closed it.
 
     Raises:
         sqlite3.OperationalError: If the disk is full; the store is then as it was.

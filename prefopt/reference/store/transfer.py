@@ -212,7 +212,7 @@ def import_store(database: Database, path: Path) -> Imported:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file; whatever its bytes make arrow say is one error."""
+    """Open a file; whatever arrow raises becomes one kind of error."""
     try:
         with pq.ParquetFile(file, pre_buffer=False) as opened:  # which would hold the whole file
             yield opened
