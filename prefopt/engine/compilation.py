@@ -1,8 +1,8 @@
-"""Compile a model's layers, around their attention.
+"""Compile a model's layers, except their attention.
 
-What attention does is worked out in Python from each batch's segments, which ``torch.compile``
-would try to follow. Compiled by layers and around it, norms, rotary embeddings, projections and
-MLPs become a few fused passes; all layers share one compilation.
+Attention is computed in Python from each batch's segments, which ``torch.compile`` would try to
+trace. Norms, rotary embeddings, projections and MLPs of a layer become a few fused kernels; all
+layers share one compilation.
 """
 
 from typing import Any

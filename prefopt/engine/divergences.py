@@ -4,10 +4,9 @@ r"""KL(reference || policy) at each predicted token, over the whole vocabulary, 
     D_t = \sum_v q_v (\log q_v - \log p_v), \qquad
     \frac{\partial D_t}{\partial z} = p - q,
 
-with q what the reference predicts, p the policy, and z the policy's logits. Of the reference its
-hidden states are kept, not its logits: both models' logits of a chunk are made of hidden states
-when the chunk is looked at, once forward and once backward, and no (tokens, vocabulary) tensor
-outlives its chunk.
+with q the reference's distribution, p the policy's, and z the policy's logits. Of the reference the
+hidden states are stored, not the logits: both models' logits of a chunk are computed from hidden
+states, once forward and once backward, and no (tokens, vocabulary) tensor is larger than a chunk.
 """
 
 from collections.abc import Callable
@@ -31,12 +30,12 @@ from prefopt.engine.weight_sharing import copy_sharing_weights
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicted at M places, without gradient: enough to make its logits again.
+    """Predictions of a model at M places, without gradient, from which its logits can be computed.
 
     Attributes:
         hidden: Hidden states after the final norm; (M, D).
-        head: The output layer, as it was when the places were predicted.
-        autocast: The dtype that products were cast to; None for none.
+        head: The output layer, as it was at the time of the predictions.
+        autocast: Autocast's dtype then; None without autocast.
     """
 
     hidden: Tensor
@@ -45,9 +44,9 @@ class Predictions:
 
     @classmethod
     def of(cls, head: LMHead, hidden: Tensor) -> "Predictions":
-        """Return what a head predicts from hidden states (M, D), as it is at this moment.
+        """Return the predictions of a head from hidden states (M, D), with its current adapters.
 
-        Later the model may have other weights, or its adapter on: here they stay as they are.
+        They stay as they are when the model's adapters are switched or its weights replaced.
         """
         device = hidden.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -55,9 +54,9 @@ class Predictions:
         return cls(hidden.detach(), frozen, autocast)
 
     def reader(self) -> Callable[[slice], Tensor]:
-        """Return what makes the logits of some places; (rows, V), float32 or better.
+        """Return a function that computes the logits of some places; (rows, V), float32 or better.
 
-        What is the same for all of them is done once.
+        The weights are cast once for all calls.
         """
         module = self.head.module
         if not is_bare_linear(module):
@@ -80,7 +79,7 @@ def divergences(head: LMHead, hidden: Tensor, reference: Predictions) -> Tensor:
     Args:
         head: The policy's.
         hidden: The policy's hidden states after the final norm; (M, D).
-        reference: What the reference predicts at the same places.
+        reference: The reference's predictions at the same places.
 
     Returns:
         Divergences; (M,), nats, float32 or better.
@@ -124,8 +123,8 @@ def _check_vocabularies(logits: Tensor, ref_logits: Tensor) -> None:
     mine, other = logits.shape[-1], ref_logits.shape[-1]
     if mine != other:
         raise ValueError(
-            f"the policy predicts {mine} tokens and the reference {other}: there is a divergence "
-            "between them only over the same vocabulary; resize the embeddings of one of them"
+            f"the policy predicts {mine} tokens and the reference {other}: a divergence is "
+            "defined over one vocabulary; resize the embeddings of one of them"
         )
 
 
@@ -146,7 +145,7 @@ def chunked_divergences(
     Args:
         hidden: (M, D).
         weight: (V, D); gets a gradient only if it requires one.
-        reference: What the reference predicts at the same places.
+        reference: The reference's predictions at the same places.
         bias: (V,) or None.
         scale: Factor on the logits.
         softcap: Bound of the soft-capped logits, or None.

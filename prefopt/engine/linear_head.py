@@ -1,4 +1,4 @@
-"""A bare linear output layer, some rows at a time: their logits, and gradients summed over rows."""
+"""A bare linear output layer over a block of rows: logits, and gradients summed over blocks."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,20 +24,20 @@ def is_bare_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def rows_within(size: int, vocabulary: int) -> int:
-    """Return how many rows of logits fit into so many bytes; at least 16."""
+    """Return how many rows of float32 logits fit into ``size`` bytes; at least 16."""
     return max(16, size // (4 * vocabulary))
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """What maps hidden states to logits beside the weights, and by how many rows at a time.
+    """How a linear output layer computes logits, apart from its weights.
 
     Attributes:
         scale: Factor on the raw logits.
         softcap: Bound of the soft-capped logits, or None.
         dtype: Of the matrix products; sums and logits are float32 or better.
         chunk_rows: Rows per chunk.
-        kept_rows: Rows of a first chunk whose logits are kept for the backward pass; 0 for none.
+        kept_rows: Rows of a first chunk whose logits are stored for the backward pass; 0 for none.
     """
 
     scale: float
@@ -52,7 +52,7 @@ class LinearHead:
         return torch.promote_types(self.dtype, torch.float32)
 
     def blocks(self, rows: int) -> list[slice]:
-        """Return the rows of each block; the first is the one that is kept, if any."""
+        """Return the rows of each block; the first is the one whose logits are stored, if any."""
         borders = [0, *range(min(self.kept_rows, rows), rows, self.chunk_rows), rows]
         return [slice(start, stop) for start, stop in pairwise(borders) if stop > start]
 
@@ -68,7 +68,7 @@ class LinearHead:
         return logits
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """Return the slope of the soft-cap where it gave these logits; None without one."""
+        """Return the derivative of the soft-cap at these logits; None without one."""
         return None if self.softcap is None else 1 - (logits / self.softcap).square_()
 
     def raw_gradient(self, gradient: Tensor, slope: Tensor | None) -> Tensor:
@@ -82,11 +82,11 @@ class HeadGradients:
     """Gradients by hidden states, weight and bias, summed over blocks in float32 or better.
 
     Args:
-        head: Of what.
+        head: The output layer.
         hidden: (M, D).
         weight: (V, D).
         bias: (V,) or None.
-        wanted: Which of the three are wanted.
+        wanted: Which of the three gradients to compute.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class HeadGradients:
         return self._head.logits(self._hidden[block], self._cast_weight, self._bias)
 
     def add(self, block: slice, error: Tensor, incoming: Tensor) -> None:
-        """Add what a block contributes.
+        """Add the contribution of a block.
 
         Args:
             block: Its rows.
@@ -119,7 +119,7 @@ class HeadGradients:
             incoming: Gradient of the loss by each row's value; (rows,).
         """
         if self._of_bias is not None:
-            # For once the incoming gradient meets (rows, V); elsewhere it scales (rows, D).
+            # A product with (rows, V); elsewhere the incoming gradient scales (rows, D): less work.
             self._of_bias += incoming @ error
         error = error.to(self._head.dtype)
         if self._of_hidden is not None:

@@ -1,8 +1,8 @@
 """From hidden states to log-probs of given tokens, in chunks.
 
-A tensor of (tokens, vocabulary) is the largest of a preference step: at 150k tokens of vocabulary
-it is bigger than the model. Here it never exists: positions meet the LM head a chunk at a time, and
-beyond a fixed budget the backward pass computes each chunk's logits again.
+A tensor of (tokens, vocabulary) is the largest of a preference step: with a vocabulary of 150k it
+is larger than the model. It is never built here: the LM head is applied to a chunk of positions at
+a time, and beyond a fixed budget the backward pass computes each chunk's logits again.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from prefopt.engine.token_statistics import StatisticsCollector
 # Logits of one chunk, in bytes: large enough for full speed of the matrix product, small beside any
 # model. Measured on 2 cores with a vocabulary of 8k and 49k: 16 to 128 MiB differ by less than 3 %.
 CHUNK_BYTES = 64 * 2**20
-# Logits that are kept for the backward pass, in bytes: to compute them again costs a quarter of the
-# head's time, to keep them costs this at most.
+# Logits that are stored for the backward pass, in bytes: computing them again takes a quarter of
+# the head's time.
 KEPT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class LMHead:
-    """The output layer of a language model and what its class does to the logits afterwards.
+    """The output layer of a language model, and how its class transforms the logits.
 
     Attributes:
         module: Maps hidden states (..., D) to raw logits (..., V).
@@ -108,7 +108,7 @@ class LMHead:
             )
         ]
         if collector is not None:
-            collector.close()  # chunks computed again in the backward pass are known already
+            collector.close()  # the backward pass computes chunks again
         return torch.cat(parts)
 
     def _module_logps(
@@ -149,7 +149,7 @@ def chunked_logps(
     """Return log softmax(transform(hidden @ weight.T + bias)) at the targets.
 
     Equal to the plain computation, with memory for some logits instead of all: those of the first
-    rows are kept for the backward pass, those of the others are computed again, chunk by chunk.
+    rows are stored for the backward pass, those of the others are computed again, chunk by chunk.
     Under autocast the product runs in autocast's dtype; the softmax is float32 or better always.
 
     Args:
@@ -160,7 +160,7 @@ def chunked_logps(
         scale: Factor on the logits.
         softcap: Bound of the soft-capped logits, or None.
         chunk_rows: Rows per chunk; None for ``CHUNK_BYTES`` of logits.
-        kept_rows: Rows whose logits are kept; None for ``KEPT_BYTES`` of logits.
+        kept_rows: Rows whose logits are stored; None for ``KEPT_BYTES`` of logits.
         collector: Takes statistics of the M predictions; None for none.
 
     Returns:
@@ -170,7 +170,7 @@ def chunked_logps(
     vocabulary = weight.shape[0]
     rows = rows_within(CHUNK_BYTES, vocabulary) if chunk_rows is None else chunk_rows
     kept = rows_within(KEPT_BYTES, vocabulary) if kept_rows is None else kept_rows
-    # Without a backward pass nothing is worth keeping.
+    # Without a backward pass no logits are used again.
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     kept = kept if trained and torch.is_grad_enabled() else 0
     head = LinearHead(scale, softcap, dtype, rows, kept)
@@ -212,7 +212,7 @@ class _ChunkedLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         head: LinearHead = ctx.head
-        # What was kept is used up here; a second backward pass would compute it again.
+        # The stored logits are overwritten here; a second backward pass computes them again.
         kept, ctx.kept = ctx.kept, None
         gradients = HeadGradients(head, hidden, weight, bias, ctx.needs_input_grad[:3])
         for block in head.blocks(len(hidden)):
@@ -237,6 +237,6 @@ def _error(head: LinearHead, logits: Tensor, normalisers: Tensor, targets: Tenso
 
 
 def _normalise(logits: Tensor, rows: int, out: Tensor) -> None:
-    """Write the log of the sum of exponentials of each row; by parts, for it takes a copy."""
+    """Write the log of the sum of exponentials of each row; by parts, since torch copies them."""
     for part, result in zip(torch.split(logits, rows), torch.split(out, rows), strict=True):
         result.copy_(part.logsumexp(-1))

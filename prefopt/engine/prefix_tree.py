@@ -1,8 +1,7 @@
-"""A prefix tree of texts: what texts have in common is one node, read from the root down.
+"""A prefix tree of texts: what texts have in common, from their start, is one node.
 
 Nodes hold runs of tokens, not single ones, so building a tree costs a few array operations per
-text. Texts part where they differ, but a run that few tokens would gain is not worth a segment of
-its own: see ``LEAST_SHARED``.
+text. A run that is shared but short does not become a node: see ``LEAST_SHARED``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 # Texts of different examples, and some of an example's completions, share what they have in common
-# if it is so many tokens or more. One more segment costs about as much as two tokens of the 17M
+# from this many tokens on. One more segment costs as much time as about two tokens of the 17M
 # benchmark model.
 LEAST_SHARED = 8
 
@@ -23,10 +22,10 @@ class Node:
 
     Attributes:
         tokens: The run; (n,).
-        depth: Tokens before it, on the way from the root.
+        depth: Tokens before it, from the root on.
         parent: None for the root.
-        children: What follows it, in order of arrival.
-        start: Where it stands in its row, once it has been placed.
+        children: The runs that follow it, in the order in which they were added.
+        start: Place of its first token in the row, once it has been placed.
         index: Its number among the segments, once it has been placed.
     """
 
@@ -56,7 +55,7 @@ class Node:
         return nodes[::-1]
 
     def walk(self) -> Iterator["Node"]:
-        """Yield this node and all below it, each before what follows it."""
+        """Yield this node and all below it, each before its children."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -65,7 +64,7 @@ class Node:
         """Add a text that follows this node; return the node with which it ends.
 
         Args:
-            tokens: The text; (n,). None of it is new where it follows nodes that are there.
+            tokens: The text; (n,). Tokens of existing nodes are not stored again.
             least_shared: Tokens a run must have to be shared.
         """
         node = self

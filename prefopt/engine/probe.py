@@ -1,4 +1,4 @@
-"""What a scorer asks of a model before its first batch, and how it compares the answers."""
+"""Probes: their inputs, how results are compared, and the state of a model while they run."""
 
 import logging
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def causal_lm_of(model: Any) -> Any:
 
 
 def takes_token_types(model: Any) -> bool:
-    """Whether a model that also reads images may ask, in training, which tokens are text: all."""
+    """Whether a model also reads images and requires the types of tokens in training."""
     reads_more_than_text = model.config.get_text_config() is not model.config
     return reads_more_than_text and "token_type_ids" in signature(type(model).forward).parameters
 
@@ -64,14 +64,14 @@ def close(ours: Tensor, theirs: Tensor, exact: bool) -> bool:
 def is_exact(model: nn.Module) -> bool:
     """Whether a model computes in float32 or better, quantised layers included."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    # Four bits are packed into uint8 and computed with in another dtype.
+    # 4-bit weights are stored as uint8 and computed with in another dtype.
     computing = {getattr(module, "compute_dtype", None) for module in model.modules()}
     return dtypes | computing <= {torch.float32, torch.float64, torch.uint8, None}
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Switch dropout on or off throughout a model for a while, and back exactly as it was."""
+    """Switch training mode on or off in all modules until the context ends, then each back."""
     others = [module for module in model.modules() if module.training != training]
     model.train(training)
     try:
@@ -82,13 +82,13 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def evaluating(model: nn.Module) -> AbstractContextManager[None]:
-    """Switch a model's dropout off for a while, and back on exactly where it was."""
+    """Switch a model's dropout off until the context ends, then back on where it was on."""
     return in_mode(model, False)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from logging what the probe finds out: who cannot change attention."""
+    """Silence the warning of transformers about models whose attention cannot be changed."""
     log = logging.getLogger("transformers.modeling_utils")
     level = log.level
     log.setLevel(logging.ERROR)

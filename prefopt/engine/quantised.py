@@ -1,4 +1,4 @@
-"""4-bit weights stay in the form in which they can be trained.
+"""Keep 4-bit weights in the form in which they can be trained.
 
 On a CPU that multiplies in bf16, bitsandbytes (0.50) rewrites the 4-bit weights of a layer for good
 at its first forward pass in evaluation mode. Their scales are rounded to bf16 then, and the kernel
@@ -10,10 +10,10 @@ from torch import nn
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing a model's 4-bit weights for inference on CPU.
+    """Prevent bitsandbytes from packing a model's 4-bit weights for inference on CPU.
 
     Args:
-        model: Any model; what it computes stays as it is.
+        model: Any model; its outputs do not change.
 
     Raises:
         ValueError: If weights have been packed already.

@@ -1,9 +1,9 @@
-"""What one may want to know of each predicted token beside its log-prob; no gradient.
+"""Statistics of each predicted token beside its log-prob, without gradient.
 
-The numbers need the logits of the whole vocabulary, so they are taken where a chunk of these exists
-anyway, each only if it is asked for by its name; all of them together cost about as much as the
-chunk's softmax. TRL 1.16 logs ``TOKEN_METRICS`` at each step; ``log_collisions`` is what the
-weights of WPO (arXiv:2406.11827, Sec. 3.2) need of a token beside its log-prob.
+They need the logits of the whole vocabulary, so they are computed while a chunk of these exists,
+each only if its name is asked for; all of them together take about as long as the chunk's softmax.
+TRL 1.16 logs ``TOKEN_METRICS`` at each step; ``log_collisions`` is needed by the weights of WPO
+(arXiv:2406.11827, Sec. 3.2).
 """
 
 from collections.abc import Callable, Collection
@@ -34,10 +34,10 @@ TOKEN_METRICS = ("entropies", "hits", "mean_logits")
 
 
 class StatisticsCollector:
-    """Takes statistics chunk by chunk while log-probs are computed, once.
+    """Computes statistics chunk by chunk while log-probs are computed, once.
 
     Args:
-        names: Which, among the fields of ``TokenStatistics``.
+        names: Names of fields of ``TokenStatistics``.
 
     Raises:
         ValueError: If there is no statistic of a name.
@@ -60,7 +60,7 @@ class StatisticsCollector:
             logits: As the model would return them; (m, V), float32 or better.
             normalisers: Their log of the sum of exponentials; (m,).
             targets: The tokens that follow; (m,).
-            rows: Predictions at a time, since some statistics take a copy of the logits.
+            rows: Predictions at a time, since some statistics copy the logits.
         """
         if self._closed:  # a chunk computed again in the backward pass
             return
@@ -75,7 +75,7 @@ class StatisticsCollector:
                 chunks.append(_COMPUTE[name](*part))
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Ignore all later calls of ``add``."""
         self._closed = True
 
     def summed(self, token_index: Tensor, completion_index: Tensor, count: int) -> TokenStatistics:
@@ -97,7 +97,7 @@ class StatisticsCollector:
         return TokenStatistics(**summed)
 
 
-# Each takes logits (m, V), their normalisers (m,) and the tokens that follow (m,). ----------------
+# Each of logits (m, V), their normalisers (m,) and the tokens that follow (m,). -------------------
 
 
 def _entropies(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def _mean_logits(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor
 
 
 def _log_collisions(logits: Tensor, normalisers: Tensor, targets: Tensor) -> Tensor:
-    # At least -log V: squares so small that they vanish are not missed.
+    # It is at least -log V, so squares that underflow do not matter.
     probabilities = (logits - normalisers[:, None]).exp_()
     norms: Tensor = torch.linalg.vector_norm(probabilities, dim=-1)
     return 2 * norms.log()

@@ -1,12 +1,11 @@
 """The ``flex`` backend: FlexAttention with a block mask, compiled, on CUDA.
 
-It does in one kernel per layer what ``varlen`` kernels lack: soft-capped scores (Gemma 2), sinks
+One kernel per layer does what ``varlen`` kernels lack: soft-capped scores (Gemma 2), sinks
 (gpt-oss), values of another width than keys (DeepSeek). Which of the 128 x 128 blocks a layer
-computes is worked out here from the segments, in numpy: torch's own ``create_block_mask`` looks at
-every pair of tokens. Rows are padded to whole blocks, so that one compiled kernel serves every
-length.
+computes follows from the segments, in numpy: torch's own ``create_block_mask`` visits every pair of
+tokens. Rows are padded to whole blocks, so that one compiled kernel serves every length.
 
-On a CPU it runs uncompiled and forward only, to be tested there.
+On a CPU it runs uncompiled and forward only, for tests.
 """
 
 import inspect
@@ -97,21 +96,21 @@ def _attend(
     return both
 
 
-# Before torch 2.9 the normaliser was asked for by another name, which warns since.
+# Before torch 2.9 the argument for the normaliser had another name, which warns since.
 _HAS_AUX = "return_aux" in inspect.signature(flex.flex_attention).parameters
 
 
 @cache
 def _function(device: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Return the function, compiled for all layers and lengths."""
-    # Not dynamic=True, by which the scale becomes a number that inductor cannot place (torch 2.13):
-    # the first row is compiled with its own length, the second with any.
+    # Not dynamic=True, which makes the scale a symbol that inductor cannot compile (torch 2.13):
+    # the first row is compiled for its own length, the second for any.
     return torch.compile(_attend) if device == "cuda" else _attend
 
 
 @cache
 def _softcap(cap: float | None) -> Callable[..., Tensor] | None:
-    """Return what caps a score; the same function for the same cap, or each would be compiled."""
+    """Return the function that caps scores; one for each cap, since each is compiled."""
     if cap is None:
         return None
 
@@ -121,13 +120,13 @@ def _softcap(cap: float | None) -> Callable[..., Tensor] | None:
     return score_mod
 
 
-# Who sees whom ----------------------------------------------------------------------------------
+# Which tokens see which --------------------------------------------------------------------------
 
 
 def make_block_mask(
     plan: AttentionPlan, window: int | None, device: torch.device
 ) -> flex.BlockMask:
-    """Return who sees whom in a row, padded to whole blocks.
+    """Return which tokens see which in a row, padded to whole blocks.
 
     Args:
         plan: The segments.
@@ -157,11 +156,11 @@ def make_block_mask(
 
 
 class _TokenArrays(NamedTuple):
-    """What the mask asks of a query and a key.
+    """Facts of each query and key, from which the mask follows.
 
     Attributes:
         segment_of_query: Segment of each query; padding belongs to the last; (Q,).
-        segment_of_key: Segment of each key; padding to one more, which nobody sees; (K,).
+        segment_of_key: Segment of each key; padding to one more, which no query sees; (K,).
         oldest: Position in its text of the first key that a query sees, by the window; (Q,).
         newest: Position of the last one: its own; (Q,).
         place: Position of each key in its text; (K,).
@@ -179,8 +178,8 @@ class _TokenArrays(NamedTuple):
 def _mask_function(arrays: _TokenArrays, device: torch.device) -> Callable[..., Tensor]:
     """Return which key a query sees, as a function of both their places in the row.
 
-    One function serves all windows, with tensors whose sizes may change: dynamo would compile each
-    function, and each number of segments, anew.
+    One function serves all windows, with tensors whose sizes may change: dynamo would compile again
+    for each new function and each new number of segments.
     """
     of_query, of_key, oldest, newest, place = (
         _changeable(_move(array.astype(np.int32), device)) for array in arrays[:5]
@@ -204,7 +203,7 @@ def _changeable(tensor: Tensor) -> Tensor:
 def _token_arrays(
     plan: AttentionPlan, window: int | None, lengths: tuple[int, ...]
 ) -> _TokenArrays:
-    """Return these arrays, padded to so many queries and keys."""
+    """Return these arrays, padded to ``lengths``: a number of queries and one of keys."""
     count = len(plan.segments)
     segments = np.repeat(np.arange(count), plan.lengths)
     places = np.arange(len(segments)) - plan.starts[segments] + plan.depths[segments]
@@ -231,8 +230,8 @@ def _block_relation(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which blocks of keys each block of queries sees in part, and which whole.
 
-    There are two blocks at least, since dynamo compiles sizes of 1 apart. What is padding counts as
-    unseen, so that the mask function is asked about every block with padding.
+    There are two blocks at least, since dynamo compiles separately for sizes of 1. Padding counts
+    as unseen, so that the mask function is called for every block with padding.
     """
     offset = plan.query_offset
     total = int(plan.starts[-1])

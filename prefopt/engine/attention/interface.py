@@ -1,11 +1,11 @@
-"""The attention function that transformers calls: with a plan ours, without one the model's own.
+"""The attention function that transformers calls: ours with a plan, the model's own without one.
 
 It is registered through transformers' attention interface under ``NAME``; model classes are never
 patched. A forward pass that brings a plan (keyword ``prefopt_plan``) attends as its segments say;
-one without a plan (generation, a plain batch) is computed as the model would without us.
+one without a plan (generation, a plain batch) is computed as by the model's own attention.
 
 The plan travels as a keyword argument, which gradient checkpointing keeps, so a layer recomputed in
-the backward pass meets the plan of its own forward pass.
+the backward pass gets the plan of its own forward pass.
 """
 
 import sys
@@ -45,14 +45,14 @@ def prefopt_attention(
         attention_mask: Ignored with a plan, which replaces it.
         scaling: Factor on the scores; None for 1 / sqrt(head_dim).
         dropout: Probability of dropping an attention weight.
-        prefopt_plan: Who sees whom in the packed row; None for a plain forward pass.
+        prefopt_plan: Which tokens see which in the packed row; None for a plain forward pass.
         **kwargs: What the model passes besides: ``sliding_window``, ``softcap``, ``s_aux``, ...
 
     Returns:
         The attention output (1, T, heads, head_dim), and None for the weights.
 
     Raises:
-        NotImplementedError: If the layer biases its scores by position, which segments cannot.
+        NotImplementedError: If the layer adds a position bias to its scores, which no backend does.
     """
     if prefopt_plan is None:
         return _plain(module, query, key, value, attention_mask, scaling, dropout, kwargs)
@@ -78,7 +78,7 @@ def _plain(
     dropout: float,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, None]:
-    """Attend as the model would without a plan; its own eager function where SDPA falls short."""
+    """Attend as the model's own attention would: by SDPA, or eagerly for what SDPA lacks."""
     needs_eager = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = eager if needs_eager and eager is not None else sdpa_attention_forward
@@ -93,7 +93,7 @@ _planned = False
 
 @contextmanager
 def planned_forward() -> Iterator[None]:
-    """Within it, models build no attention masks for this function: the plan stands for them."""
+    """Let models build no attention masks until the context ends: the plan replaces them."""
     global _planned
     outer, _planned = _planned, True
     try:
@@ -103,7 +103,7 @@ def planned_forward() -> Iterator[None]:
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # Additive masks serve both SDPA and the eager functions that `_plain` may call.
+    # Both SDPA and the eager functions that `_plain` may call take additive masks.
     return None if _planned else eager_mask(*args, **kwargs)
 
 

@@ -5,13 +5,13 @@ flash attention's causal mask is aligned there, so the kernel sees plain causal 
 that continues the one before it, as the first branch continues its prompt, belongs to the same
 sequence; without branches nothing is copied at all.
 
-What branches share is gathered once for each of them, and autograd keeps the copies until the
-backward pass: 2 * kv_heads * head_dim numbers per copied token and layer. Counted on Llama-3.2-1B,
-that is 2 KiB in bfloat16 where a token of the row keeps some 80 KiB, so that each completion after
-the first costs 2.5% of its prompt's memory again. Attending to the prompt by a call of its own, and
-joining both outputs by their normalisers, would spare the copies; it takes twice the calls and a
-backward pass of our own, and sliding windows cannot be said in it. A window cuts what is gathered
-to what is seen.
+The keys and values that branches share are copied once for each branch, and autograd stores the
+copies until the backward pass: 2 * kv_heads * head_dim numbers per copied token and layer. Counted
+on Llama-3.2-1B, that is 2 KiB in bfloat16 beside some 80 KiB that are stored for a token of the
+row, so that each completion after the first adds 2.5% of its prompt's memory. A separate call for
+the prompt, with both outputs joined by their normalisers, would avoid the copies; it needs twice
+the calls and a backward pass of our own, and it cannot express sliding windows. With a window, only
+the keys that are seen are copied.
 """
 
 import inspect
@@ -36,9 +36,9 @@ class VarlenKernel:
     """A kernel for attention of sequences of different lengths.
 
     Attributes:
-        name: Whose it is.
-        run: Attends: (T, heads, d) queries, (S, kv_heads, d) keys and values, the sequences, and
-            the options, to (T, heads, d).
+        name: The library it comes from.
+        run: Maps (T, heads, d) queries, (S, kv_heads, d) keys and values, the sequences and the
+            options to (T, heads, d).
         softcap: Whether it can cap scores.
         dropout: Whether it can drop attention weights.
     """
@@ -69,7 +69,7 @@ class Sequences:
     most_keys: int
 
     def borders(self) -> tuple[Tensor, Tensor, int, int]:
-        """Return where sequences end and how long they get, in the order every kernel has it."""
+        """Return ends and greatest lengths of the sequences, in the order of kernels' arguments."""
         return self.query_ends, self.key_ends, self.most_queries, self.most_keys
 
 
@@ -78,8 +78,8 @@ def attend_varlen(
 ) -> Tensor:
     """Attend by one call of a varlen kernel; see ``prefopt.engine.attention.plan.Attend``.
 
-    A call that the kernel cannot take, as a forward pass in float32 outside autocast, is attended
-    to segment by segment.
+    Calls that the kernel cannot compute, as in a float32 forward pass outside autocast, are
+    computed segment by segment.
     """
     kernel = kernel_for(options.softcap is not None, options.dropout > 0)
     if kernel is None or query.dtype not in HALF:
@@ -161,7 +161,7 @@ def make_sequences(plan: AttentionPlan, window: int | None, device: torch.device
 
 
 def _to_device(arrays: list[Any], device: torch.device) -> tuple[Tensor, ...]:
-    """Return arrays as int32 tensors, moved in one piece and without waiting for the device."""
+    """Return arrays as int32 tensors, moved in one copy and without waiting for the device."""
     whole = torch.from_numpy(np.concatenate(arrays).astype(np.int32))
     if device.type == "cuda":
         whole = whole.pin_memory().to(device, non_blocking=True)
@@ -203,7 +203,7 @@ def _function(module: str, name: str, parameter: str) -> Any:
 
 
 def _torch_run(function: Any) -> Any:
-    # Before 2.12 there is no such parameter, and fewer key-value heads are taken without it.
+    # Before 2.12 there is no such parameter, and fewer key-value heads are allowed without it.
     grouped = "enable_gqa" in inspect.signature(function).parameters
 
     def run(
