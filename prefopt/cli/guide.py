@@ -47,7 +47,7 @@ FAMILIES = (
         "Pairs: a function of the reward margin",
         "They look at how much more the policy prefers the chosen completion than the reference "
         "does, and at nothing else. They differ in what they do to pairs that are already right, "
-        "and to pairs that are hopelessly wrong.",
+        "and to pairs that are far on the wrong side.",
     ),
     Family(
         "data",
@@ -59,7 +59,7 @@ FAMILIES = (
         "anchored",
         "Pairs: each completion on its own",
         "The margin can grow while both completions become less likely. These losses say where "
-        "the chosen one should go, or hold it, or the whole policy, to the reference.",
+        "the chosen one should go, or keep it, or the whole policy, near the reference.",
     ),
     Family(
         "batch",
@@ -71,7 +71,7 @@ FAMILIES = (
         "searched",
         "Pairs: found by a language model",
         "DiscoPOP and its siblings were proposed by a language model and kept by how their "
-        "policies scored, so they have properties that nobody would have designed.",
+        "policies scored, so they have properties that a designed loss would not have.",
     ),
     Family(
         "no_reference",

@@ -88,9 +88,10 @@ def render(loss: Loss) -> str:
         "departures": _plain(loss.departures) or "none stated",
         "use it when": _plain(loss.use_when) or "not stated",
         "not when": _plain(loss.not_when) or "not stated",
+        "differs from": _plain("; ".join(loss.differs_from)) or "no other implementation known",
     }
     lines = [loss.name, f"  {loss.summary}", ""]
-    lines += [f"  {key:<11} {value}" for key, value in facts.items()]
+    lines += [f"  {key:<12} {value}" for key, value in facts.items()]
     return "\n".join([*lines, "", inspect.getdoc(loss.function) or ""]).rstrip()
 
 

@@ -5,8 +5,8 @@ range of the number format, the reward goes on along its tangent; in float32 and
 that is below -177 nats per token.
 Use it when: under ``simpo`` the likelihood of both completions falls too far, or not enough.
 Not when: there is no time to tune alpha besides beta and gamma.
-Differs from: TRL applies the power to summed log-probs unless its loss type is ``simpo`` or
-``ipo``, and overflows there; with ``simpo`` it is this loss.
+Differs from: TRL's CPOTrainer applies alpha to summed log-probs unless its loss type is ``simpo``
+or ``ipo``, and overflows there; this is its ``simpo`` with ``cpo_alpha=0``.
 
 .. math::
     \ell = -\log \sigma\bigl(\beta r(y_c) - \beta r(y_r) - \gamma\bigr),
@@ -14,8 +14,7 @@ Differs from: TRL applies the power to summed log-probs unless its loss type is 
     \quad p_y = \pi(y \mid x)^{1 / |y|}
 
 Alpha towards 0 gives ``simpo``. A positive alpha makes the reward of an unlikely completion
-steeper, a negative one flatter. TRL's CPOTrainer applies alpha to summed log-probs unless its loss
-type is ``simpo`` or ``ipo``, and overflows there; this is its ``simpo`` with ``cpo_alpha=0``.
+steeper, a negative one flatter.
 
 The defaults of alpha and beta are the paper's for Mistral, as TRL's list of papers gives them. It
 gives 0.1 for gamma: taken here for gamma divided by beta, as in SimPO's run on Mistral.

@@ -5,8 +5,8 @@ so that a batch in another order gives the same losses in that order. Their mean
 paper; the loss of one example says little. With batches of one, both losses are ``dpo``.
 
 The larger the set that is sorted, the better the estimate of the distributions: these losses see
-all examples of an optimiser step at once, where TRL sorts each micro-batch of each device. The
-default of beta is that of the paper's figure 2, a tenth of TRL's.
+all examples of an optimiser step at once. The default of beta is that of the paper's figure 2, a
+tenth of TRL's.
 """
 
 from torch import Tensor
@@ -86,7 +86,7 @@ def aot_unpaired_loss(
     the logistic cost; label smoothing, as in TRL, is not in the paper.
     Use it when: chosen and rejected completions belong to different prompts.
     Not when: pairs are real and few: what pairs them is not used.
-    Differs from: TRL, in the same way as from ``aot``.
+    Differs from: TRL, in the two points of ``aot``.
 
     .. math::
         \ell_{(k)} = -(1 - \epsilon) \log \sigma(m_k) - \epsilon \log \sigma(-m_k),

@@ -1,6 +1,7 @@
 r"""APO: anchored losses, which say where the chosen log-prob should go, not only the difference.
 
-Both are bounded by 0 and 2, and flat far from 0: pairs that are hopeless or done have no gradient.
+Both are bounded by 0 and 2, and flat far from 0: pairs that are far on either side have no
+gradient.
 """
 
 import torch

@@ -1,4 +1,4 @@
-r"""APO-zero on single completions: raises the desirable and lowers the others, around zero.
+r"""APO-zero on unpaired data: raises desirable completions and lowers the others, around zero.
 
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, APO-zero, each half of the pair on its own, as
 in TRL's KTOTrainer. Departures from it: the weights of the two labels are those of KTO, 1 in the

@@ -6,7 +6,7 @@ of the mean of the two class means, the same thing as long as there are as many 
 re-weighting of rejected completions by a prompt classifier (UDM) is not done.
 Use it when: the reward should be usable as a classifier of one completion.
 Not when: chosen and rejected rewards drift together quickly: the threshold follows slowly.
-Differs from: TRL up to 0.28 and LLaMA-Factory: the threshold is the plain mean of the batch means
+Differs from: in TRL up to 0.28 and LLaMA-Factory the threshold is the plain mean of the batch means
 so far; ours weighs each completion alike, which is the same for batches of one size.
 Differs from: TRL 1.16, Liger and the NCA repository's biasedNCA leave the threshold out:
 ``shift=False``.
@@ -16,9 +16,8 @@ Differs from: TRL 1.16, Liger and the NCA repository's biasedNCA leave the thres
     \quad \delta = \beta \, \overline{\rho},
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-TRL up to 0.28 has this loss; TRL 1.16 and Liger leave the threshold out (``shift=False``). The loss
-of unpaired data is ``bco``: a mean over completions, where this one adds the two of a pair. The
-default of beta is the paper's, a tenth of TRL's.
+The loss of unpaired data is ``bco``: a mean over completions, where this one adds the two of a
+pair. The default of beta is the paper's, a tenth of TRL's.
 """
 
 from torch import Tensor

@@ -23,15 +23,14 @@ def cpo_loss(
     Use it when: memory or time forbids a reference; add ``sft`` as the paper does.
     Not when: used alone for long: nothing keeps chosen completions likely.
     Differs from: TRL adds ``cpo_alpha`` (1 by default) times the likelihood of the chosen
-    completions: ``cpo + sft`` here.
+    completions, a mean over the tokens of the batch: ``cpo + sft`` here.
     Differs from: the authors' current code (ALMA) runs ``arpo`` under this name.
 
     .. math::
         \ell = -(1 - \epsilon) \log \sigma(m) - \epsilon \log \sigma(-m),
         \quad m = \beta \bigl(\log \pi(y_c \mid x) - \log \pi(y_r \mid x)\bigr)
 
-    This is ``dpo`` with a uniform reference. TRL adds the likelihood by itself (``cpo_alpha`` is 1
-    by default) as a mean over the tokens of the batch, which is what ``sft`` does too.
+    This is ``dpo`` with a uniform reference.
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.

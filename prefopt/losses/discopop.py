@@ -12,8 +12,7 @@ Differs from: TRL is NaN in float32 from a reward margin of about -89 on; here i
     \quad m = \beta (\rho_c - \rho_r),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-``lrml`` of the authors' code is the same function with tau fixed at 0.05; their ``_old`` variant,
-which leaves beta out of the blend, is not.
+The ``_old`` variant of the authors' code, which leaves beta out of the blend, is another loss.
 """
 
 import torch

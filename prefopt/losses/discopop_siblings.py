@@ -90,16 +90,13 @@ def aql_loss(
     of the mean, as in the code the paper lists, where Eq. 13 has the mean of sigmoids.
     Use it when: you reproduce the paper.
     Not when: results must not depend on the batch size.
-    Differs from: the authors' trainer takes tau for the temperature of the blend: the same loss at
-    ``blend_temperature=0.05``.
+    Differs from: the authors' trainer differs from their paper in T, which it sets to tau: the same
+    loss at ``blend_temperature=0.05``.
 
     .. math::
         \ell = q \log(1 + e^{-m}) + (1 - q) \max(0, 1 - m),
         \quad q = \sigma\Bigl(\frac{\tau a - m}{T}\Bigr),
         \quad a = 0.5 + 0.01 \bigl(\sigma(\mathrm{E}[m / \tau]) - 0.5\bigr)
-
-    The authors' trainer differs from their paper in T, which it sets to tau: the same loss at
-    ``blend_temperature=0.05``.
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
@@ -285,8 +282,6 @@ def pfl_loss(
             \tfrac{1}{2} \log(1 + e^{-m / \tau}) & \log \pi(y_c \mid x) > \log \pi(y_r \mid x) \\
             2 \max(0, 1 - m / \tau) & \text{otherwise}
         \end{cases}
-
-    The authors' trainer leaves tau out: the same loss at ``tau=1.0``.
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.

@@ -16,8 +16,7 @@ Differs from: LLaMA-Factory with TRL 0.20 or newer runs this loss whatever its `
     \quad m = \beta (\rho_c - \rho_r),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-TRL 1.16 ignores ``label_smoothing`` in its ``sigmoid`` loss; here, as in TRL up to 0.28, it is
-cDPO. The paper takes beta 0.1, 0.5 for summaries, and 0.05 to 5 where it compares them.
+The paper takes beta 0.1, 0.5 for summaries, and 0.05 to 5 where it compares them.
 """
 
 from torch import Tensor

@@ -5,7 +5,9 @@ Use it when: a policy of limited capacity should pick one good mode rather than 
 Not when: the policy starts far on the wrong side: the slope vanishes there.
 Differs from: none in formula: the same in TRL and Liger. TRL 1.16 raises for ``label_smoothing=0``,
 TRL up to 0.28 silently takes 1e-3; all of them compute logarithms of the smoothing in float32.
-Differs from: the authors' targets (0, -10) are not normalised, a difference of 4.5e-5 in the loss.
+Differs from: the authors' code takes (0, -10) for the two target log-probs, whose probabilities do
+not sum to one: its loss is this one at epsilon = exp(-10), plus log(1 - epsilon) sigma(m), at most
+4.6e-5 apart.
 
 .. math::
     \ell = \sigma(m) \log \frac{\sigma(m)}{1 - \epsilon}
@@ -15,11 +17,11 @@ Differs from: the authors' targets (0, -10) are not normalised, a difference of 
 
 DPO is the forward KL of the same two distributions, with a hard label. The loss is 0 at a margin of
 log((1 - epsilon) / epsilon) and positive on both sides of it: as the margin grows it tends to
--log(1 - epsilon), and as it falls to -log(epsilon), so pairs that are hopeless have no gradient.
+-log(1 - epsilon), and as it falls to -log(epsilon), so pairs far on the wrong side have no
+gradient.
 
-The authors' code takes (0, -10) for the two target log-probs, which do not sum to one: its loss is
-this one at epsilon = exp(-10), plus log(1 - epsilon) sigma(m), at most 4.6e-5 apart. Their scripts
-have beta 0.1 on IMDB, 0.5 on HH and TL;DR; the default of epsilon is that of TRL up to 0.28.
+The authors' scripts have beta 0.1 on IMDB, 0.5 on HH and TL;DR; the default of epsilon is that of
+TRL up to 0.28.
 """
 
 import math

@@ -1,4 +1,4 @@
-r"""EXO on K scored completions: the policy's choice among them is drawn to the reward's.
+r"""EXO on K scored completions: the policy's choice among them is fitted to that of the scores.
 
 Source: Ji et al. 2024, arXiv:2402.00856, the loss with a reward model (``exo-rw`` of the authors'
 code). Departures from it: the completions and scores are those of the data, where the paper samples

@@ -14,7 +14,7 @@ the authors' code.
 
 As alpha falls to 0 the best completion is all that counts, and for K = 2 this becomes ``dpo``. The
 authors' configuration has beta 0.01; their ``temperature_alpha`` is alpha, 0.001 in their trainer
-and 0.0001 in the configuration, both nearly that limit. ``dpo-rw`` of EXO's authors is this loss.
+and 0.0001 in the configuration, both nearly that limit.
 """
 
 from torch import Tensor

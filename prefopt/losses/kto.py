@@ -1,4 +1,4 @@
-r"""KTO: prospect-theoretic value of single completions, each desirable or undesirable.
+r"""KTO: prospect-theoretic value of unpaired completions, each desirable or undesirable.
 
 Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7. Departures from it: none.
 Use it when: data are unpaired, each with a label, even if one label is far more frequent.

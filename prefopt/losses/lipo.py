@@ -1,4 +1,4 @@
-r"""LiPO-lambda: logistic loss on every pair of a ranking, weighed by what a swap would cost.
+r"""LiPO-lambda: logistic loss on every pair of a ranking, weighted by what a swap would cost.
 
 Source: Liu et al. 2024, arXiv:2402.01878, the lambda-loss. Departures from it: the scores are those
 of the data, where the paper's lie between 0 and 1 (mean win rates by a reward model); bring others

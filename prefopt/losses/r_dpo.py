@@ -1,4 +1,4 @@
-r"""R-DPO: DPO that holds the longer completion's length to account, token by token.
+r"""R-DPO: DPO with a price on each token by which the chosen completion is longer.
 
 Source: Park et al. 2024, arXiv:2403.19159 (length-regularised DPO). Departures from it: none.
 Use it when: answers grow longer because chosen completions are longer.

@@ -14,8 +14,7 @@ Differs from: the default of ``label_smoothing`` is 0.1 here; at TRL's default o
 If labels are flipped with probability epsilon, the mean of this loss over noisy labels is the DPO
 loss on clean ones. The price is a loss that falls without bound as the margin grows, with slope
 epsilon / (1 - 2 epsilon). Conservative DPO (``dpo`` with ``label_smoothing``) is another loss: it
-is bounded below, and biased. The defaults are the paper's, as TRL's list of papers gives them;
-TRL's own epsilon is 0, which is DPO.
+is bounded below, and biased. The defaults are the paper's, as TRL's list of papers gives them.
 """
 
 from torch import Tensor

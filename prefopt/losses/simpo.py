@@ -30,10 +30,12 @@ def simpo_loss(
     Departures from it: none.
     Use it when: generation quality per token counts, and length should not.
     Not when: beta and gamma cannot be tuned, or the policy must stay near: no reference holds it.
-    Differs from: TRL subtracts gamma/beta inside, the authors and HALOs take ``gamma_beta_ratio``,
-    torchtune and Liger gamma: the same loss once the parameters are mapped.
-    Differs from: TRL adds ``cpo_alpha=1.0`` times the likelihood unless told otherwise, and
-    defaults to beta 0.1 and gamma 0.5, a target of 5 nats per token.
+    Differs from: the authors' code and HALOs take ``gamma_beta_ratio`` (gamma is beta times that),
+    TRL (``simpo_gamma``), torchtune and Liger gamma, which TRL divides by beta: the same loss once
+    the parameters are mapped.
+    Differs from: TRL adds ``cpo_alpha=1.0`` times the likelihood of the chosen completion unless
+    told otherwise (``simpo + sft`` here), and its defaults are beta 0.1 and gamma 0.5, a target of
+    5 nats per token.
     Differs from: the authors' code can add a likelihood term (``sft_weight``): ``simpo + 0.1*sft``
     here.
 
@@ -43,10 +45,7 @@ def simpo_loss(
             - \frac{\beta}{|y_r|} \log \pi(y_r \mid x) - \gamma
 
     The defaults are those of the authors' run on Llama 3 (base); all of their runs have beta from 2
-    to 10 and gamma from 0.1 to 0.8 times beta. Their code and the current HALOs take
-    ``gamma_beta_ratio``: gamma is beta times that. TRL's ``simpo_gamma`` is gamma, but its defaults
-    (beta 0.1, gamma 0.5, ``cpo_alpha`` 1) are not the paper's, and it adds the likelihood of the
-    chosen completion: here that is ``simpo + sft``.
+    to 10 and gamma from 0.1 to 0.8 times beta.
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.

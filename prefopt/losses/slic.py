@@ -15,7 +15,7 @@ Differs from: what TRL and torchtune list as SLiC or RSO is ``hinge``; TRL CPO's
     \ell = \max\bigl(0,\, \delta - \log \pi(y_c \mid x) + \log \pi(y_r \mid x)\bigr)
         - \lambda \log \pi(y_c \mid x)
 
-There is no reference model. The hinge that TRL and torchtune list under SLiC or RSO is ``hinge``.
+There is no reference model.
 """
 
 from torch import Tensor

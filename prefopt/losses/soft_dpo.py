@@ -69,7 +69,7 @@ def geometric_dpo_loss(
     *,
     beta: float = 0.1,
 ) -> LossOutput:
-    r"""Geometric DPO: the surer the preference, the steeper the loss; none for a coin toss.
+    r"""Geometric DPO: the surer the preference, the steeper the loss; flat at probability 1/2.
 
     Source: Furuta et al. 2024, arXiv:2409.06691 (GDPO). Departures from it: none.
     Use it when: each pair has a probability, and unsure pairs should count less.

@@ -8,7 +8,7 @@ Use it when: pairs are sampled from the policy and judged, round after round.
 Not when: beta is left at the 0.1 of other losses: the paper takes 0.001.
 Differs from: TRL and Liger (``sppo_hard``) sum over the two completions: twice this loss, or
 ``reduction="sum"``. The authors' code takes the mean, as here.
-Differs from: TRL leaves beta at 0.1; the paper's is 0.001.
+Differs from: TRL leaves beta at 0.1, where the paper has 0.001: targets of 5 nats instead of 500.
 
 .. math::
     \ell = \frac{1}{n} \Bigl[ \bigl(\rho_c - \tfrac{P_c - 1/2}{\beta}\bigr)^2
@@ -16,9 +16,7 @@ Differs from: TRL leaves beta at 0.1; the paper's is 0.001.
     \quad n = 2 \text{ (mean) or } 1 \text{ (sum)},
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-beta is 1 / eta of the paper, which takes eta = 1000; at TRL's default of 0.1 the targets are 5 nats
-instead of 500. The authors average over the two completions; TRL 1.16 and Liger add them, which is
-twice this loss: ``reduction="sum"``.
+beta is 1 / eta of the paper, which takes eta = 1000.
 """
 
 from torch import Tensor

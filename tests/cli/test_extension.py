@@ -53,8 +53,8 @@ def test_the_loss_is_listed_and_shown_in_full(command):
     assert "│cauchy " in command("losses")
     shown = command("losses", "cauchy")
     assert shown.startswith("cauchy\n  Cauchy: draws the reward margin to 1")
-    assert "defaults    beta=0.1" in shown
-    assert "reference   needed" in shown
+    assert "defaults     beta=0.1" in shown
+    assert "reference    needed" in shown
 
 
 @pytest.mark.parametrize("name", ["cauchy", "prefopt_extra_loss"])

@@ -49,7 +49,7 @@ def lengths() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def thumbs(pairs: dict[str, Tensor]) -> dict[str, Tensor]:
+def unpaired(pairs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Four completions with log-ratios 1, -0.5, -0.75, 1.25; the first and last are desirable."""
     logps = torch.cat([pairs["chosen_logps"], pairs["rejected_logps"]]).detach().requires_grad_()
     return {
