@@ -276,7 +276,7 @@ def test_rows_that_come_later_are_scored_by_the_reference_as_long_as_it_can_be_h
     assert trained.evaluate(later)["eval_loss"] == pytest.approx(0.6931472, rel=1e-5)
     trained.train()
     assert trained.evaluate(later)["eval_loss"] != pytest.approx(0.6931472, rel=1e-3)
-    with pytest.raises(ValueError, match="as it was given, which has been trained since;"):
+    with pytest.raises(ValueError, match="the initial policy, which has been trained since;"):
         trained.evaluate(tiny_rows(3, seed=10))
     live = trainer(tmp_path, tiny_rows(8), reference="live")
     assert live.evaluate(later)["eval_loss"] == pytest.approx(0.6931472, rel=1e-5)
