@@ -114,7 +114,7 @@ def prefopt_trainer(job: dict[str, Any], passes: Passes, given: dict[str, Any]) 
     score = ReferenceModel.score
 
     def counted(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        passes.before(len(batch["lengths"]))
+        passes.before(len(batch.lengths))
         return score(self, batch, *args, **kwargs)
 
     ReferenceModel.score = counted
@@ -182,7 +182,7 @@ def prefopt_sums(trainer: Any) -> Any:
     """Return the summed reference log-prob of chosen and rejected completion; (pairs, 2)."""
     from prefopt.data.prepared import read_examples
 
-    get = trainer._references.store.get
+    get = trainer.references.store.get
     return np.array(
         [
             [get(example.prompt_ids, ids).sum(dtype=np.float64) for ids in example.completion_ids]
@@ -264,8 +264,8 @@ def serve(job: dict[str, Any], channel: Channel) -> None:
     passes, steps = Passes(channel, turns=False), Steps()
     trainer = make_trainer(job, passes, steps)
     looked_up = trainer.data_collator.reference = Timed(trainer.data_collator.reference)
-    summed = Timed(trainer._references)
-    trainer._references.logps = summed.logps
+    summed = Timed(trainer.references)
+    trainer.references.logps = summed.logps
     trainer.train()
     channel.send(
         steps=job["steps"],

@@ -12,8 +12,10 @@ import prefopt
 
 PACKAGE = Path(prefopt.__file__).parent
 LAYERS = (
+    ("records",),
     ("losses",),
     ("objective", "engine"),
+    ("batch",),
     ("data",),
     ("reference",),
     ("config",),

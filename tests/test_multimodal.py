@@ -67,5 +67,5 @@ def test_gemma_3_is_told_that_every_token_is_text():
         lambda module, args, kwargs: told.append(kwargs.get("token_type_ids")), with_kwargs=True
     )
     scorer.score(batch_of(trees(), scorer.layout))
-    assert told[0].shape == batch_of(trees(), scorer.layout)["input_ids"].shape
+    assert told[0].shape == batch_of(trees(), scorer.layout).input_ids.shape
     assert not told[0].any()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prefopt.engine.layout import Example
+from prefopt.training.reference import Launch
 from tests.engine.test_divergences import plain_divergences
 from tests.engine.trees import plain_logps
 from tests.models import tiny_model, tiny_rows
@@ -116,7 +117,7 @@ def test_auto_is_live_for_it_and_says_so(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "the reference is live, as the loss 'tdpo' compares all that it predicts" in said
     assert "reference: the initial policy, computed at each step" in said
-    assert trained._references.store is None
+    assert trained.references.store is None
 
 
 @pytest.mark.parametrize("options", [{"reference": "cached"}, {"precompute_ref_log_probs": True}])
@@ -125,9 +126,7 @@ def test_a_cached_reference_is_an_error(tmp_path, options):
         run(tmp_path, **options)
 
 
-@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_training_is_an_error(tmp_path, kind):
-    trained = run(tmp_path)
-    setattr(trained, kind, True)
+def test_sharded_training_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Launch, "is_sharded", True)
     with pytest.raises(ValueError, match="'tdpo' needs the reference's output layer whole"):
-        trained._set_up_reference(None)
+        run(tmp_path)

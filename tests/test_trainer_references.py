@@ -133,7 +133,7 @@ def test_a_ref_model_by_path_is_not_loaded_where_the_store_has_everything(
     )
     second = trainer(tmp_path / "b", rows, ref_model=path, learning_rate=1e-3, loss_type="ipo")
     assert len(passes) == filled > 0
-    assert second._references.fingerprint == first._references.fingerprint
+    assert second.references.fingerprint == first.references.fingerprint
     # Nor is it for its tokenizer, which is checked all the same.
     odd = json.loads((tmp_path / "ref" / "tokenizer.json").read_text())
     words = odd["model"]["vocab"]
@@ -185,7 +185,7 @@ def test_neither_a_loaded_reference_nor_an_adapter_stays_in_memory(tmp_path, mon
     gc.collect()
     assert len(loaded) == 2
     assert [reference() for reference in loaded] == [None, None]
-    assert given._references.store is not None
+    assert given.references.store is not None
 
     adapted().save_pretrained(tmp_path / "sft")
     attach = module.NamedAdapter._attached
@@ -198,7 +198,7 @@ def test_neither_a_loaded_reference_nor_an_adapter_stays_in_memory(tmp_path, mon
     gc.collect()
     assert len(loaded) > 3
     assert [reference() for reference in loaded[2:]] == [None] * (len(loaded) - 2)
-    assert on_top._references.computed > 0
+    assert on_top.references.computed > 0
 
 
 # More than the adapter is trained -----------------------------------------------------------------
@@ -210,12 +210,12 @@ def test_a_base_that_moves_is_no_reference(tmp_path):
     tiny_model("qwen2").save_pretrained(tmp_path / "base")
     options = {"model": str(tmp_path / "base"), "reference_cache_dir": str(tmp_path)}
     biases = trainer(tmp_path, rows, peft_config=lora_config(bias="all"), **options)
-    assert biases._references.source.description == "the initial policy"
+    assert biases.references.source.description == "the initial policy"
     plain = trainer(tmp_path, rows, peft_config=lora_config(), **options)
-    assert plain._references.source.description == "the policy with its adapter switched off"
+    assert plain.references.source.description == "the policy with its adapter switched off"
     # A fresh adapter changes nothing, so both have one reference, computed once.
-    assert plain._references.fingerprint == biases._references.fingerprint
-    assert plain._references.computed == 0
+    assert plain.references.fingerprint == biases.references.fingerprint
+    assert plain.references.computed == 0
     live = trainer(tmp_path, rows, peft_config=lora_config(bias="all"), reference="live", **options)
     for run in (biases, live):
         run.train()
@@ -267,12 +267,12 @@ def test_a_moving_reference_follows_after_every_so_many_steps(tmp_path, adapter)
     seen.append(weights())
     first = 0.3 * seen[2] + 0.7 * start  # after two steps
     second = 0.3 * seen[4] + 0.7 * first
-    copy = moving._references.source.copy.weights()
+    copy = moving.references.source.copy.weights()
     got = torch.cat([copy[name].double().flatten() for name in names])
     torch.testing.assert_close(got, second, rtol=1e-5, atol=1e-7)
     assert (first - start).abs().max() > 1e-4
     assert steps(moving)[0]["loss"] == LN_2
-    assert moving._references.store is None
+    assert moving.references.store is None
 
 
 def test_a_reference_that_is_copied_whole_at_each_step_makes_every_loss_ln_2(tmp_path):
@@ -343,13 +343,13 @@ def whole(tmp_path, base):
 
 def assert_same_end(resumed, run):
     torch.testing.assert_close(flat(resumed.model), flat(run.model), rtol=1e-5, atol=1e-6)
-    assert resumed._references.fingerprint.digest == run._references.fingerprint.digest
+    assert resumed.references.fingerprint.digest == run.references.fingerprint.digest
 
 
 def test_a_checkpoint_says_what_its_reference_is_and_where_it_came_from(whole, base):
     run, checkpoint = whole
     record = json.loads(Path(checkpoint, RECORD_FILE).read_text())
-    assert record["fingerprint"] == run._references.fingerprint.digest
+    assert record["fingerprint"] == run.references.fingerprint.digest
     assert record["loaded_from"] == {"name_or_path": base}
     assert record["facts"]["model"] == "LlamaForCausalLM"
 
@@ -400,7 +400,7 @@ def test_or_it_is_said_what_is_needed(whole, base, tmp_path):
         **SAVING,
     )
     tiny_model("llama", seed=8).save_pretrained(base)
-    digest = run._references.fingerprint.digest[:12]
+    digest = run.references.fingerprint.digest[:12]
     message = rf"trained against the initial policy \[{digest}\].*base is another model now"
     with pytest.raises(ValueError, match=message):
         resumed.train(resume_from_checkpoint=checkpoint)

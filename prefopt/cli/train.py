@@ -91,7 +91,10 @@ def main(argv: Sequence[str]) -> int:
     data_args, config, model_args = parse(parser, list(argv))
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
-        trainer = make_trainer(config, model_args, train_rows, eval_rows)
+        from prefopt.training.trainer import PreferenceTrainer
+
+        arguments = run_arguments(config, model_args)
+        trainer = PreferenceTrainer(train_dataset=train_rows, eval_dataset=eval_rows, **arguments)
     metrics = run(trainer, data_args)
     if trainer.is_world_process_zero():
         print_metrics(metrics, config.output_dir)
@@ -245,21 +248,14 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
     return rows, splits["test"]
 
 
-def make_trainer(
-    config: Any, model_args: Any, train_rows: Any, eval_rows: Any, trainer_class: Any = None
-) -> Any:
-    """Return the ``PreferenceTrainer`` of a command line.
+def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
+    """Return what a command line says of model and options, as ``PreferenceTrainer`` takes it.
 
     Args:
         config: The run's ``PreferenceConfig``.
         model_args: TRL's ``ModelConfig``.
-        train_rows: Rows to train on.
-        eval_rows: Rows to evaluate on, or None.
-        trainer_class: A ``PreferenceTrainer`` of another kind, for ``prefopt cache``.
     """
     from trl import get_peft_config, get_quantization_config
-
-    from prefopt.training.trainer import PreferenceTrainer
 
     from_flags = {
         "revision": model_args.model_revision,
@@ -270,14 +266,12 @@ def make_trainer(
         **{name: value for name, value in from_flags.items() if value is not None},
         **(config.model_init_kwargs or {}),
     }
-    return (trainer_class or PreferenceTrainer)(
-        model=model_args.model_name_or_path,
-        args=config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    return {
+        "model": model_args.model_name_or_path,
+        "args": config,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
 
 
 def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:

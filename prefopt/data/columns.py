@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from prefopt.data.errors import DataError
-from prefopt.data.views import COLUMNS
+from prefopt.data.index import COLUMNS
 
 __all__ = ["check_columns", "check_datasets", "check_margins"]
 

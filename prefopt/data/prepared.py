@@ -11,7 +11,7 @@ from datasets import Dataset, List, Value
 from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
-from prefopt.data.views import COLUMNS
+from prefopt.data.index import COLUMNS
 from prefopt.engine.layout import Example
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.engine.layout import Example, build_layout
-from prefopt.engine.score import Scorer, layout_tensors
+from prefopt.engine.layout import Example, LayoutTensors, build_layout
+from prefopt.engine.score import Scorer
 
 # Nats per token, mean over a completion. Rounding gives less than 1e-5 in float32; a completion
 # that loses its prompt, or sees another one, is off by tenths. Half precision has 8 bits for logits
@@ -39,7 +39,7 @@ def check_examples(
     """
 
     def score(layout: Any) -> Tensor:
-        batch = scorer.to_device(layout_tensors(build_layout(examples, layout)))
+        batch = scorer.to_device(LayoutTensors.of(build_layout(examples, layout)))
         return scorer.score(batch, context=context).per_token_logps
 
     with scorer.evaluating():

@@ -18,14 +18,17 @@ the predictions alike, so that scoring does not know which layout it scores.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prefopt.engine.prefix_tree import LEAST_SHARED, Node, common_length, common_prefix_length, root
+from prefopt.records import TensorRecord
 
 LayoutName = Literal["shared_prefix", "padded"]
 Ints = NDArray[np.int64]
@@ -111,6 +114,87 @@ class Layout:
     hidden_positions: Ints
     sequence_tokens: int
     continuation: "Layout | None" = None
+
+
+@dataclass(frozen=True)
+class LayoutTensors(TensorRecord):
+    """A ``Layout`` as tensors, which is what a model is given; fields as there."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    segments: tuple[Segment, ...]
+    predict_positions: Tensor
+    target_ids: Tensor
+    token_index: Tensor
+    completion_index: Tensor
+    lengths: Tensor
+    hidden_positions: Tensor
+    sequence_tokens: int
+    continuation: "LayoutTensors | None" = None
+
+    @classmethod
+    def of(cls, layout: Layout) -> "LayoutTensors":
+        """Return the tensors of a layout, on the CPU."""
+        values = {item.name: getattr(layout, item.name) for item in fields(layout)}
+        continuation = values.pop("continuation")
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
+        return cls(**tensors, continuation=None if continuation is None else cls.of(continuation))
+
+    @property
+    def name(self) -> LayoutName:
+        """Which layout it is."""
+        return "shared_prefix" if self.attention_mask is None else "padded"
+
+
+def in_padded_rows(row: LayoutTensors, before: LayoutTensors | None = None) -> LayoutTensors:
+    """Return a packed row as padded ones: for another model, which cannot share prefixes.
+
+    Args:
+        row: A batch in the ``shared_prefix`` layout, or the continuation of one.
+        before: The row that it continues.
+
+    Returns:
+        The same predictions in the same order, without continuation, on the same device.
+    """
+    rows = [row] if before is None else [before, row]
+    segments = [segment for one in rows for segment in one.segments]
+    starts = np.cumsum([0, *(segment.length for segment in segments)])
+    ids, depths = (
+        torch.cat([getattr(one, name).flatten() for one in rows]).cpu().numpy()
+        for name in ("input_ids", "position_ids")
+    )
+    positions = row.predict_positions.cpu().numpy()
+    token_index, completions = row.token_index.cpu().numpy(), row.completion_index.cpu().numpy()
+
+    def text_to(position: int) -> Ints:
+        """Return the text that ends at a position of the row."""
+        last = int(np.searchsorted(starts, position, "right")) - 1
+        parts = [ids[starts[one] : starts[one + 1]] for one in segments[last].ancestors]
+        return np.concatenate([*parts, ids[starts[last] : position + 1]])
+
+    ends = np.flatnonzero(np.diff(completions, append=-1))  # the last token of each completion
+    texts = [text_to(positions[token_index[end]]) for end in ends]
+    row_of = np.zeros(len(row.lengths), dtype=np.int64)
+    row_of[completions[ends]] = np.arange(len(ends))
+    input_ids, attention_mask = _in_rows(texts, 0)
+    # What several completions share is predicted once: in the text of the first of them.
+    _, first = np.unique(token_index, return_index=True)
+    predict_positions = row_of[completions[first]] * input_ids.shape[1] + depths[positions]
+    device = row.input_ids.device
+    return replace(
+        row,
+        input_ids=torch.from_numpy(input_ids).to(device),
+        position_ids=torch.arange(input_ids.shape[1], device=device).expand(input_ids.shape),
+        attention_mask=torch.from_numpy(attention_mask).to(device),
+        segments=(),
+        predict_positions=torch.from_numpy(predict_positions).to(device),
+        hidden_positions=torch.from_numpy(np.unique(predict_positions)).to(device),
+        continuation=None,
+    )
 
 
 def build_layout(
@@ -336,16 +420,12 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
         for example in examples
         for completion in example.completion_ids
     ]
-    width = max(len(text) - 1 for text in texts)
-    input_ids = np.full((len(texts), width), pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros((len(texts), width), dtype=bool)
+    input_ids, attention_mask = _in_rows([text[:-1] for text in texts], pad_token_id)
+    width = input_ids.shape[1]
     predictions = _Predictions()
     row = 0
     for example in examples:
         for index, completion in enumerate(example.completion_ids):
-            length = len(texts[row]) - 1
-            input_ids[row, :length] = texts[row][:-1]
-            attention_mask[row, :length] = True
             counted = np.flatnonzero(example.counted(index))
             at = row * width + len(example.prompt_ids) + counted - 1
             predictions.complete(at, completion[counted])
@@ -358,6 +438,17 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
         sequence_tokens=_sequence_tokens(examples),
         **predictions.arrays(),
     )
+
+
+def _in_rows(texts: Sequence[Ints], pad_token_id: int) -> tuple[Ints, Bools]:
+    """Return texts as rows of one width, and where their tokens are; (R, T) both."""
+    width = max(map(len, texts), default=0)
+    input_ids = np.full((len(texts), width), pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros((len(texts), width), dtype=bool)
+    for row, text in enumerate(texts):
+        input_ids[row, : len(text)] = text
+        attention_mask[row, : len(text)] = True
+    return input_ids, attention_mask
 
 
 def _sequence_tokens(examples: Sequence[Example]) -> int:

@@ -9,13 +9,14 @@ follow it.
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prefopt.engine.layout import LayoutTensors
 from prefopt.engine.probe import causal_lm_of, evaluating
 
 logger = logging.getLogger("prefopt")
@@ -116,11 +117,8 @@ def _unknown(*args: Any) -> Tensor:
     raise NotImplementedError("the module of the model has no load_balancing_loss_func")
 
 
-def routed_tokens(batch: Mapping[str, Any]) -> Tensor:
+def routed_tokens(batch: LayoutTensors) -> Tensor:
     """Return how many tokens of a laid-out batch meet the routers; scalar."""
-    mask = batch.get("attention_mask")
-    if mask is not None:
-        count: Tensor = mask.sum()
-        return count
-    tokens: Tensor = batch["input_ids"]
-    return tokens.new_tensor(tokens.numel())
+    if batch.attention_mask is not None:
+        return batch.attention_mask.sum()
+    return batch.input_ids.new_tensor(batch.input_ids.numel())

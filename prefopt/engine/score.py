@@ -7,19 +7,18 @@ that never reaches our backend), the scorer falls back to what is right and says
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.divergences import Predictions, divergences
-from prefopt.engine.layout import Example, Layout, LayoutName, build_layout
+from prefopt.engine.layout import Example, LayoutName, LayoutTensors, build_layout
 from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
@@ -76,19 +75,6 @@ class _Wanted:
     predictions: bool
 
 
-_LAYOUT_FIELDS = (
-    "input_ids",
-    "position_ids",
-    "attention_mask",
-    "predict_positions",
-    "hidden_positions",
-    "target_ids",
-    "token_index",
-    "completion_index",
-    "lengths",
-)
-
-
 @dataclass(frozen=True)
 class Scores:
     """Log-probs of the N completions of a batch; nats, float32 or better.
@@ -122,36 +108,11 @@ class Scores:
         return replace(self, per_token_logps=nothing, predictions=None, continuation=None)
 
 
-def layout_tensors(layout: Layout) -> dict[str, Any]:
-    """Return a layout as the batch dictionary that ``Scorer.score`` takes.
-
-    The segments stay a tuple of plain records: nothing that moves tensors between devices touches
-    them.
-    """
-    batch: dict[str, Any] = {
-        name: torch.from_numpy(value)
-        for name in _LAYOUT_FIELDS
-        if (value := getattr(layout, name)) is not None
-    }
-    batch["segments"] = SegmentList(layout.segments)
-    if layout.continuation is not None:
-        batch["continuation"] = layout_tensors(layout.continuation)
-    return batch
-
-
-class SegmentList:
-    """Holds segments where a bare tuple would be walked through by device transfers."""
-
-    def __init__(self, segments: tuple[Any, ...]) -> None:
-        self.segments = segments
-
-
-def _summed(predictions: Tensor, batch: Mapping[str, Any]) -> Scores:
+def _summed(predictions: Tensor, batch: LayoutTensors) -> Scores:
     """Return the scores of the completions of a batch from the log-probs of its predictions."""
-    per_token = predictions.index_select(0, batch["token_index"])
-    lengths = batch["lengths"]
-    logps = sum_by_completion(per_token, batch["completion_index"], len(lengths))
-    return Scores(per_token, logps, lengths)
+    per_token = predictions.index_select(0, batch.token_index)
+    logps = sum_by_completion(per_token, batch.completion_index, len(batch.lengths))
+    return Scores(per_token, logps, batch.lengths)
 
 
 def sum_by_completion(per_token: Tensor, completion_index: Tensor, completions: int) -> Tensor:
@@ -221,7 +182,7 @@ class Scorer:
 
     def score(
         self,
-        batch: Mapping[str, Any],
+        batch: LayoutTensors,
         wrapped: nn.Module | None = None,
         context: Callable[[], Any] = nullcontext,
         router_loss: RouterLoss | None = None,
@@ -232,7 +193,7 @@ class Scorer:
         """Score a batch laid out as ``self.layout``, and without gradient its continuation.
 
         Args:
-            batch: A layout's tensors (``layout_tensors``), on the model's device.
+            batch: A layout's tensors, on the model's device.
             wrapped: The model as wrapped for parallel training (DDP, FSDP), whose hooks must see
                 the forward pass; None for the model itself.
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
@@ -256,17 +217,17 @@ class Scorer:
             with context(), self._recomputing.active():
                 return self._predicted(batch, wanted)
 
-        predicted = _through(wrapped, self.model, forward, batch["input_ids"])
+        predicted = _through(wrapped, self.model, forward, batch.input_ids)
         scores = _summed(predicted.logps, batch)
-        index, completions = batch["completion_index"], len(scores.lengths)
+        index, completions = batch.completion_index, len(scores.lengths)
         taken = further = apart = None
         if collector is not None:
-            taken = collector.summed(batch["token_index"], index, completions)
+            taken = collector.summed(batch.token_index, index, completions)
         if predicted.divergences is not None:
-            per_token = predicted.divergences.index_select(0, batch["token_index"])
+            per_token = predicted.divergences.index_select(0, batch.token_index)
             apart = sum_by_completion(per_token, index, completions)
-        if predicted.continuation is not None:
-            further = _summed(predicted.continuation, batch["continuation"])
+        if predicted.continuation is not None and batch.continuation is not None:
+            further = _summed(predicted.continuation, batch.continuation)
         return replace(
             scores,
             router_loss=predicted.router_loss,
@@ -276,25 +237,23 @@ class Scorer:
             continuation=further,
         )
 
-    def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def to_device(self, batch: LayoutTensors) -> LayoutTensors:
         """Return a batch with its tensors on the model's device."""
-        device = self._causal_lm.device
-        moved: dict[str, Any] = send_to_device(batch, device)
-        return moved
+        return batch.to(self._causal_lm.device)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Switch the model's dropout off for a while, and back on exactly where it was."""
         return evaluating(self.model)
 
-    def _predicted(self, batch: Mapping[str, Any], wanted: _Wanted) -> _Predicted:
+    def _predicted(self, batch: LayoutTensors, wanted: _Wanted) -> _Predicted:
         """Return the log-prob of each of the M predictions of a batch, and what goes with them."""
-        positions, targets = batch["predict_positions"], batch["target_ids"]
+        positions, targets = batch.predict_positions, batch.target_ids
         routed = wanted.router_loss is not None
         extras: dict[str, Any] = {"output_router_logits": True} if routed else {}
         memory = None
-        if "continuation" in batch:
-            memory = attention.Memory(batch["segments"].segments)
-        if batch["input_ids"].numel() == 0:
+        if batch.continuation is not None:
+            memory = attention.Memory(batch.segments)
+        if batch.input_ids.numel() == 0:
             return self._nothing_predicted(batch, wanted, memory)
         inputs = self._inputs(batch)
         if self._head is None:
@@ -303,33 +262,31 @@ class Scorer:
             predicting = at_least_float32(hidden.index_select(0, positions))
             logps = plain_logps(predicting, targets, wanted.collector)
         else:
-            with only_at(last_mlp(self._backbone), batch["hidden_positions"]):
-                output = self._backbone_output(
-                    inputs, batch["segments"].segments, keep=memory, **extras
-                )
+            with only_at(last_mlp(self._backbone), batch.hidden_positions):
+                output = self._backbone_output(inputs, batch.segments, keep=memory, **extras)
             hidden, head = output.last_hidden_state.flatten(0, 1), self._head
             predicting = hidden.index_select(0, positions)
             logps = head.logps(predicting, targets, wanted.collector)
         aux_loss = apart = kept = more = None
         if wanted.router_loss is not None:
-            aux_loss = wanted.router_loss(output.router_logits, batch.get("attention_mask"))
+            aux_loss = wanted.router_loss(output.router_logits, batch.attention_mask)
         if wanted.divergence_from is not None:
             apart = divergences(head, predicting, wanted.divergence_from)
         if wanted.predictions:
             kept = Predictions.of(head, predicting)
-        if memory is not None:
-            more = self._continued(batch["continuation"], hidden.detach(), memory)
+        if memory is not None and batch.continuation is not None:
+            more = self._continued(batch.continuation, hidden.detach(), memory)
         return _Predicted(logps, aux_loss, apart, kept, more)
 
     def _nothing_predicted(
-        self, batch: Mapping[str, Any], wanted: _Wanted, memory: attention.Memory | None
+        self, batch: LayoutTensors, wanted: _Wanted, memory: attention.Memory | None
     ) -> _Predicted:
         """Return no predictions, of a batch in which nothing precedes any scored token."""
         logps = self._nothing()
         hidden = logps.new_zeros(0, self._hidden_size, dtype=self._causal_lm.dtype)
         more = None
-        if memory is not None:
-            more = self._continued(batch["continuation"], hidden.detach(), memory)
+        if memory is not None and batch.continuation is not None:
+            more = self._continued(batch.continuation, hidden.detach(), memory)
         return _Predicted(
             logps,
             None if wanted.router_loss is None else logps.sum(),
@@ -339,9 +296,7 @@ class Scorer:
         )
 
     @torch.no_grad()
-    def _continued(
-        self, batch: Mapping[str, Any], hidden: Tensor, memory: attention.Memory
-    ) -> Tensor:
+    def _continued(self, batch: LayoutTensors, hidden: Tensor, memory: attention.Memory) -> Tensor:
         """Return the log-prob of each prediction of a row that continues another.
 
         Args:
@@ -350,20 +305,17 @@ class Scorer:
             memory: Its keys and values.
         """
         assert self._head is not None  # without our head nothing is shared
-        if batch["input_ids"].numel():
-            with only_at(last_mlp(self._backbone), batch["hidden_positions"]):
-                output = self._backbone_output(
-                    self._inputs(batch), batch["segments"].segments, memory=memory
-                )
+        if batch.input_ids.numel():
+            with only_at(last_mlp(self._backbone), batch.hidden_positions):
+                output = self._backbone_output(self._inputs(batch), batch.segments, memory=memory)
             hidden = torch.cat([hidden, output.last_hidden_state.flatten(0, 1)])
-        return self._head.logps(
-            hidden.index_select(0, batch["predict_positions"]), batch["target_ids"]
-        )
+        return self._head.logps(hidden.index_select(0, batch.predict_positions), batch.target_ids)
 
-    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _inputs(self, batch: LayoutTensors) -> dict[str, Tensor]:
         """Return what of a batch the model takes."""
-        names = ("input_ids", "position_ids", "attention_mask")
-        inputs = {name: batch[name] for name in names if name in batch}
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
         if self._takes_token_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         return inputs
@@ -510,7 +462,7 @@ class Scorer:
         scored = []
         with self.evaluating(), torch.no_grad():
             for mode in _LAYOUTS:
-                batch = layout_tensors(build_layout(examples, mode))
+                batch = LayoutTensors.of(build_layout(examples, mode))
                 scored.append(self.score(self.to_device(batch)).per_token_logps)
         return scored
 

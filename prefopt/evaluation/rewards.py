@@ -10,6 +10,7 @@ from prefopt.losses.vocabulary import SCALARS
 from prefopt.objective import Objective
 from prefopt.objective.inputs import Completions, term_output
 from prefopt.objective.objective import Term
+from prefopt.objective.preference_index import PreferenceIndex, Ranking
 
 __all__ = ["PairLogps", "PairRewards", "implicit_rewards"]
 
@@ -80,22 +81,21 @@ def _rewards(term: Term, policy: PairLogps, reference: PairLogps | None) -> Pair
     """Return the rewards of a term, computed on all pairs as one batch; None if it has none."""
     pairs = len(policy.chosen)
     chosen, rejected = torch.arange(2 * pairs).tensor_split(2)
-    views = {
-        "chosen_index": chosen,
-        "rejected_index": rejected,
-        "preferred_index": chosen,
-        "labelled_index": torch.arange(2 * pairs),
-        "desirable": torch.arange(2 * pairs) < pairs,
-        "rankings": [
-            {
-                "index": torch.stack([chosen, rejected], 1),
-                "scores": torch.tensor([[1.0, 0.0]]).expand(pairs, 2),
-            }
-        ],
-    }
+    index = PreferenceIndex(
+        chosen=chosen,
+        rejected=rejected,
+        unpaired=torch.arange(2 * pairs),
+        labels=torch.arange(2 * pairs) < pairs,
+        preferred=chosen,
+        rankings=(
+            Ranking(
+                torch.stack([chosen, rejected], 1), torch.tensor([[1.0, 0.0]]).expand(pairs, 2)
+            ),
+        ),
+    )
     # Weights move the loss, not the rewards.
     term = replace(term, options=replace(term.options, use_weighting=False))
-    output = term_output(term, views, _completions(policy, reference))
+    output = term_output(term, index, _completions(policy, reference))
     of_chosen, of_rejected = output.chosen_rewards, output.rejected_rewards
     if output.rewards is not None:
         of_chosen, of_rejected = output.rewards.tensor_split(2)

@@ -19,6 +19,7 @@ from prefopt.losses.registry import SCALARS, LossOutput
 from prefopt.objective.inputs import Completions, loss_inputs
 from prefopt.objective.objective import RUNNING_MEANS, Term
 from prefopt.objective.options import policy_and_reference
+from prefopt.objective.preference_index import PreferenceIndex
 
 Inputs = Mapping[str, Tensor]
 
@@ -178,12 +179,12 @@ class RunningMeans:
         self._margin = margin
 
 
-def running_sums(term: Term, views: Mapping[str, Any], completions: Completions) -> Tensor:
+def running_sums(term: Term, index: PreferenceIndex, completions: Completions) -> Tensor:
     """Return what a micro-batch adds to the running means of a term.
 
     Args:
         term: Whose loss may or may not ask for one.
-        views: The views that it looks at.
+        index: Of the rows that it looks at.
         completions: What is known of the completions.
 
     Returns:
@@ -195,7 +196,7 @@ def running_sums(term: Term, views: Mapping[str, Any], completions: Completions)
     sums = completions.logps.new_zeros(4, dtype=torch.float64)
     if not RUNNING_MEANS & set(term.loss.inputs):
         return sums
-    for inputs in loss_inputs(term, views, completions):
+    for inputs in loss_inputs(term, index, completions):
         log_ratios = {
             name: (inputs[name].detach() - inputs[reference]).double()
             for name, reference in policy_and_reference(inputs)

@@ -1,22 +1,10 @@
-"""What of a scored batch each loss eats: completions seen as pairs, thumbs, best ones, rankings.
+"""What each loss takes of a scored batch.
 
-A batch holds N completions. Index tensors, made by the collator, say how they may be seen:
-
-- ``chosen_index``, ``rejected_index`` (P,): every pair in which the first is better than the
-  second; with ``margins``, ``preference_probabilities``, ``chosen_win_rates`` and
-  ``rejected_win_rates`` (P,) where the data say so;
-- ``labelled_index`` (U,) and ``desirable`` (U,): every completion with a thumb;
-- ``preferred_index`` (S,): the best completion of each example, or each desirable one;
-- ``rankings``: for each number K of ranked completions that occurs, their indices (G, K), best
-  first, and their ``scores`` (G, K).
-
-Each view has weights, ``pair_weights`` (P,) and so on, where the data have a column ``weight``.
-In a batch of several kinds of rows, ``of_kind`` holds the same views of the rows of each kind.
+A batch holds N completions; a ``PreferenceIndex`` says which of them are compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +12,7 @@ from torch import Tensor
 from prefopt.losses.registry import SCALARS, Loss, LossOutput
 from prefopt.objective.objective import Term
 from prefopt.objective.options import transformed, with_whole_rewards, wpo_weights
-
-# Which weights belong to the units of a loss, by its data kind.
-_WEIGHTS = {
-    "paired": "pair_weights",
-    "unpaired": "labelled_weights",
-    "preferred": "preferred_weights",
-    "ranked": "ranked_weights",
-}
+from prefopt.objective.preference_index import PreferenceIndex
 
 
 @dataclass(frozen=True)
@@ -63,13 +44,13 @@ class Completions:
 
 
 def loss_inputs(
-    term: Term, views: Mapping[str, Any], completions: Completions
+    term: Term, index: PreferenceIndex, completions: Completions
 ) -> list[dict[str, Tensor]]:
-    """Return what the loss of a term eats: of the completions of a batch, its options applied.
+    """Return what the loss of a term takes: of the completions of a batch, its options applied.
 
     Args:
         term: Whose loss.
-        views: The views that it looks at, named above.
+        index: Which completions are compared, of the rows that the term looks at.
         completions: What is known of the completions.
 
     Returns:
@@ -78,62 +59,61 @@ def loss_inputs(
     """
     return [
         transformed(term.options, term.loss, term.hyperparameters, inputs)
-        for inputs in _gathered(term.loss, term.inputs, views, completions)
+        for inputs in _gathered(term.loss, term.inputs, index, completions)
     ]
 
 
 def _gathered(
-    loss: Loss, names: Sequence[str], views: Mapping[str, Any], completions: Completions
+    loss: Loss, names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> list[dict[str, Tensor]]:
-    """Return the tensors of these names, in the view of a batch that belongs to a loss."""
-    view_of_kind = {
+    """Return the tensors of these names, of the completions that a loss of its kind compares."""
+    of_kind = {
         "paired": _pairs,
-        "unpaired": _thumbs,
+        "unpaired": _unpaired,
         "preferred": _preferred,
         "ranked": _rankings,
     }[loss.data_kind]
     everything = (
-        {**view, **completions.scalars} for view in view_of_kind(names, views, completions)
+        {**values, **completions.scalars} for values in of_kind(names, index, completions)
     )
     return [{name: values[name] for name in names if name in values} for values in everything]
 
 
 def _pairs(
-    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
-    chosen, rejected = batch["chosen_index"], batch["rejected_index"]
+    chosen, rejected = index.chosen, index.rejected
     values = _picked("chosen_", chosen, completions) | _picked("rejected_", rejected, completions)
     if any(map(_is_head, names)):
         values |= _heads(chosen, rejected, completions)
-    probabilities = _column(batch, "preference_probabilities", chosen, 1.0)
+    probabilities = _or_default(index.preference_probabilities, chosen, 1.0)
     yield values | {
-        "margins": _column(batch, "margins", chosen, 0.0),
+        "margins": _or_default(index.margins, chosen, 0.0),
         "preference_probabilities": probabilities,
-        "chosen_win_rates": batch.get("chosen_win_rates", probabilities),
-        "rejected_win_rates": batch.get("rejected_win_rates", 1 - probabilities),
+        "chosen_win_rates": _or(index.chosen_win_rates, probabilities),
+        "rejected_win_rates": _or(index.rejected_win_rates, 1 - probabilities),
     }
 
 
-def _thumbs(
-    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
+def _unpaired(
+    names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
-    yield _picked("", batch["labelled_index"], completions) | {"desirable": batch["desirable"]}
+    yield _picked("", index.unpaired, completions) | {"desirable": index.labels}
 
 
 def _preferred(
-    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
-    yield _picked("chosen_", batch["preferred_index"], completions)
+    yield _picked("chosen_", index.preferred, completions)
 
 
 def _rankings(
-    names: Sequence[str], batch: Mapping[str, Any], completions: Completions
+    names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> Iterator[dict[str, Tensor]]:
-    for ranking in batch["rankings"]:
-        index = ranking["index"]
-        flat = _picked("ranked_", index.reshape(-1), completions)
-        yield {name: value.view(index.shape) for name, value in flat.items()} | {
-            "ranked_scores": ranking["scores"]
+    for ranking in index.rankings:
+        flat = _picked("ranked_", ranking.index.reshape(-1), completions)
+        yield {name: value.view(ranking.index.shape) for name, value in flat.items()} | {
+            "ranked_scores": ranking.scores
         }
 
 
@@ -155,12 +135,13 @@ def _is_head(name: str) -> bool:
     return name.endswith("head_logps")
 
 
-def _column(batch: Mapping[str, Any], name: str, like: Tensor, default: float) -> Tensor:
+def _or(column: Tensor | None, other: Tensor) -> Tensor:
+    return other if column is None else column
+
+
+def _or_default(column: Tensor | None, like: Tensor, default: float) -> Tensor:
     """Return a column of the data, or its default for every one where they have none."""
-    if name in batch:
-        column: Tensor = batch[name]
-        return column
-    return torch.full(like.shape, default, device=like.device)
+    return torch.full(like.shape, default, device=like.device) if column is None else column
 
 
 def _heads(chosen: Tensor, rejected: Tensor, completions: Completions) -> dict[str, Tensor]:
@@ -182,24 +163,16 @@ def _heads(chosen: Tensor, rejected: Tensor, completions: Completions) -> dict[s
     return heads
 
 
-def rows_of(term: Term, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the views of a batch that a term looks at: of all rows, or of those of its kind."""
-    if term.rows is None:
-        return batch
-    views: Mapping[str, Any] = batch["of_kind"][term.rows]
-    return views
-
-
-def term_counts(term: Term, batch: Mapping[str, Any], lengths: Tensor) -> Tensor:
+def term_counts(term: Term, index: PreferenceIndex, lengths: Tensor) -> Tensor:
     """Return what a term's mean is taken over in this batch: its units, known before any forward.
 
     Args:
         term: A term of the objective.
-        batch: Holds the views.
+        index: Of the whole batch.
         lengths: Scored tokens of each completion; (N,).
 
     Returns:
-        Scalar: pairs, thumbs, rankings or preferred completions, or tokens, as the loss counts.
+        Scalar: pairs, completions, rankings or tokens, as the loss counts.
     """
     # Log-probs are not known yet and not looked at.
     nothing = lengths.new_zeros(lengths.shape).float()
@@ -209,35 +182,35 @@ def term_counts(term: Term, batch: Mapping[str, Any], lengths: Tensor) -> Tensor
     names = [name for name in term.loss.inputs if not _is_head(name)]
     counts = [
         term.loss.unit_counts(inputs, term.hyperparameters).sum()
-        for inputs in _gathered(term.loss, names, rows_of(term, batch), unknown)
+        for inputs in _gathered(term.loss, names, index.of_rows(term.rows), unknown)
     ]
     return torch.stack(counts).sum() if counts else nothing.sum()
 
 
-def term_output(term: Term, views: Mapping[str, Any], completions: Completions) -> LossOutput:
-    """Return what a term makes of the views that it looks at, weights applied.
+def term_output(term: Term, index: PreferenceIndex, completions: Completions) -> LossOutput:
+    """Return what a term makes of the completions that it looks at, weights applied.
 
     The rewards of a ranking come back as those of its pairs.
     """
     outputs = [
         term.loss(**inputs, **term.hyperparameters)
-        for inputs in loss_inputs(term, views, completions)
+        for inputs in loss_inputs(term, index, completions)
     ]
     if term.loss.data_kind == "ranked":
-        output = _joined_rankings(outputs, views, completions)
+        output = _joined_rankings(outputs, index, completions)
     else:
         (output,) = outputs
-    output = with_whole_rewards(term.options, views, output)
-    weights = term_weights(term, views, completions)
+    output = with_whole_rewards(term.options, index.margins, output)
+    weights = term_weights(term, index, completions)
     return output if weights is None else output._replace(losses=output.losses * weights)
 
 
-def term_weights(term: Term, views: Mapping[str, Any], completions: Completions) -> Tensor | None:
+def term_weights(term: Term, index: PreferenceIndex, completions: Completions) -> Tensor | None:
     """Return the weight of each unit that a term looks at; (B,), None where all count as one.
 
     It is that of the data, times WPO's if the term weighs pairs.
     """
-    weights: Tensor | None = views.get(_WEIGHTS[term.loss.data_kind])
+    weights = index.weights_of(term.loss.data_kind)
     if not term.options.use_weighting:
         return weights
     assert completions.log_collisions is not None  # whoever scores for such a term takes them
@@ -245,26 +218,26 @@ def term_weights(term: Term, views: Mapping[str, Any], completions: Completions)
         completions.logps,
         completions.log_collisions,
         completions.lengths,
-        views["chosen_index"],
-        views["rejected_index"],
+        index.chosen,
+        index.rejected,
     )
     return usual if weights is None else usual * weights
 
 
 def _joined_rankings(
-    outputs: Sequence[LossOutput], views: Mapping[str, Any], completions: Completions
+    outputs: Sequence[LossOutput], index: PreferenceIndex, completions: Completions
 ) -> LossOutput:
     """Return the losses of rankings of all sizes, and their rewards as those of pairs."""
     logps = completions.logps
     if not outputs:
         return LossOutput((logps * 0)[:0])
     rewards = torch.zeros_like(logps.detach())
-    for output, ranking in zip(outputs, views["rankings"], strict=True):
+    for output, ranking in zip(outputs, index.rankings, strict=True):
         if output.rewards is None:
             return LossOutput(torch.cat([one.losses for one in outputs]))
-        rewards[ranking["index"].reshape(-1)] = output.rewards.reshape(-1).to(rewards.dtype)
+        rewards[ranking.index.reshape(-1)] = output.rewards.reshape(-1).to(rewards.dtype)
     return LossOutput(
         torch.cat([output.losses for output in outputs]),
-        rewards.index_select(0, views["chosen_index"]),
-        rewards.index_select(0, views["rejected_index"]),
+        rewards.index_select(0, index.chosen),
+        rewards.index_select(0, index.rejected),
     )

@@ -1,14 +1,14 @@
 """Metrics as (sum, count) pairs, so that a mean does not depend on the batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.losses.registry import LossOutput
-from prefopt.objective.inputs import rows_of
 from prefopt.objective.objective import Objective
+from prefopt.objective.preference_index import PreferenceIndex
 
 
 class MetricSums:
@@ -65,7 +65,7 @@ def add_batch_metrics(
     objective: Objective,
     outputs: Sequence[LossOutput],
     counts: Tensor,
-    batch: Mapping[str, Any],
+    index: PreferenceIndex,
     logps: Tensor,
     lengths: Tensor,
 ) -> None:
@@ -81,16 +81,16 @@ def add_batch_metrics(
         objective: The terms the outputs belong to.
         outputs: One per term.
         counts: Over what each term takes its mean in this batch; (terms,).
-        batch: Holds the index tensors of ``prefopt.objective.inputs``.
+        index: Which of the completions are compared.
         logps: Policy log-probs of the completions; (N,), nats.
         lengths: Their scored tokens; (N,).
     """
     if len(outputs) > 1:
         for term, output, count in zip(objective.terms, outputs, counts, strict=True):
             sums.add(f"loss/{term.loss.name}", output.losses.sum(), count)
-    for side, index, mask in _sides(objective, batch):
-        sums.add_values(f"logps/{side}", logps.index_select(0, index), mask)
-        sums.add_values(f"lengths/{side}", lengths.index_select(0, index), mask)
+    for side, numbers, mask in _sides(objective, index):
+        sums.add_values(f"logps/{side}", logps.index_select(0, numbers), mask)
+        sums.add_values(f"lengths/{side}", lengths.index_select(0, numbers), mask)
     for term, output in zip(objective.terms, outputs, strict=True):
         if output.chosen_rewards is not None and output.rejected_rewards is not None:
             margins = output.chosen_rewards - output.rejected_rewards
@@ -100,7 +100,7 @@ def add_batch_metrics(
             sums.add_values("rewards/accuracies", (margins > 0).float())
             return
         if output.rewards is not None:
-            desirable = rows_of(term, batch)["desirable"]
+            desirable = index.of_rows(term.rows).labels
             sums.add_values("rewards/chosen", output.rewards, desirable)
             sums.add_values("rewards/rejected", output.rewards, ~desirable)
             return
@@ -109,7 +109,7 @@ def add_batch_metrics(
 def add_token_metrics(
     sums: MetricSums,
     objective: Objective,
-    batch: Mapping[str, Any],
+    index: PreferenceIndex,
     lengths: Tensor,
     *,
     entropies: Tensor,
@@ -124,19 +124,19 @@ def add_token_metrics(
     Args:
         sums: Where to add.
         objective: Says whether completions are seen as pairs or as thumbs.
-        batch: Holds the index tensors of ``prefopt.objective.inputs``.
+        index: Which of the completions are compared.
         lengths: Scored tokens of each completion; (N,).
         entropies: Of the predictions, summed over each completion's tokens; (N,), nats.
         hits: Tokens of each completion that were the most probable ones; (N,).
         mean_logits: Mean logits, summed over each completion's tokens; (N,).
     """
     sums.add("entropy", entropies.sum(), lengths.sum())
-    for side, index, mask in _sides(objective, batch):
+    for side, numbers, mask in _sides(objective, index):
         tokens, right, logits = (
-            of_completions.index_select(0, index)
+            of_completions.index_select(0, numbers)
             if mask is None
             # Masked, not picked: what is picked by a mask has a size that a GPU must be asked for.
-            else of_completions.index_select(0, index) * mask
+            else of_completions.index_select(0, numbers) * mask
             for of_completions in (lengths, hits, mean_logits)
         )
         if side == "chosen":
@@ -145,7 +145,7 @@ def add_token_metrics(
 
 
 def _sides(
-    objective: Objective, batch: Mapping[str, Any]
+    objective: Objective, index: PreferenceIndex
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield the sides of a batch: its name, its completions, and which of these belong to it.
 
@@ -153,25 +153,24 @@ def _sides(
     """
     for rows in dict.fromkeys(term.rows for term in objective.terms):
         terms = [term for term in objective.terms if term.rows == rows]
-        views = rows_of(terms[0], batch)
+        its = index.of_rows(rows)
         if any(term.loss.data_kind == "unpaired" for term in terms):
-            index, desirable = views["labelled_index"], views["desirable"]
-            yield "chosen", index, desirable
-            yield "rejected", index, ~desirable
+            yield "chosen", its.unpaired, its.labels
+            yield "rejected", its.unpaired, ~its.labels
         else:
-            yield "chosen", views["chosen_index"], None
-            yield "rejected", views["rejected_index"], None
+            yield "chosen", its.chosen, None
+            yield "rejected", its.rejected, None
 
 
 def batch_rewards(
-    objective: Objective, outputs: Sequence[LossOutput], batch: Mapping[str, Any]
+    objective: Objective, outputs: Sequence[LossOutput], index: PreferenceIndex
 ) -> tuple[Tensor | None, ...]:
     """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
     for term, output in zip(objective.terms, outputs, strict=True):
         if output.chosen_rewards is not None:
             return output.chosen_rewards, output.rejected_rewards, None, None
         if output.rewards is not None:
-            return None, None, output.rewards, rows_of(term, batch)["desirable"]
+            return None, None, output.rewards, index.of_rows(term.rows).labels
     return None, None, None, None
 
 

@@ -380,18 +380,18 @@ def margin_offsets(options: LossOptions, margins: Tensor) -> Tensor:
 
 
 def with_whole_rewards(
-    options: LossOptions, views: Mapping[str, Any], output: LossOutput
+    options: LossOptions, margins: Tensor | None, output: LossOutput
 ) -> LossOutput:
     """Return an output whose rewards are the policy's again, before the offset of the margin.
 
     Args:
         options: As ``fit_options`` left them.
-        views: Holds the data's ``margins`` (B,), if there are any.
+        margins: Of the data; (B,), None if they have none.
         output: What the loss made of the transformed inputs.
     """
-    if not options.margin_scale or output.chosen_rewards is None or "margins" not in views:
+    if not options.margin_scale or output.chosen_rewards is None or margins is None:
         return output
-    offsets = margin_offsets(options, views["margins"])
+    offsets = margin_offsets(options, margins)
     return output._replace(chosen_rewards=output.chosen_rewards + offsets)
 
 

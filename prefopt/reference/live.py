@@ -7,6 +7,7 @@ policy with its adapter switched off, the policy as it was at the start, or a co
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example
-from prefopt.engine.score import Scores, layout_tensors
+from prefopt.engine.layout import Example, LayoutTensors, in_padded_rows
+from prefopt.engine.score import Scores
 
 
 class LiveReference(Protocol):
@@ -23,13 +24,15 @@ class LiveReference(Protocol):
 
     Attributes:
         description: What the reference is, for people.
+        scorer: Scores with the model of the reference.
     """
 
     description: str
+    scorer: Scorer
 
     def score(
         self,
-        batch: Mapping[str, Any],
+        batch: LayoutTensors,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
@@ -47,23 +50,35 @@ class ReferenceModel:
     """A reference that is a model as it is now: another one, or the policy before it is trained.
 
     Args:
-        scorer: Scores with that model, in the layout of the batches.
+        scorer: Scores with that model. Where it cannot share prefixes and the batches do, they are
+            laid out anew.
         description: What it is, for people.
     """
 
     def __init__(self, scorer: Scorer, description: str = "a model of its own") -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self.description = description
 
     def score(
         self,
-        batch: Mapping[str, Any],
+        batch: LayoutTensors,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
         """See ``LiveReference``."""
-        with self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context, keep_predictions=keep_predictions)
+        if batch.name == "padded" or self.scorer.layout == "shared_prefix":
+            return self._scored(batch, context, keep_predictions)
+        scores = self._scored(in_padded_rows(batch), context, keep_predictions)
+        if batch.continuation is None:
+            return scores
+        continuation = in_padded_rows(batch.continuation, before=batch)
+        return replace(scores, continuation=self._scored(continuation, context, False))
+
+    def _scored(
+        self, batch: LayoutTensors, context: Callable[[], Any], keep_predictions: bool
+    ) -> Scores:
+        with self.scorer.evaluating(), torch.no_grad():
+            return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
 
 class AdapterOff:
@@ -76,17 +91,17 @@ class AdapterOff:
     description = "the policy with its adapter switched off"
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
 
     def score(
         self,
-        batch: Mapping[str, Any],
+        batch: LayoutTensors,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
         """See ``LiveReference``."""
-        with self._scorer.model.disable_adapter(), self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context, keep_predictions=keep_predictions)
+        with self.scorer.model.disable_adapter(), self.scorer.evaluating(), torch.no_grad():
+            return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
 
 class FrozenCopy:
@@ -102,7 +117,7 @@ class FrozenCopy:
     description = "the initial policy (a frozen copy of its trainable weights)"
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self._weights = {
             name: parameter.detach().clone()
             for name, parameter in scorer.model.named_parameters()
@@ -111,17 +126,17 @@ class FrozenCopy:
 
     def score(
         self,
-        batch: Mapping[str, Any],
+        batch: LayoutTensors,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
         """See ``LiveReference``."""
-        with self._swapped_in(), self._scorer.evaluating(), torch.no_grad():
-            return self._scorer.score(batch, context=context, keep_predictions=keep_predictions)
+        with self._swapped_in(), self.scorer.evaluating(), torch.no_grad():
+            return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
     @contextmanager
     def _swapped_in(self) -> Iterator[None]:
-        parameters = dict(self._scorer.model.named_parameters())
+        parameters = dict(self.scorer.model.named_parameters())
         current = {name: parameters[name].data for name in self._weights}
         for name, weight in self._weights.items():
             parameters[name].data = weight.to(current[name].device)
@@ -167,7 +182,7 @@ class MovingCopy(FrozenCopy):
         Args:
             alpha: Share of the policy; above 0, at most 1.
         """
-        parameters = dict(self._scorer.model.named_parameters())
+        parameters = dict(self.scorer.model.named_parameters())
         for name, weight in self._weights.items():
             weight.mul_(1 - alpha).add_(parameters[name].to(weight.device), alpha=alpha)
 
@@ -181,7 +196,7 @@ class MovingCopy(FrozenCopy):
         Raises:
             ValueError: If it was saved of another model.
         """
-        parameters = dict(self._scorer.model.named_parameters())
+        parameters = dict(self.scorer.model.named_parameters())
         held = {name: parameters[name] for name in weights if name in parameters} | self._weights
         _check_same_names(held, weights, "the saved reference", "the policy")
         self._weights = {
@@ -213,7 +228,7 @@ def adapter_starts_as_identity(scorer: Scorer) -> bool:
     vocabulary = int(scorer.model.config.get_text_config().vocab_size)
     tokens = np.random.default_rng(1).integers(0, vocabulary, 12)
     layout = build_layout([Example(tokens[:4], [tokens[4:8], tokens[8:]])], scorer.layout)
-    batch = scorer.to_device(layout_tensors(layout))
+    batch = scorer.to_device(LayoutTensors.of(layout))
     with scorer.evaluating(), torch.no_grad(), warnings.catch_warnings():
         # That biases which are trained too stay on: nothing has been trained yet.
         warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")

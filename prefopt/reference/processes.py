@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -14,11 +16,13 @@ class Processes:
         count: How many there are.
         gather: Returns an object of every process, in the order of ranks; needed if there are
             several.
+        reduce: Returns the sum of a tensor over the processes; needed where ``sum`` is called.
     """
 
     rank: int = 0
     count: int = 1
     gather: Callable[[Any], Sequence[Any]] | None = None
+    reduce: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.count > 1 and self.gather is None:
@@ -36,3 +40,11 @@ class Processes:
             value: That of this process. Every process must call this, in the same order.
         """
         return [value] if self.gather is None else list(self.gather(value))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes.
+
+        Args:
+            tensor: That of this process, of one shape in all. Every process must call this.
+        """
+        return tensor if self.reduce is None else self.reduce(tensor)

@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from prefopt.data.prepared import is_stream
+from prefopt.batch import Texts
+from prefopt.data.prepared import completion_key, is_stream
 from prefopt.engine import Scorer
 from prefopt.engine.divergences import Predictions
+from prefopt.engine.layout import Example
 from prefopt.engine.score import sum_by_completion
-from prefopt.reference.fill import CompletionIndex, Filler, FillOptions
+from prefopt.reference.fill import CompletionIndex, Filler, FillOptions, score_completions
 from prefopt.reference.live import LiveReference
 from prefopt.reference.sources import Source
 from prefopt.reference.store.database import Database
@@ -30,14 +34,15 @@ class ReferenceLogps(NamedTuple):
 
     Attributes:
         logps: Of each completion; (N,).
-        continuation: The same of the batch's continuation; None where it has none.
         per_token_logps: Of each scored token; (L,).
+        continuation: Of the completions of the batch's continuation, if a live reference scored
+            it in the same pass; None otherwise.
         predictions: What the reference predicted at each place; None unless asked for.
     """
 
     logps: Tensor
-    continuation: Tensor | None
     per_token_logps: Tensor
+    continuation: Tensor | None = None
     predictions: Predictions | None = None
 
 
@@ -163,12 +168,11 @@ class References:
         self.computed += computed
         return computed
 
-    def logps(self, batch: Mapping[str, Any], with_predictions: bool = False) -> ReferenceLogps:
-        """Return the reference log-probs of the completions of a batch.
+    def logps(self, texts: Texts, with_predictions: bool = False) -> ReferenceLogps:
+        """Return the reference log-probs of completions.
 
         Args:
-            batch: A collated batch; ``ref_per_token_logps`` (L,) are those that the store knew
-                when it was made, ``unknown`` is what it did not know.
+            texts: The completions.
             with_predictions: Whether the policy's divergences from the reference are wanted; no
                 store holds what they need.
 
@@ -176,62 +180,57 @@ class References:
             ValueError: If they are not known, and the reference cannot be had again; or if
                 predictions are asked for of what a store keeps.
         """
+        tokens = texts.tokens
         if self.store is None:
             assert self._live is not None  # kept since the run began
-            scores = self._live.score(batch, self._options.context, with_predictions)
-            more = scores.continuation
-            further = None if more is None else more.logps
-            return ReferenceLogps(scores.logps, further, scores.per_token_logps, scores.predictions)
+            scores = self._live.score(tokens, self._options.context, with_predictions)
+            continuation = None if scores.continuation is None else scores.continuation.logps
+            return ReferenceLogps(
+                scores.logps, scores.per_token_logps, continuation, scores.predictions
+            )
         if with_predictions:
             raise ValueError("a store keeps log-probs; divergences need reference='live'")
-        logps, per_token = self._looked_up(batch)
-        continuation = batch.get("continuation")
-        further = None if continuation is None else self._looked_up(continuation)[0]
-        return ReferenceLogps(logps, further, per_token)
+        per_token = self._stored(texts.examples).to(tokens.lengths.device)
+        logps = sum_by_completion(per_token, tokens.completion_index, len(tokens.lengths))
+        return ReferenceLogps(logps, per_token)
 
-    def _looked_up(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return log-probs of completions (N,) and of their tokens (L,)."""
-        if "ref_per_token_logps" in batch:
-            per_token = batch["ref_per_token_logps"]
-        else:
-            per_token = self._found_late(batch["unknown"])
-        completions = len(batch["lengths"])
-        return sum_by_completion(per_token, batch["completion_index"], completions), per_token
-
-    def _found_late(self, unknown: Mapping[str, Any]) -> Tensor:
-        """Return what the collator did not find: looked up here and now, or else computed.
-
-        A worker process that made the batch ahead of its time, or that has a copy of a store in
-        memory, knows less than this process does.
-        """
+    def _stored(self, examples: Sequence[Example]) -> Tensor:
+        """Return what the store knows of each scored token, and compute what it does not; (L,)."""
         assert self.store is not None
-        keys = [key.tobytes() for key in unknown["keys"].cpu().numpy()]
-        known = [logps for logps in self.store.look_up(keys) if logps is not None]
-        if len(known) < len(keys):
-            return self._computed_now(unknown, keys)[unknown["selected"]]
-        scored = unknown["lengths"].tolist()
-        parts = [logps[len(logps) - count :] for logps, count in zip(known, scored, strict=True)]
-        served = torch.from_numpy(np.concatenate(parts)).to(unknown["selected"].device)
-        return served[unknown["selected"]]
+        completions = [
+            (example, number)
+            for example in examples
+            for number in range(len(example.completion_ids))
+        ]
+        keys = [
+            completion_key(example.prompt_ids, example.completion_ids[number])
+            for example, number in completions
+        ]
+        found: Sequence[NDArray[np.float32] | None] = self.store.look_up(keys)
+        if any(logps is None for logps in found):
+            found = self._computed_now(examples, keys)
+        scored = [
+            logps[example.counted(number)]
+            for (example, number), logps in zip(completions, found, strict=True)
+            if logps is not None
+        ]
+        return torch.from_numpy(np.concatenate(scored))
 
-    def _computed_now(self, unknown: Mapping[str, Any], keys: Sequence[bytes]) -> Tensor:
+    def _computed_now(
+        self, examples: Sequence[Example], keys: Sequence[bytes]
+    ) -> list[NDArray[np.float32]]:
         """Score completions that a stream brought, and remember them for when they come again."""
         assert self.store is not None
         if self._live is None:
             logger.warning("the store lacks a completion that it had: the reference is loaded")
             self._live, _ = self.source.load()
-        per_token = self._live.score(unknown, self._options.context).per_token_logps
-        ends = np.cumsum(unknown["lengths"].cpu().numpy())
-        parts = np.split(per_token.float().cpu().numpy(), ends)[:-1]
-        sizes = unknown["whole_lengths"].tolist()
-        self.store.add(
-            [
-                (key, np.pad(part, (size - len(part), 0)))  # a first token that nothing predicts
-                for key, part, size in zip(keys, parts, sizes, strict=True)
-            ]
-        )
+        # Masks are no part of what is kept: all tokens are scored.
+        whole = [Example(example.prompt_ids, example.completion_ids) for example in examples]
+        score = partial(self._live.score, context=self._options.context)
+        values = score_completions(whole, score, self._live.scorer)
+        self.store.add(list(zip(keys, values, strict=True)))
         self.computed += len(keys)
-        return per_token
+        return values
 
     # Checkpoints ----------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Source(ABC):
 
     @abstractmethod
     def keep(self) -> LiveReference:
-        """Return the reference for use at every step, in the layout of the policy's batches.
+        """Return the reference for use at every step, on batches of the policy.
 
         Raises:
             ValueError: If the reference cannot be loaded any more.
@@ -230,7 +230,6 @@ class OtherModel(Source):
         options: What decides, beside its name, what is loaded.
         autocast: The dtype to which computation is cast, or ``"none"``.
         scorer_of: Returns a scorer of a model.
-        matched: Returns the scorer to use at every step, in the layout of the policy's batches.
         database: Knows what was loaded before; None for none.
     """
 
@@ -243,7 +242,6 @@ class OtherModel(Source):
         options: Mapping[str, Any],
         autocast: str,
         scorer_of: Callable[[Any], Scorer],
-        matched: Callable[[Scorer], Scorer],
         database: Database | None,
     ) -> None:
         by_name = isinstance(model, str)
@@ -256,7 +254,6 @@ class OtherModel(Source):
         self._options = dict(options) | {"autocast": autocast}
         self._autocast = autocast
         self._scorer_of = scorer_of
-        self._matched = matched
         self._database = database
         self._model: Any = None
         self._scorer: Scorer | None = None
@@ -311,7 +308,7 @@ class OtherModel(Source):
 
     def keep(self) -> LiveReference:
         """See ``Source``."""
-        return ReferenceModel(self._matched(self._ready_scorer()), self.description)
+        return ReferenceModel(self._ready_scorer(), self.description)
 
     def release(self) -> None:
         """See ``Source``: a model that was loaded is dropped, one that was given is the user's."""

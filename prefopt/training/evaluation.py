@@ -1,171 +1,148 @@
 """Evaluation that counts every example once, whatever the batches and processes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from torch import Tensor
+from transformers import EvalPrediction
 
-from prefopt.data.collate import parts_of
-from prefopt.data.prepared import share_of
-from prefopt.data.views import select_views
-from prefopt.engine.score import Scores
-from prefopt.losses import LossOutput
+from prefopt.batch import Batch, StepContext
 from prefopt.objective import Objective
 from prefopt.objective.metrics import MetricSums, batch_rewards, with_margins
+from prefopt.objective.preference_index import PreferenceIndex
+from prefopt.reference import Processes
+from prefopt.training.step import Scored, StepStatistics
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
-class Scored(NamedTuple):
-    """A batch, scored.
+class Evaluation(NamedTuple):
+    """What an evaluation found, over all processes.
 
     Attributes:
-        scores: By the policy.
-        ref_logps: By the reference; (N,), nats; None if no loss needs it.
-        mismatched: Sums over mismatched completions: log-ratios, those per token, 1; (3,).
-        ref_per_token_logps: By the reference, of each scored token; (L,), nats.
+        metrics: Means over examples, by name; the loss among them.
+        predictions: For ``compute_metrics``: rewards of chosen and of rejected completions, or of
+            all with a label; None without it.
+        labels: Those labels; None for pairs.
+        examples: How many were evaluated.
     """
 
-    scores: Scores
-    ref_logps: Tensor | None = None
-    mismatched: Tensor | float = 0.0
-    ref_per_token_logps: Tensor | None = None
-
-    def summed(self) -> "Scored":
-        """Return the same without what is as long as the texts."""
-        return self._replace(scores=self.scores.summed(), ref_per_token_logps=None)
+    metrics: dict[str, float]
+    predictions: Any
+    labels: Any
+    examples: int
 
 
-class ExactEvaluation(Trainer):  # type: ignore[misc] # transformers is untyped
-    """A ``transformers.Trainer`` whose evaluation takes means over examples.
+@dataclass(frozen=True)
+class _Held:
+    """What losses and metrics need of a scored batch: little, since all batches are held."""
 
-    How batches are prepared, scored and summed up is the subclass's matter.
+    index: PreferenceIndex
+    scored: Scored
+    counts: Tensor
+
+
+class Evaluator:
+    """Evaluates batches.
+
+    KTO's KL estimate, and losses in which each example depends on the others, are those of the
+    whole set, so no loss is known before the last batch.
+
+    Args:
+        objective: The losses.
+        statistics: Computes losses and metrics of batches.
+        processes: Each evaluates its share.
+        device: Of the policy.
     """
 
-    objective: Objective
-    control: Any
-    _prepare: Callable[..., Any]
-    _serve_references: Callable[[Any, str], None]
-    _score: Callable[..., Scored]
-    _outputs: Callable[..., list[LossOutput]]
-    _counts: Callable[[Mapping[str, Any]], Tensor]
-    _pool: Callable[[Sequence[dict[str, Any]], Sequence[Scored]], None]
-    _add_metrics: Callable[..., None]
-    _kl_estimate: Callable[[Iterable[Tensor | float]], dict[str, Tensor]]
-    _sum_over_processes: Callable[[Tensor], Tensor]
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return a loader over this process's rows of an evaluation set, raw or prepared."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        if dataset is None:
-            raise ValueError("evaluation needs an eval_dataset")
-        dataset = self._prepare(dataset, self.args, "eval")
-        self._serve_references(dataset, "eval")
-        if self.args.world_size > 1:
-            dataset = share_of(dataset, self.args.process_index, self.args.world_size)
-        return DataLoader(
-            dataset,
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-        )
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Return a loader over this process's rows of a test set."""
-        return self.get_eval_dataloader(test_dataset)
-
-    def evaluation_loop(
+    def __init__(
         self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Evaluate exactly: every example once, means over examples, whatever the batches.
+        objective: Objective,
+        statistics: StepStatistics,
+        processes: Processes,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._objective = objective
+        self._statistics = statistics
+        self._processes = processes
+        self._device = device
 
-        KTO's KL estimate is that of the whole set.
+    def evaluate(
+        self,
+        batches: Iterable[Batch],
+        score: Callable[[Batch], Scored],
+        compute_metrics: ComputeMetrics | None = None,
+    ) -> Evaluation:
+        """Return the means over all examples of some batches.
+
+        Args:
+            batches: The share of this process, on the device of the policy.
+            score: Scores a batch.
+            compute_metrics: More metrics, from the rewards of the whole set.
         """
-        self.model.eval()
-        self.callback_handler.eval_dataloader = dataloader
-        parts = list(self._evaluated(dataloader))
-        kl: dict[str, Tensor] = {}
-        if self.objective.needs_kl:
-            kl = self._kl_estimate(scored.mismatched for _, scored in parts)
-        if self.objective.needs_step:
-            self._pool([batch for batch, _ in parts], [scored for _, scored in parts])
-        sums = MetricSums()
-        rewards: list[tuple[Tensor | None, ...]] = []
-        for batch, scored in parts:
-            outputs, counts = self._outputs(batch, scored, kl), batch["counts"]
-            for index, output in enumerate(outputs):
-                sums.add(f"term/{index}", output.losses.sum(), counts[index])
-            self._add_metrics(sums, batch, outputs, scored.scores, counts)
-            rewards.append(batch_rewards(self.objective, outputs, batch))
-        means = with_margins(sums.means(self._sum_over_processes))
-        terms = [means.pop(f"term/{i}", math.nan) for i in range(len(self.objective.terms))]
-        means["loss"] = sum(
-            term.weight * value for term, value in zip(self.objective.terms, terms, strict=True)
+        held, examples = self._scored(batches, score)
+        kl = None
+        if self._objective.needs_kl:
+            sums = [one.scored.mismatched for one in held if one.scored.mismatched is not None]
+            kl = self._statistics.kl_estimate(sums)
+        batch_losses = self._statistics.batch_losses(
+            [one.index for one in held], [one.scored for one in held]
         )
-        means |= {name: float(estimate) for name, estimate in kl.items()}
-        predictions, labels = self._collected(rewards)
-        if self.compute_metrics is not None:
-            means |= self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
-        metrics = {_prefixed(name, metric_key_prefix): value for name, value in means.items()}
-        examples = sum(int(batch["examples"]) for batch, _ in parts)
-        total = self._sum_over_processes(torch.tensor(examples, device=self.args.device))
-        return EvalLoopOutput(predictions, labels, metrics, int(total))
+        sums_of_metrics = MetricSums()
+        rewards = []
+        for one, losses in zip(held, batch_losses, strict=True):
+            context = StepContext(one.counts, one.counts, kl, batch_losses=losses)
+            outputs = self._statistics.outputs(one.index, one.scored, context)
+            for number, output in enumerate(outputs):
+                sums_of_metrics.add(f"term/{number}", output.losses.sum(), one.counts[number])
+            self._statistics.add_metrics(
+                sums_of_metrics, one.index, outputs, one.scored.scores, one.counts
+            )
+            rewards.append(batch_rewards(self._objective, outputs, one.index))
+        metrics = self._means(sums_of_metrics)
+        metrics |= {name: float(estimate) for name, estimate in (kl or {}).items()}
+        predictions, labels = None, None
+        if compute_metrics is not None:
+            predictions, labels = self._collected(rewards)
+            metrics |= compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+        return Evaluation(metrics, predictions, labels, examples)
 
     @torch.no_grad()
-    def _evaluated(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, Any], Scored]]:
-        """Yield what the losses and metrics need of each batch, scored: little, for all are held.
+    def _scored(
+        self, batches: Iterable[Batch], score: Callable[[Batch], Scored]
+    ) -> tuple[list[_Held], int]:
+        """Return the scored batches of this process, and the examples of all."""
+        held, examples = [], 0
+        for batch in batches:
+            scored = score(batch)
+            scored = scored if self._objective.needs_tokens else scored.summed()
+            held.append(_Held(batch.index, scored, self._statistics.counts(batch)))
+            examples += len(batch.texts.examples)
+        return held, int(self._processes.sum(torch.tensor(examples, device=self._device)))
 
-        KTO's KL estimate is that of the whole set, so no loss is known before the last batch.
-        """
-        for batch in dataloader:
-            for part in parts_of(self._prepare_inputs(batch)):
-                scored = self._score(part, wrapped=self._eval_wrapper())
-                views = select_views(part) | {"counts": self._counts(part)}
-                yield views, scored if self.objective.needs_tokens else scored.summed()
-            self.control = self.callback_handler.on_prediction_step(
-                self.args, self.state, self.control
-            )
+    def _means(self, sums: MetricSums) -> dict[str, float]:
+        means = with_margins(sums.means(self._processes.sum))
+        terms = self._objective.terms
+        losses = [means.pop(f"term/{number}", math.nan) for number in range(len(terms))]
+        means["loss"] = sum(term.weight * loss for term, loss in zip(terms, losses, strict=True))
+        return means
 
-    def _eval_wrapper(self) -> nn.Module | None:
-        """Sharded models must be called through their wrapper; replicas need no company."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.model_wrapped if sharded else None
-
-    def _collected(self, rewards: list[tuple[Tensor | None, ...]]) -> tuple[Any, Any]:
+    def _collected(self, rewards: Sequence[tuple[Tensor | None, ...]]) -> tuple[Any, Any]:
         """Return predictions and labels for ``compute_metrics``, from all processes."""
-        if self.compute_metrics is None:
-            return None, None
-        columns = []
-        for column in zip(*rewards, strict=True):
-            parts = [part.float().cpu().numpy() for part in column if part is not None]
-            local = np.concatenate(parts) if parts else None
-            gathered = gather_objects(local) if self.args.world_size > 1 else [local]
-            known = [part for part in gathered if part is not None]
-            columns.append(np.concatenate(known) if known else None)
-        chosen, rejected, thumbs, labels = columns
+        chosen, rejected, unpaired, labels = (
+            self._joined([batch[column] for batch in rewards]) for column in range(4)
+        )
         if chosen is not None:
             return (chosen, rejected), None
-        return thumbs, None if labels is None else labels.astype(bool)
+        return unpaired, None if labels is None else labels.astype(bool)
 
-
-def gather_objects(value: Any) -> list[Any]:
-    """Return an object of every process, in their order."""
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
-
-
-def _prefixed(name: str, prefix: str) -> str:
-    return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
+    def _joined(self, parts: Sequence[Tensor | None]) -> Any:
+        """Return one array of the parts of all processes; None if none has any."""
+        own = [part.float().cpu().numpy() for part in parts if part is not None]
+        local = np.concatenate(own) if own else None
+        known = [part for part in self._processes.all(local) if part is not None]
+        return np.concatenate(known) if known else None

@@ -1,7 +1,5 @@
-"""Get a policy ready to train: load it, its tokenizer and its adapter, as TRL's trainers would."""
+"""The policy: loaded, with its adapter, as TRL's trainers would; and a model to refer to."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,36 +8,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 
 from prefopt.config import PreferenceConfig
-
-logger = logging.getLogger("prefopt")
-
-# One of these is in a folder that holds a tokenizer.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)
-
-# Where tokenizers differ: case, digits, white space, code, accents, other scripts, emoji.
-_SAMPLE_TEXTS = (
-    "The quick brown fox isn't 1234567.89% faster, is it?",
-    "def f(x):\n    return {'a': [x ** 2, None]}\t# squared\n\n",
-    "Größe, naïve café, cœur, Đà Nẵng, e\u0301",
-    "Привет, мир! 你好，世界。こんにちは 안녕하세요 مرحبا नमस्ते",
-    "👩\u200d👩\u200d👧 → ∑∞ ≠ \u00a0½ ﬁ",
-)
-_SAMPLE_MESSAGES = [
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "Four."},
-]
+from prefopt.training.tokenizer import check_vocabulary
 
 
 def load_policy(model: Any, args: PreferenceConfig, quantization_config: Any = None) -> Any:
@@ -130,150 +103,6 @@ def _auto_class(name: str, options: dict[str, Any]) -> Any:
     if reads_images and whole.endswith("ForConditionalGeneration"):
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
-
-
-def load_tokenizer(
-    processing_class: Any, model: Any, args: PreferenceConfig
-) -> PreTrainedTokenizerBase:
-    """Return the tokenizer, with a padding token, loading it from where the model came if need be.
-
-    Args:
-        processing_class: A tokenizer, a processor that holds one, or None.
-        model: Its configuration names where it was loaded from, and learns the padding token.
-        args: ``pad_token`` and ``trust_remote_code`` matter.
-
-    Raises:
-        ValueError: If no tokenizer is given and the model does not say where it came from, or
-            ``pad_token`` is not in the vocabulary.
-        TypeError: If ``processing_class`` is neither a tokenizer nor a processor.
-    """
-    if processing_class is None:
-        source = getattr(model.config, "_name_or_path", "")
-        if not source:
-            raise ValueError(
-                "no tokenizer: the model was not loaded from anywhere, so pass processing_class"
-            )
-        loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
-        processing_class = AutoTokenizer.from_pretrained(
-            source,
-            trust_remote_code=args.trust_remote_code,
-            revision=loading.get("revision"),  # as that of the weights
-        )
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(
-            "processing_class must be a tokenizer or a processor with one, got "
-            f"{type(processing_class).__name__}"
-        )
-    if args.pad_token is not None:
-        if args.pad_token not in tokenizer.get_vocab():
-            raise ValueError(f"pad_token {args.pad_token!r} is not in the tokenizer's vocabulary")
-        tokenizer.pad_token = args.pad_token
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
-    """Raise where the tokenizer makes ids that the model has no embedding for.
-
-    Raises:
-        ValueError: Saying both sizes.
-    """
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > embeddings and model.get_input_embeddings().weight.ndim == 2:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {embeddings}: "
-            "they do not belong together, or model.resize_token_embeddings was forgotten"
-        )
-
-
-def check_reference_tokenizer(
-    ref_model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig
-) -> None:
-    """Raise where a reference reads other token ids than the policy's tokenizer makes.
-
-    The reference need not be loaded for it; one that comes without a tokenizer is not checked.
-
-    Args:
-        ref_model: An id, a path, or a model.
-        tokenizer: The policy's.
-        args: ``model_init_kwargs`` and ``trust_remote_code`` matter.
-
-    Raises:
-        ValueError: Naming the first difference.
-    """
-    by_name = isinstance(ref_model, str)
-    name = ref_model if by_name else getattr(ref_model.config, "_name_or_path", "")
-    theirs = _tokenizer_of(name, args, local_only=not by_name) if name else None
-    if theirs is None:
-        return
-    difference = _first_difference(tokenizer, theirs, with_template=by_name)
-    if difference is not None:
-        raise ValueError(
-            f"ref_model {name} reads other token ids than the policy: {difference}. A reference "
-            "must have the tokenizer of the policy"
-        )
-
-
-def _tokenizer_of(
-    name: str, args: PreferenceConfig, local_only: bool
-) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer of a folder or id; None if it has none."""
-    folder = Path(name).expanduser()
-    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        return None
-    options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name,
-            trust_remote_code=args.trust_remote_code,
-            revision=options.get("revision"),
-            local_files_only=local_only,
-        )
-    except (OSError, ValueError):  # loading the model will say what is wrong with it
-        return None
-    return tokenizer
-
-
-def _first_difference(
-    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, with_template: bool
-) -> str | None:
-    """Return how two tokenizers differ in the ids that they make, for people; None if not.
-
-    One may know tokens that the other lacks, as long as these do not come up.
-    """
-    mine, other = ours.get_vocab(), theirs.get_vocab()
-    token_of = {index: token for token, index in other.items()}
-    for token, index in sorted(mine.items(), key=lambda item: item[1]):
-        if token == ours.pad_token:  # stands in no text
-            continue
-        if other.get(token, index) != index:
-            return f"{token!r} has id {index} for the policy and {other[token]} for the reference"
-        if token_of.get(index, token) != token:
-            return (
-                f"id {index} is {token!r} for the policy and {token_of[index]!r} for the reference"
-            )
-    texts = [*_SAMPLE_TEXTS, *(_rendered(ours) if with_template else [])]
-    for text in texts:
-        first, second = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in (ours, theirs)
-        )
-        if first != second:
-            return f"{text!r} is {first} for the policy and {second} for the reference"
-    return None
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return a conversation in the tokenizer's template, if it has one and takes it."""
-    try:
-        text = tokenizer.apply_chat_template(_SAMPLE_MESSAGES, tokenize=False)
-    except Exception:  # no template, or one that wants other messages: what it raises is its own
-        return []
-    return [str(text)]
 
 
 def learned_positions(model: Any) -> int | None:

@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from prefopt.config import ADAPTER, PreferenceConfig
-from prefopt.data.collate import PreferenceCollator
 from prefopt.engine import Scorer
 from prefopt.objective import Objective
 from prefopt.reference import (
     BaseModel,
+    Database,
     FillOptions,
     Fingerprint,
     InitialPolicy,
@@ -36,13 +38,8 @@ from prefopt.reference import (
 )
 from prefopt.reference.references import origin_facts
 from prefopt.reference.sources import loaded_from
-from prefopt.training.evaluation import gather_objects
-from prefopt.training.model import (
-    check_reference_tokenizer,
-    is_peft,
-    load_reference,
-    reference_options,
-)
+from prefopt.training.model import is_peft, load_reference, reference_options
+from prefopt.training.tokenizer import check_reference_tokenizer
 
 # What a checkpoint says of the reference, and the weights of one that moves.
 RECORD_FILE = "prefopt_reference.json"
@@ -50,222 +47,298 @@ WEIGHTS_FILE = "prefopt_reference.safetensors"
 _STATE_FILE = "trainer_state.json"  # of transformers; where it is, training can go on
 
 
-class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
-    """A ``transformers.Trainer`` that knows the reference of its run."""
+@dataclass(frozen=True)
+class Launch:
+    """How a run is launched, as far as scoring depends on it.
 
-    args: PreferenceConfig
-    objective: Objective
-    scorer: Scorer
-    _tokenizer: Any
-    _console: Console
-    _scorer_of: Callable[[Any], Scorer]
-    _references: References | None
-    _moving: MovingCopy | None = None
+    Attributes:
+        accelerator: Prepares models and casts what they compute.
+        processes: Those that share the run.
+        show_progress: Whether progress is shown.
+    """
 
-    def _check_reference(self, args: PreferenceConfig, ref_model: Any) -> None:
-        """Raise where a reference is given in two ways, or to a loss that cannot use it."""
-        adapter = args.reference.startswith(ADAPTER)
-        if ref_model is not None and adapter:
-            raise ValueError(
-                f"the reference is given twice: ref_model and reference={args.reference!r}; leave "
-                "one of them out"
-            )
-        if self.objective.needs_divergences and args.reference_mode == "cached":
-            raise ValueError(
-                f"the loss {self.objective.name!r} compares all that policy and reference predict "
-                "at each token, and a cache holds log-probs of the tokens that follow; use "
-                "reference='live' (which 'auto' is for this loss), without precompute_ref_log_probs"
-            )
-        if self.objective.needs_reference:
-            return
-        for given, what in (
-            (ref_model is not None, "ref_model was given"),
-            (args.reference != "auto", f"reference={args.reference!r} was asked for"),
-            (args.sync_ref_model, "sync_ref_model=True was asked for"),
-        ):
-            if given:
-                raise ValueError(
-                    f"{what}, but the loss {self.objective.name!r} uses no reference; leave it out"
-                )
+    accelerator: Any
+    processes: Processes
+    show_progress: bool = False
+
+    @classmethod
+    def of(cls, accelerator: Any, show_progress: bool = False) -> "Launch":
+        """Return the launch that an accelerator describes.
+
+        Args:
+            accelerator: An ``accelerate.Accelerator``.
+            show_progress: Whether the main process shows progress.
+        """
+        count, rank = accelerator.num_processes, accelerator.process_index
+        processes = Processes(
+            rank,
+            count,
+            gather_objects if count > 1 else None,
+            partial(accelerator.reduce, reduction="sum") if count > 1 else None,
+        )
+        return cls(accelerator, processes, show_progress and processes.is_main)
+
+    @classmethod
+    def to_score(cls, model: Any, args: PreferenceConfig) -> "Launch":
+        """Return the launch of a run that only scores, its model on the device for that.
+
+        Args:
+            model: The policy.
+            args: Those of the run.
+        """
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+        if not placed:
+            model.to(accelerator.device)
+        return cls.of(accelerator, show_progress=not args.disable_tqdm)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has all weights (FSDP, DeepSpeed)."""
+        state = self.accelerator.state
+        plugins = ("fsdp_plugin", "deepspeed_plugin")
+        return any(getattr(state, plugin, None) is not None for plugin in plugins)
+
+    @property
+    def autocast_name(self) -> str:
+        """The dtype to which forward passes are cast, or ``"none"``."""
+        precision = str(self.accelerator.mixed_precision)
+        return "none" if precision == "no" else precision
+
+
+class ReferenceSetup:
+    """Chooses the reference of a run, serves it, and finds it again when the run is resumed.
+
+    Made before the collator: the layout of all batches is that of ``scorer``. A reference that
+    cannot have it lays them out anew for itself.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer.
+        args: Those of the run.
+        objective: Its losses.
+        launch: How it is launched.
+        say: Prints a line for people.
+
+    Attributes:
+        scorer: Scores with the policy.
+        references: Serves reference log-probs, once ``choose`` was called; None if no loss needs
+            them.
+        source: What the reference is; None if no loss needs one.
+        moving: The copy of a reference that follows the policy; None for any other.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        args: PreferenceConfig,
+        objective: Objective,
+        launch: Launch,
+        say: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._args = args
+        self._objective = objective
+        self._launch = launch
+        self._say = say
+        self._database: Database | None = None
+        self.scorer = self._scorer_of(model)
+        self.references: References | None = None
+        self.moving: MovingCopy | None = None
+
+    def _scorer_of(self, model: Any) -> Scorer:
+        context = self._launch.accelerator.autocast
+        return Scorer(model, self._args.layout, self._args.attn_backend, context)
 
     # Choosing it ----------------------------------------------------------------------------------
 
-    def _set_up_reference(self, ref_model: Any) -> None:
-        """Decide where reference log-probs come from, and compute those that can be kept."""
-        args = self.args
-        mode = self._reference_mode()
+    def choose(self, ref_model: Any = None) -> None:
+        """Decide where reference log-probs come from; nothing is computed yet.
+
+        Args:
+            ref_model: The reference: a model, its id or path; None for what the arguments say.
+
+        Raises:
+            ValueError: If the reference does not go with the loss, the launch or the tokenizer.
+        """
+        if not self._objective.needs_reference:
+            return
+        args, launch = self._args, self._launch
+        mode = self._mode()
         folder = Path(args.reference_cache_dir) if args.reference_cache_dir else default_folder()
         self._database = None if mode == "live" else open_database(folder)
-        processes = Processes(
-            args.process_index, args.world_size, gather_objects if args.world_size > 1 else None
-        )
-        self._references = References(
-            self._reference_source(ref_model),
+        self.references = References(
+            self.source_of(ref_model),
             mode,
             self._database,
-            with_kl=self.objective.needs_kl,
+            with_kl=self._objective.needs_kl,
             options=FillOptions(
                 rows_per_batch=args.precompute_ref_batch_size,
-                processes=processes,
-                show_progress=self.is_world_process_zero() and not args.disable_tqdm,
-                context=self.accelerator.autocast,
+                processes=launch.processes,
+                show_progress=launch.show_progress,
+                context=launch.accelerator.autocast,
             ),
-            origin=origin_facts(self.scorer, self._autocast_name()),
+            origin=origin_facts(self.scorer, launch.autocast_name),
         )
-        # Of a checkpoint nobody knows yet whether it is the policy to begin with, and so the
-        # reference, or one to go on from.
-        if not _is_checkpoint(loaded_from(self.model).get("name_or_path")):
-            self._serve_own_references()
-        self._console.print(f"prefopt: reference: {self._references}", markup=False)
 
-    def _reference_mode(self) -> str:
+    @property
+    def policy_is_checkpoint(self) -> bool:
+        """Whether the policy was loaded from a checkpoint of a run with a reference.
+
+        It is then not known yet whether it is the policy to begin with, and so the reference, or
+        one to go on from.
+        """
+        name = loaded_from(self._model).get("name_or_path")
+        files = (RECORD_FILE, _STATE_FILE)
+        return name is not None and all((Path(name) / file).is_file() for file in files)
+
+    def _mode(self) -> str:
         """Return when reference log-probs are computed: ``auto``, ``cached`` or ``live``.
 
         Raises:
             ValueError: If the loss needs of the reference what no process has whole.
         """
-        mode = "live" if self.args.sync_ref_model else self.args.reference_mode
-        if not self.objective.needs_divergences:
+        mode = "live" if self._args.sync_ref_model else self._args.reference_mode
+        if not self._objective.needs_divergences:
             return mode
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._launch.is_sharded:
             raise ValueError(
-                f"the loss {self.objective.name!r} needs the reference's output layer whole in "
+                f"the loss {self._objective.name!r} needs the reference's output layer whole in "
                 "each process, which sharded training (FSDP, DeepSpeed) does not keep"
             )
         if mode == "auto":
-            self._console.print(
-                f"prefopt: the reference is live, as the loss {self.objective.name!r} compares all "
-                "that it predicts at each token",
-                markup=False,
+            self._say(
+                f"prefopt: the reference is live, as the loss {self._objective.name!r} compares "
+                "all that it predicts at each token"
             )
         return "live"
 
-    def _serve_own_references(self) -> None:
-        """Make sure that the trainer's own data can be served."""
-        evals = self.eval_dataset
-        evals = evals if isinstance(evals, dict) else {"eval": evals}
-        # Pairs and no dictionary: an evaluation set may be called "train" too.
-        named = [("train", self.train_dataset), *evals.items()]
-        if self._references is not None:
-            self._references.prepare(*(pair for pair in named if pair[1] is not None))
+    def source_of(self, ref_model: Any = None) -> Source:
+        """Return what the reference is.
 
-    def _serve_references(self, dataset: Any, name: str) -> None:
-        if self._references is not None:
-            self._references.prepare((name, dataset))
+        Args:
+            ref_model: As in ``choose``.
 
-    def _reference_source(self, ref_model: Any) -> Source:
+        Raises:
+            ValueError: If it does not go with the launch or the tokenizer.
+        """
         if ref_model is not None:
-            check_reference_tokenizer(ref_model, self._tokenizer, self.args)
-        if self.args.sync_ref_model:
+            check_reference_tokenizer(ref_model, self._tokenizer, self._args)
+        if self._args.sync_ref_model:
             return self._moving_source(ref_model)
         if ref_model is not None:
             return self._other_model(ref_model)
-        if self.args.reference.startswith(ADAPTER):
-            return self._named_adapter(self.args.reference.removeprefix(ADAPTER))
+        if self._args.reference.startswith(ADAPTER):
+            return self._named_adapter(self._args.reference.removeprefix(ADAPTER))
         return self._initial_policy()
 
     def _initial_policy(self) -> Source:
-        autocast = self._autocast_name()
-        fresh = is_peft(self.model) and adapter_starts_as_identity(self.scorer)
-        if fresh and trains_only_adapters(self.model):
+        model, autocast = self._model, self._launch.autocast_name
+        zero_initialised = is_peft(model) and adapter_starts_as_identity(self.scorer)
+        if zero_initialised and trains_only_adapters(model):
             return BaseModel(self.scorer, autocast)
-        # An adapter that had been trained before came from nobody knows where.
-        reload = self._reload() if fresh or not is_peft(self.model) else None
-        return InitialPolicy(self.scorer, autocast, reload, self._scorer_of, adapter_off=fresh)
+        # Where an adapter that was trained before came from is not known.
+        reload = self._reload() if zero_initialised or not is_peft(model) else None
+        return InitialPolicy(
+            self.scorer, autocast, reload, self._scorer_of, adapter_off=zero_initialised
+        )
 
     def _reload(self) -> Callable[[], Any] | None:
         """Return what loads the policy's base model again; None if it came from nowhere."""
-        name = loaded_from(self.model).get("name_or_path")
-        return partial(self._load_reference, name) if name else None
+        name = loaded_from(self._model).get("name_or_path")
+        return partial(self._load, name) if name else None
 
     def _named_adapter(self, path: str) -> Source:
-        return NamedAdapter(
-            path, self.scorer, self._autocast_name(), self._reload(), self._scorer_of
-        )
+        autocast = self._launch.autocast_name
+        return NamedAdapter(path, self.scorer, autocast, self._reload(), self._scorer_of)
 
     def _other_model(self, model: Any) -> Source:
         return OtherModel(
             model,
-            self._load_reference,
-            reference_options(self.args),
-            self._autocast_name(),
+            self._load,
+            reference_options(self._args),
+            self._launch.autocast_name,
             self._scorer_of,
-            self._in_layout_of_both,
             self._database,
         )
 
     def _moving_source(self, ref_model: Any) -> Source:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._launch.is_sharded:
             raise ValueError(
                 "sync_ref_model needs all weights in each process, which sharded training (FSDP, "
                 "DeepSpeed) does not keep; leave one of them out"
             )
-        start = None if ref_model is None else partial(self._load_reference, ref_model)
+        start = None if ref_model is None else partial(self._load, ref_model)
         source = MovingPolicy(self.scorer, start)
-        self._moving = source.copy
-        alpha, every = self.args.ref_model_mixup_alpha, self.args.ref_model_sync_steps
-        assert alpha is not None  # the configuration sees to it
-        assert every is not None
-        self.add_callback(_Follow(source.copy, alpha, every))
+        self.moving = source.copy
         return source
 
-    def _load_reference(self, model: Any) -> Any:
-        model = load_reference(model, self._tokenizer, self.args)
-        prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
+    def _load(self, model: Any) -> Any:
+        model = load_reference(model, self._tokenizer, self._args)
+        accelerator = self._launch.accelerator
+        prepared = accelerator.prepare_model(model, evaluation_mode=True)
         # Accelerate keeps what it prepares for ever; a reference is dropped when it has scored.
-        self.accelerator._models.remove(prepared)
+        accelerator._models.remove(prepared)
         return prepared
 
-    def _in_layout_of_both(self, scorer: Scorer) -> Scorer:
-        """Return a scorer of the same model in the layout of the policy's batches."""
-        if scorer.layout == self.scorer.layout:
-            return scorer
-        self.scorer = Scorer(self.model, "padded")
-        return Scorer(scorer.model, "padded")
+    # Serving it -----------------------------------------------------------------------------------
 
-    def _autocast_name(self) -> str:
-        """Return the dtype to which forward passes are cast, or ``"none"``."""
-        precision = str(self.accelerator.mixed_precision)
-        return "none" if precision == "no" else precision
+    def serve(self, *datasets: tuple[str, Any]) -> None:
+        """Make sure that prepared rows can be served: compute what can be kept and is not known.
 
-    # Saving it and going on -----------------------------------------------------------------------
+        Args:
+            datasets: A name for people, and the rows; None for no rows.
+        """
+        if self.references is not None:
+            self.references.prepare(*(pair for pair in datasets if pair[1] is not None))
 
-    def _save_reference(self, folder: Path) -> None:
-        """Write into a folder what the reference is; into a checkpoint, that of a moving one."""
-        if self._references is None:
-            return
-        record = json.dumps(self._references.record(), indent=2, sort_keys=True)
-        (folder / RECORD_FILE).write_text(record + "\n", encoding="utf-8")
-        if self._moving is not None and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            save_file(self._moving.weights(), folder / WEIGHTS_FILE)
+    def announce(self) -> None:
+        """Print what the reference is."""
+        if self.references is not None:
+            self._say(f"prefopt: reference: {self.references}")
 
-    def _begin_with_reference(self, folder: Path | None) -> None:
+    def begin(self, folder: Path | None, *datasets: tuple[str, Any]) -> None:
         """Serve the reference of the run that is resumed, or that of this one.
 
         Args:
             folder: The checkpoint from which training goes on; None to begin.
+            datasets: As in ``serve``.
 
         Raises:
             ValueError: If the run that is resumed had another one, which cannot be had again.
         """
-        if self._references is None:
+        if self.references is None:
             return
         if folder is not None:
-            self._resume_reference(folder)
-        self._serve_own_references()
-        self._references.policy_moves()
+            self._resume(folder, self.references)
+        self.serve(*datasets)
+        self.references.policy_moves()
 
-    def _resume_reference(self, folder: Path) -> None:
-        assert self._references is not None
-        if self._moving is not None:
-            if not (folder / WEIGHTS_FILE).is_file():
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write into a folder what the reference is; into a checkpoint, that of a moving one."""
+        if self.references is None:
+            return
+        record = json.dumps(self.references.record(), indent=2, sort_keys=True)
+        (folder / RECORD_FILE).write_text(record + "\n", encoding="utf-8")
+        if self.moving is not None and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            save_file(self.moving.weights(), folder / WEIGHTS_FILE)
+
+    def _resume(self, folder: Path, references: References) -> None:
+        weights = folder / WEIGHTS_FILE
+        if self.moving is not None:
+            if not weights.is_file():
                 raise ValueError(
                     f"{folder} has no {WEIGHTS_FILE}: it was not trained with sync_ref_model, so a "
                     "run with it cannot go on from there"
                 )
-            self._moving.restore(load_file(folder / WEIGHTS_FILE))
+            self.moving.restore(load_file(weights))
             return
-        if (folder / WEIGHTS_FILE).is_file():
+        if weights.is_file():
             raise ValueError(
                 f"{folder} was trained against a reference that moves; go on with "
                 "sync_ref_model=True"
@@ -273,30 +346,18 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
         if not (folder / RECORD_FILE).is_file():
             return
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        if record["fingerprint"] is None or self._references.is_of(record):
+        if record["fingerprint"] is None or references.is_of(record):
             return
-        self._check_not_given(record)
-        self._references.become(self._recorded(record))
-        if isinstance(self.data_collator, PreferenceCollator):
-            self.data_collator.reference = self._references.store
-        self._console.print(f"prefopt: reference: {self._references}", markup=False)
+        _check_not_given(record, references.source)
+        references.become(self._resumed(record))
+        self.announce()
 
-    def _check_not_given(self, record: Mapping[str, Any]) -> None:
-        assert self._references is not None
-        source = self._references.source
-        if isinstance(source, OtherModel | NamedAdapter):
-            raise ValueError(
-                f"the run that is resumed was trained against {record['description']} "
-                f"[{record['fingerprint'][:12]}], but the reference given here is another: "
-                f"{source.description}; give that of the first run again, or leave it out"
-            )
-
-    def _recorded(self, record: Mapping[str, Any]) -> Source:
+    def _resumed(self, record: Mapping[str, Any]) -> Source:
         """Return the reference that a checkpoint was trained against."""
-        places = record["loaded_from"]
+        places = record.get("loaded_from", record.get("again", {}))  # as version 0.1 called it
         candidates: list[Callable[[], Source]] = []
-        if is_peft(self.model) and trains_only_adapters(self.model):
-            candidates.append(lambda: BaseModel(self.scorer, self._autocast_name()))
+        if is_peft(self._model) and trains_only_adapters(self._model):
+            candidates.append(lambda: BaseModel(self.scorer, self._launch.autocast_name))
         if "adapter" in places:
             candidates.append(lambda: self._named_adapter(places["adapter"]))
         if "name_or_path" in places:
@@ -305,10 +366,65 @@ class RunReference(Trainer):  # type: ignore[misc] # transformers is untyped
         return ResumedReference(fingerprint, record["description"], places, candidates)
 
 
-class _Follow(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+def check_reference_asked_for(args: PreferenceConfig, objective: Objective, ref_model: Any) -> None:
+    """Raise where a reference is given in two ways, or to a loss that cannot use it.
+
+    Args:
+        args: Those of the run.
+        objective: Its losses.
+        ref_model: The reference that was given, or None.
+
+    Raises:
+        ValueError: Saying what to leave out.
+    """
+    if ref_model is not None and args.reference.startswith(ADAPTER):
+        raise ValueError(
+            f"the reference is given twice: ref_model and reference={args.reference!r}; leave "
+            "one of them out"
+        )
+    if objective.needs_divergences and args.reference_mode == "cached":
+        raise ValueError(
+            f"the loss {objective.name!r} compares all that policy and reference predict "
+            "at each token, and a cache holds log-probs of the tokens that follow; use "
+            "reference='live' (which 'auto' is for this loss), without precompute_ref_log_probs"
+        )
+    if objective.needs_reference:
+        return
+    for given, what in (
+        (ref_model is not None, "ref_model was given"),
+        (args.reference != "auto", f"reference={args.reference!r} was asked for"),
+        (args.sync_ref_model, "sync_ref_model=True was asked for"),
+    ):
+        if given:
+            raise ValueError(
+                f"{what}, but the loss {objective.name!r} uses no reference; leave it out"
+            )
+
+
+def _check_not_given(record: Mapping[str, Any], source: Source) -> None:
+    """Raise where a run is resumed with another reference than it had."""
+    if isinstance(source, OtherModel | NamedAdapter):
+        raise ValueError(
+            f"the run that is resumed was trained against {record['description']} "
+            f"[{record['fingerprint'][:12]}], but the reference given here is another: "
+            f"{source.description}; give that of the first run again, or leave it out"
+        )
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return an object of every process, in their order."""
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+class FollowPolicy(TrainerCallback):  # type: ignore[misc] # transformers is untyped
     """Moves a reference towards the policy after every so many optimiser steps."""
 
-    def __init__(self, copy: MovingCopy, alpha: float, every: int) -> None:
+    def __init__(self, copy: MovingCopy, args: PreferenceConfig) -> None:
+        alpha, every = args.ref_model_mixup_alpha, args.ref_model_sync_steps
+        assert alpha is not None  # the configuration sees to it
+        assert every is not None
         self._copy, self._alpha, self._every = copy, alpha, every
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -328,9 +444,3 @@ def checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: str
     if folder is True:
         folder = str(get_last_checkpoint(output_dir) or "")
     return Path(folder) if folder else None
-
-
-def _is_checkpoint(name: str | None) -> bool:
-    """Whether a policy was loaded from a checkpoint of a run with a reference."""
-    files = (RECORD_FILE, _STATE_FILE)
-    return name is not None and all((Path(name) / file).is_file() for file in files)

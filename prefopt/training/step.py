@@ -6,17 +6,20 @@ on all others.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import Trainer
+from torch import Tensor, nn
 
+from prefopt.batch import Batch, StepContext
 from prefopt.engine import Scorer
 from prefopt.engine.moe import RouterLoss, routed_tokens
 from prefopt.engine.score import Scores
+from prefopt.engine.token_statistics import TOKEN_METRICS
 from prefopt.losses import LossOutput
 from prefopt.losses.common import average_logps
 from prefopt.objective import Objective
@@ -24,217 +27,426 @@ from prefopt.objective.batch_losses import Pooled, RunningMeans, pool, running_s
 from prefopt.objective.inputs import (
     Completions,
     loss_inputs,
-    rows_of,
     term_counts,
     term_output,
     term_weights,
 )
-from prefopt.objective.metrics import MetricSums
+from prefopt.objective.metrics import MetricSums, add_batch_metrics, add_token_metrics
 from prefopt.objective.objective import Term
-from prefopt.reference import References
-from prefopt.training.evaluation import Scored, gather_objects
+from prefopt.objective.preference_index import PreferenceIndex
+from prefopt.reference import Processes, References
 
 # What a checkpoint keeps of means over training.
 RUNNING_FILE = "prefopt_running.json"
 
 
-class WholeStep(Trainer):  # type: ignore[misc] # transformers is untyped
-    """The part of a trainer that makes losses independent of how a step is cut."""
+class Scored(NamedTuple):
+    """A batch, scored.
 
-    objective: Objective
-    scorer: Scorer
-    router_loss: RouterLoss | None
-    _references: References | None
-    _running: RunningMeans
-    _sums: MetricSums
-    _score: Callable[..., Scored]
+    Attributes:
+        scores: By the policy.
+        ref_logps: By the reference; (N,), nats; None if no loss needs it.
+        mismatched: ``mismatched_sums`` of the batch; (3,), None where they were not asked for.
+        ref_per_token_logps: By the reference, of each scored token; (L,), nats.
+    """
 
-    def _prepare_step(self, parts: Sequence[dict[str, Any]]) -> Tensor:
-        """Tell each micro-batch of a step what it must know of the others.
+    scores: Scores
+    ref_logps: Tensor | None = None
+    mismatched: Tensor | None = None
+    ref_per_token_logps: Tensor | None = None
 
-        Returns:
-            Over what each loss of the objective takes its mean, over all processes.
+    def summed(self) -> "Scored":
+        """Return the same without what is as long as the texts."""
+        return self._replace(scores=self.scores.summed(), ref_per_token_logps=None)
+
+    def completions(self, scalars: Mapping[str, Tensor]) -> Completions:
+        """Return what losses are given.
+
+        Args:
+            scalars: Inputs that are one number for the whole batch, by name.
         """
-        for part in parts:
-            part["counts"] = self._counts(part)
-        denominators = self._sum_over_processes(
-            torch.stack([part["counts"] for part in parts]).sum(0)
+        scores = self.scores
+        return Completions(
+            scores.logps,
+            scores.lengths,
+            self.ref_logps,
+            scores.per_token_logps,
+            self.ref_per_token_logps,
+            scores.divergences,
+            None if scores.statistics is None else scores.statistics.log_collisions,
+            scalars=scalars,
         )
-        for part in parts:
-            part["denominators"] = denominators
-        if self.objective.needs_kl and "continuation" not in parts[0]:
-            estimate = self._kl_estimate(map(self._mismatched_log_ratios, parts))
-            for part in parts:
-                part["kl_estimate"] = estimate
-            self._log_kl(estimate)
-        scheduled = [term.beta for term in self._terms if term.options.beta_final is not None]
-        if scheduled:
-            self._sums.add("beta", denominators.new_tensor(scheduled[0]), 1.0)
-        if self.objective.needs_step and (len(parts) > 1 or self.args.world_size > 1):
-            self._look_ahead(parts)
-        return denominators
 
-    def _counts(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return over what each loss of the objective takes its mean in this batch; (terms,).
 
-        With a router loss the tokens that it is taken over come last; (terms + 1,).
+class BatchScorer:
+    """Scores batches with policy and reference.
+
+    Args:
+        scorer: Of the policy.
+        references: None if no loss needs the reference.
+        objective: Says what of the scores is needed.
+        router_loss: Load-balancing loss that is added; None for none.
+        token_metrics: Whether metrics of single tokens are logged too.
+        context: Makes the context of forward passes, such as ``accelerator.autocast``.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        references: References | None,
+        objective: Objective,
+        router_loss: RouterLoss | None = None,
+        token_metrics: bool = False,
+        context: Callable[[], Any] = nullcontext,
+    ) -> None:
+        self._scorer = scorer
+        self._references = references
+        self._objective = objective
+        self._router_loss = router_loss
+        self._context = context
+        of_weights = ("log_collisions",) if objective.needs_collisions else ()
+        self._statistics: Collection[str] = (
+            *(TOKEN_METRICS if token_metrics else ()),
+            *of_weights,
+        )
+
+    def __call__(
+        self, batch: Batch, wrapped: nn.Module | None = None, with_mismatched: bool = True
+    ) -> Scored:
+        """Return a batch scored.
+
+        Args:
+            batch: On the device of the policy.
+            wrapped: The policy as wrapped for parallel training; None for the policy itself.
+            with_mismatched: Whether to score mismatched completions that are laid out alone.
         """
-        counts = [term_counts(term, batch, batch["lengths"]) for term in self.objective.terms]
-        if self.router_loss is not None:
-            counts.append(routed_tokens(batch))
+        # The reference comes first, while no activations of the policy are held.
+        reference = None
+        if self._references is not None:
+            divergences = self._objective.needs_divergences
+            reference = self._references.logps(batch.texts, divergences)
+        scores = self._scorer.score(
+            batch.texts.tokens,
+            wrapped,
+            self._context,
+            router_loss=self._router_loss,
+            statistics=self._statistics,
+            divergence_from=None if reference is None else reference.predictions,
+        )
+        if reference is None:
+            return Scored(scores)
+        mismatched = None
+        if scores.continuation is not None:
+            ref_logps = reference.continuation
+            if ref_logps is None:
+                ref_logps = self._mismatched_reference(batch)
+            mismatched = mismatched_sums(scores.continuation, ref_logps)
+        elif with_mismatched and batch.mismatched is not None:
+            mismatched = self.mismatched(batch)
+        return Scored(scores, reference.logps, mismatched, reference.per_token_logps)
+
+    @torch.no_grad()
+    def mismatched(self, batch: Batch) -> Tensor:
+        """Return ``mismatched_sums`` of a batch whose mismatched completions are laid out alone."""
+        assert batch.mismatched is not None  # the collator adds them where a loss needs them
+        scores = self._scorer.score(batch.mismatched.tokens, context=self._context)
+        return mismatched_sums(scores, self._mismatched_reference(batch))
+
+    def _mismatched_reference(self, batch: Batch) -> Tensor:
+        assert self._references is not None  # no loss takes a KL estimate without a reference
+        assert batch.mismatched is not None
+        return self._references.logps(batch.mismatched).logps
+
+
+class StepStatistics:
+    """Makes losses and metrics independent of how an optimiser step is cut.
+
+    Args:
+        objective: The losses.
+        score: Scores a batch.
+        processes: Those that share the steps.
+        device: Of the policy.
+        router_loss: Load-balancing loss that is added; None for none.
+        token_metrics: Whether metrics of single tokens are logged too.
+        progress: Returns the share of the optimiser steps that are done, from 0 to 1.
+
+    Attributes:
+        metrics: Of training, since they were last logged.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        score: BatchScorer,
+        processes: Processes,
+        device: torch.device | str = "cpu",
+        router_loss: RouterLoss | None = None,
+        token_metrics: bool = False,
+        progress: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.metrics = MetricSums()
+        self._objective = objective
+        self._score = score
+        self._processes = processes
+        self._device = device
+        self._router_loss = router_loss
+        self._token_metrics = token_metrics
+        self._progress = progress
+        self._running = RunningMeans(len(objective.terms))
+
+    @property
+    def terms(self) -> list[Term]:
+        """The terms of the objective at this point of training."""
+        progress = self._progress()
+        return [term.at(progress) for term in self._objective.terms]
+
+    # A step ---------------------------------------------------------------------------------------
+
+    def contexts(self, batches: Sequence[Batch]) -> list[StepContext]:
+        """Return what each micro-batch of a step must know of the others.
+
+        Args:
+            batches: Those of this process, at least one.
+        """
+        counts = [self.counts(batch) for batch in batches]
+        denominators = self._processes.sum(torch.stack(counts).sum(0))
+        kl = None
+        if self._objective.needs_kl and not batches[0].continues:
+            kl = self.kl_estimate([self._score.mismatched(batch) for batch in batches])
+            self._log_kl(kl)
+        betas = [term.beta for term in self.terms if term.options.beta_final is not None]
+        if betas:
+            self.metrics.add("beta", denominators.new_tensor(betas[0]), 1.0)
+        contexts = [StepContext(count, denominators, kl) for count in counts]
+        if self._objective.needs_step and (len(batches) > 1 or self._processes.count > 1):
+            return self._look_ahead(batches, contexts)
+        return contexts
+
+    def contexts_alone(self, batches: Sequence[Batch]) -> list[StepContext]:
+        """Return the contexts of batches that are a step of this process alone.
+
+        Args:
+            batches: At least one.
+        """
+        counts = [self.counts(batch) for batch in batches]
+        return [StepContext(count, torch.stack(counts).sum(0)) for count in counts]
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return over what each loss of the objective takes its mean in a batch; (terms,).
+
+        With a load-balancing loss the tokens that it is taken over come last; (terms + 1,).
+        """
+        tokens = batch.texts.tokens
+        counts = [term_counts(term, batch.index, tokens.lengths) for term in self._objective.terms]
+        if self._router_loss is not None:
+            counts.append(routed_tokens(tokens))
         return torch.stack(counts).double()
 
     @torch.no_grad()
-    def _look_ahead(self, parts: Sequence[dict[str, Any]]) -> None:
+    def _look_ahead(
+        self, batches: Sequence[Batch], contexts: Sequence[StepContext]
+    ) -> list[StepContext]:
         """Score all micro-batches once without gradient, for losses that need all examples."""
-        scored = [self._score(part, wrapped=None) for part in parts]
-        if self.objective.needs_running_means:
-            sums = [self._running_sums(*pair) for pair in zip(parts, scored, strict=True)]
-            total = self._sum_over_processes(torch.stack(sums).sum(0))
-            means = self._running.updated(total)
-            for part in parts:
-                part["running_means"] = means
-        self._pool(parts, scored)
-
-    def _pool(self, parts: Sequence[dict[str, Any]], scored: Sequence[Scored]) -> None:
-        """Compute pooled losses over all micro-batches of all processes, for each of ours."""
-        for part in parts:
-            part["pooled"] = {}
-        for index, term in enumerate(self._terms):
-            if term.loss.pooled:
-                mine = [
-                    self._pooled_inputs(index, *pair) for pair in zip(parts, scored, strict=True)
-                ]
-                for part, pooled in zip(parts, self._pooled(term, mine), strict=True):
-                    part["pooled"][index] = pooled
-
-    def _pooled_inputs(
-        self, index: int, part: Mapping[str, Any], scored: Scored
-    ) -> dict[str, Tensor]:
-        term = self._terms[index]
-        views = rows_of(term, part)
-        completions = _completions(scored, self._running_means(part, scored)[index])
-        (inputs,) = loss_inputs(term, views, completions)
-        weights = term_weights(term, views, completions)
-        return inputs if weights is None else inputs | {"weights": weights}
-
-    def _pooled(self, term: Term, mine: Sequence[dict[str, Tensor]]) -> list[Pooled]:
-        if self.args.world_size == 1:
-            return pool(term, mine)
-        on_cpu = [{name: value.cpu() for name, value in inputs.items()} for inputs in mine]
-        shares = gather_objects(on_cpu)
-        first = sum(len(share) for share in shares[: self.args.process_index])
-        everyone = [inputs for share in shares for inputs in share]
+        indices = [batch.index for batch in batches]
+        scored = [self._score(batch, with_mismatched=False) for batch in batches]
+        running = None
+        if self._objective.needs_running_means:
+            sums = [self._running_sums(*pair) for pair in zip(indices, scored, strict=True)]
+            total = self._processes.sum(torch.stack(sums).sum(0))
+            running = tuple(self._running.updated(total))
+        of_batches = self.batch_losses(indices, scored, running)
         return [
-            pooled.to(self.args.device)
-            for pooled in pool(term, everyone)[first : first + len(mine)]
+            replace(context, running_means=running, batch_losses=losses)
+            for context, losses in zip(contexts, of_batches, strict=True)
         ]
 
-    @property
-    def _terms(self) -> list[Term]:
-        """The terms of the objective at this point of training."""
-        progress = self.state.global_step / max(self.state.max_steps, 1)
-        return [term.at(progress) for term in self.objective.terms]
+    def batch_losses(
+        self,
+        indices: Sequence[PreferenceIndex],
+        scored: Sequence[Scored],
+        running: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> list[dict[int, Pooled]]:
+        """Return losses that depend on all examples, of all processes, for each micro-batch.
 
-    # One batch ------------------------------------------------------------------------------------
+        Args:
+            indices: Which completions of each are compared.
+            scored: Their scores.
+            running: The running means of each term; None for those of training so far.
 
-    def _outputs(
-        self, batch: Mapping[str, Any], scored: Scored, kl: Mapping[str, Tensor]
+        Returns:
+            By number of the term, for each micro-batch of this process.
+        """
+        running = self._running.means() if running is None else running
+        found: list[dict[int, Pooled]] = [{} for _ in indices]
+        for number, term in enumerate(self.terms):
+            if not term.loss.pooled:
+                continue
+            mine = [
+                _batch_inputs(term, index, its.completions(running[number]))
+                for index, its in zip(indices, scored, strict=True)
+            ]
+            for losses, of_batch in zip(found, self._together(term, mine), strict=True):
+                losses[number] = of_batch
+        return found
+
+    def _together(self, term: Term, mine: Sequence[dict[str, Tensor]]) -> list[Pooled]:
+        if self._processes.count == 1:
+            return pool(term, mine)
+        on_cpu = [{name: value.cpu() for name, value in inputs.items()} for inputs in mine]
+        shares = self._processes.all(on_cpu)
+        first = sum(len(share) for share in shares[: self._processes.rank])
+        everyone = [inputs for share in shares for inputs in share]
+        own = pool(term, everyone)[first : first + len(mine)]
+        devices = [next(iter(inputs.values())).device for inputs in mine]
+        return [losses.to(device) for losses, device in zip(own, devices, strict=True)]
+
+    # A micro-batch --------------------------------------------------------------------------------
+
+    def loss(
+        self, batch: Batch, context: StepContext, wrapped: nn.Module | None, training: bool
+    ) -> tuple[Tensor, list[LossOutput]]:
+        """Return a micro-batch's share of the loss of its optimiser step, and what losses gave.
+
+        Args:
+            batch: The micro-batch.
+            context: What it must know of the step.
+            wrapped: The policy as wrapped for parallel training.
+            training: Whether metrics are added and running means moved.
+        """
+        scored = self._score(batch, wrapped, with_mismatched=context.kl is None)
+        if context.kl is None and scored.mismatched is not None:
+            context = replace(context, kl=self.kl_estimate([scored.mismatched]))
+            if training:
+                self._log_kl(context.kl or {})
+        outputs = self.outputs(batch.index, scored, context, training)
+        loss = sum(
+            term.weight * output.losses.sum() / denominator.clamp(min=1)
+            for term, output, denominator in zip(
+                self._objective.terms,
+                outputs,
+                context.denominators[: len(outputs)],
+                strict=True,
+            )
+        )
+        assert isinstance(loss, Tensor)  # an objective has a term
+        if self._router_loss is not None and scored.scores.router_loss is not None:
+            # Each micro-batch by its share of the tokens of the optimiser step.
+            share = context.counts[-1] / context.denominators[-1].clamp(min=1)
+            loss = loss + self._router_loss.weight * share * scored.scores.router_loss
+        if training:
+            self.add_metrics(self.metrics, batch.index, outputs, scored.scores, context.counts)
+        return loss, outputs
+
+    def outputs(
+        self,
+        index: PreferenceIndex,
+        scored: Scored,
+        context: StepContext,
+        training: bool = False,
     ) -> list[LossOutput]:
-        """Return what each loss of the objective makes of a scored batch."""
-        running = self._running_means(batch, scored)
-        pooled = batch.get("pooled", {})
+        """Return what each loss of the objective makes of a scored batch.
+
+        Args:
+            index: Which of its completions are compared.
+            scored: The batch.
+            context: What it must know of its step.
+            training: Whether running means move with a batch that is a whole step.
+        """
+        running: Sequence[Mapping[str, Tensor]] | None = context.running_means
+        if running is None and training and self._objective.needs_running_means:
+            running = self._running.updated(self._running_sums(index, scored))
+        running = self._running.means() if running is None else running
         outputs = []
-        for index, term in enumerate(self._terms):
-            views = rows_of(term, batch)
-            completions = _completions(scored, {**kl, **running[index]})
-            if index in pooled:
-                (inputs,) = loss_inputs(term, views, completions)
-                outputs.append(with_gradient(pooled[index], inputs))
+        for number, term in enumerate(self.terms):
+            its = index.of_rows(term.rows)
+            completions = scored.completions({**(context.kl or {}), **running[number]})
+            if number in context.batch_losses:
+                (inputs,) = loss_inputs(term, its, completions)
+                outputs.append(with_gradient(context.batch_losses[number], inputs))
             else:
-                outputs.append(term_output(term, views, completions))
+                outputs.append(term_output(term, its, completions))
         return outputs
 
-    def _running_means(self, batch: Mapping[str, Any], scored: Scored) -> list[dict[str, Tensor]]:
-        """Return the running means of each term; in training, with the step of this batch."""
-        if "running_means" in batch:
-            known: list[dict[str, Tensor]] = batch["running_means"]
-            return known
-        if not (self.objective.needs_running_means and self.model.training):
-            return self._running.means()
-        return self._running.updated(self._running_sums(batch, scored))
+    def add_metrics(
+        self,
+        metrics: MetricSums,
+        index: PreferenceIndex,
+        outputs: Sequence[LossOutput],
+        scores: Scores,
+        counts: Tensor,
+    ) -> None:
+        """Add the metrics of a batch.
 
-    def _running_sums(self, batch: Mapping[str, Any], scored: Scored) -> Tensor:
+        Args:
+            metrics: Where to.
+            index: Which of its completions are compared.
+            outputs: What each loss made of it.
+            scores: By the policy.
+            counts: As ``counts`` returns them.
+        """
+        objective, logps = self._objective, scores.logps.detach()
+        of_terms = counts[: len(outputs)]
+        add_batch_metrics(metrics, objective, outputs, of_terms, index, logps, scores.lengths)
+        if self._token_metrics and scores.statistics is not None:
+            of_tokens = {name: getattr(scores.statistics, name) for name in TOKEN_METRICS}
+            add_token_metrics(metrics, objective, index, scores.lengths, **of_tokens)
+        if scores.router_loss is not None:
+            metrics.add("aux_loss", scores.router_loss * counts[-1], counts[-1])
+
+    def _running_sums(self, index: PreferenceIndex, scored: Scored) -> Tensor:
         """Return what a micro-batch adds to the running means of each term; (terms, 4)."""
-        completions = _completions(scored, {})
+        completions = scored.completions({})
         return torch.stack(
-            [running_sums(term, rows_of(term, batch), completions) for term in self._terms]
+            [running_sums(term, index.of_rows(term.rows), completions) for term in self.terms]
         )
-
-    def _save_running_means(self, folder: Path) -> None:
-        if self.objective.needs_running_means:
-            (folder / RUNNING_FILE).write_text(json.dumps(self._running.state_dict()) + "\n")
-
-    def _load_running_means(self, folder: Path | None) -> None:
-        """Go on with the running means of a checkpoint, or begin anew."""
-        self._running = RunningMeans(len(self.objective.terms))
-        if folder is None or not self.objective.needs_running_means:
-            return
-        file = folder / RUNNING_FILE
-        if not file.is_file():
-            raise ValueError(
-                f"{folder} has no {RUNNING_FILE}, which the loss {self.objective.name!r} needs to "
-                "go on: it was trained with another loss"
-            )
-        self._running.load_state_dict(json.loads(file.read_text()))
 
     # KTO's KL estimate ----------------------------------------------------------------------------
 
-    def _how_mismatched(self) -> Literal["separate", "continued"] | None:
-        """Return how KTO's mismatched completions are scored: where they can, with the others.
-
-        The KL estimate is that of the whole optimiser step, so with several micro-batches it must
-        be known before the first of them is scored.
-        """
-        if not self.objective.needs_kl:
-            return None
-        several = self.args.gradient_accumulation_steps > 1 or (
-            self.args.max_tokens_per_batch is not None and self.args.world_size > 1
-        )
-        return "separate" if several or self.scorer.layout == "padded" else "continued"
-
-    def _kl_estimate(self, log_ratios: Iterable[Tensor | float]) -> dict[str, Tensor]:
+    def kl_estimate(self, sums: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return max(0, mean log-ratio of mismatched completions) over all processes; () each.
 
         Args:
-            log_ratios: ``mismatched_sums``, in parts; (3,).
+            sums: ``mismatched_sums`` of the batches of this process; (3,) each.
 
         Returns:
             What the objective takes of ``kl``, in nats, and ``mean_kl``, in nats per token.
         """
-        total = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        for part in log_ratios:
-            total += part
-        total = self._sum_over_processes(total)
+        nothing = torch.zeros(3, dtype=torch.float64, device=self._device)
+        total = self._processes.sum(torch.stack([nothing, *sums]).sum(0))
         means = (total[:2] / total[2].clamp(min=1)).clamp(min=0).float()
         estimates = dict(zip(("kl", "mean_kl"), means, strict=True))
-        return {name: value for name, value in estimates.items() if name in self.objective.inputs}
+        return {name: value for name, value in estimates.items() if name in self._objective.inputs}
 
     def _log_kl(self, estimates: Mapping[str, Tensor]) -> None:
         for name, value in estimates.items():
-            self._sums.add(name, value, 1.0)
+            self.metrics.add(name, value, 1.0)
 
-    @torch.no_grad()
-    def _mismatched_log_ratios(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return ``mismatched_sums`` of a batch whose mismatched completions are its own; (3,)."""
-        assert self._references is not None  # no loss eats a KL estimate without a reference
-        scores = self.scorer.score(batch["kl"], context=self.accelerator.autocast)
-        reference = self._references.logps(batch["kl"])
-        return mismatched_sums(scores, reference.logps)
+    # Checkpoints ----------------------------------------------------------------------------------
 
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
-        return summed
+    def save(self, folder: Path) -> None:
+        """Write into a checkpoint the means over training, if a loss takes one."""
+        if self._objective.needs_running_means:
+            (folder / RUNNING_FILE).write_text(json.dumps(self._running.state_dict()) + "\n")
+
+    def resume(self, folder: Path | None) -> None:
+        """Go on with the means of a checkpoint, or begin anew.
+
+        Args:
+            folder: The checkpoint; None to begin.
+
+        Raises:
+            ValueError: If a loss takes a mean over training that the checkpoint does not have.
+        """
+        self._running = RunningMeans(len(self._objective.terms))
+        if folder is None or not self._objective.needs_running_means:
+            return
+        file = folder / RUNNING_FILE
+        if not file.is_file():
+            raise ValueError(
+                f"{folder} has no {RUNNING_FILE}, which the loss {self._objective.name!r} needs to "
+                "go on: it was trained with another loss"
+            )
+        self._running.load_state_dict(json.loads(file.read_text()))
 
 
 def mismatched_sums(scores: Scores, ref_logps: Tensor) -> Tensor:
@@ -249,15 +461,11 @@ def mismatched_sums(scores: Scores, ref_logps: Tensor) -> Tensor:
     return torch.stack([log_ratios.sum(), per_token.sum(), log_ratios.new_tensor(len(log_ratios))])
 
 
-def _completions(scored: Scored, scalars: Mapping[str, Tensor]) -> Completions:
-    scores = scored.scores
-    return Completions(
-        scores.logps,
-        scores.lengths,
-        scored.ref_logps,
-        scores.per_token_logps,
-        scored.ref_per_token_logps,
-        scores.divergences,
-        None if scores.statistics is None else scores.statistics.log_collisions,
-        scalars=scalars,
-    )
+def _batch_inputs(
+    term: Term, index: PreferenceIndex, completions: Completions
+) -> dict[str, Tensor]:
+    """Return what a loss on all examples of a step takes of one batch, with weights if any."""
+    its = index.of_rows(term.rows)
+    (inputs,) = loss_inputs(term, its, completions)
+    weights = term_weights(term, its, completions)
+    return inputs if weights is None else inputs | {"weights": weights}

@@ -222,19 +222,13 @@ def test_fields_that_both_have_are_the_configurations():
     assert rest().remote is True
 
 
-def test_flags_of_the_model_reach_the_trainer(monkeypatch, tmp_path):
-    import prefopt.training.trainer
-
-    seen = {}
-    monkeypatch.setattr(
-        prefopt.training.trainer, "PreferenceTrainer", lambda **options: seen.update(options)
-    )
+def test_flags_of_the_model_reach_the_trainer(tmp_path):
     _, config, model_args = parsed(
         *("--model", "m", "--dataset", "d", "--output_dir", tmp_path, "--report_to=none"),
         *("--dtype", "bfloat16", "--model_revision", "abc", "--use_peft", "--lora_r", "3"),
         *("--load_in_4bit", "--model_init_kwargs", '{"revision": "def", "use_cache": false}'),
     )
-    train.make_trainer(config, model_args, ["row"], None)
+    seen = train.run_arguments(config, model_args)
     assert seen["model"] == "m"
     assert config.model_init_kwargs == {
         "revision": "def",

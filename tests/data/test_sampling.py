@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from prefopt.data.collate import BATCHES
 from prefopt.data.sampling import MixedLabels, unpaired_labels
 from tests.models import tiny_rows
 from tests.runs import trainer
@@ -53,8 +54,9 @@ def test_training_on_unpaired_rows_mixes_labels_and_others_are_shuffled_as_ever(
     rows = tiny_rows(40, "unpaired")
     trained = trainer(tmp_path, rows, loss_type="kto")
     assert isinstance(trained._get_train_sampler(), MixedLabels)
-    for batch in trained.get_train_dataloader():
-        assert 0 < int(batch["desirable"].sum()) < len(batch["desirable"])
+    for inputs in trained.get_train_dataloader():
+        (batch,) = inputs[BATCHES]
+        assert 0 < int(batch.index.labels.sum()) < len(batch.index.labels)
     in_order = trainer(tmp_path, rows, loss_type="kto", train_sampling_strategy="sequential")
     assert not isinstance(in_order._get_train_sampler(), MixedLabels)
     pairs = trainer(tmp_path, tiny_rows(8), loss_type="kto")

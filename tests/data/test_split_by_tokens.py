@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.data.collate import PreferenceCollator, parts_of
+from prefopt.data.collate import PreferenceCollator
 from prefopt.data.split_by_tokens import laid_out_tokens, split_by_tokens
 from prefopt.engine.layout import Example, build_layout
 
@@ -55,20 +55,20 @@ def row(length):
 
 
 def test_a_batch_beyond_the_limit_is_cut_by_examples():
-    collate = PreferenceCollator(max_tokens=20)
-    parts = parts_of(collate([row(9), row(9), row(2), row(30)]))
-    assert [int(part["examples"]) for part in parts] == [1, 2, 1]
-    assert [part["chosen_index"].tolist() for part in parts] == [[0], [0, 2], [0]]
+    batches = PreferenceCollator(max_tokens=20).batches([row(9), row(9), row(2), row(30)])
+    assert [len(batch.texts.examples) for batch in batches] == [1, 2, 1]
+    assert [batch.index.chosen.tolist() for batch in batches] == [[0], [0, 2], [0]]
 
 
-def test_a_batch_within_the_limit_is_its_only_part():
-    batch = PreferenceCollator(max_tokens=100)([row(9), row(9)])
-    assert parts_of(batch) == [batch]
+def test_a_batch_within_the_limit_is_not_cut():
+    assert len(PreferenceCollator(max_tokens=100).batches([row(9), row(9)])) == 1
 
 
 def test_mismatched_completions_continue_a_batch_of_one_part_only():
-    whole = PreferenceCollator(mismatched="continued")([row(9), row(9)])
-    assert "kl" not in whole
-    assert whole["continuation"]["lengths"].tolist() == [2, 1, 2, 1]
-    cut = PreferenceCollator(mismatched="continued", max_tokens=15)([row(9), row(9)])
-    assert all("kl" in part and "continuation" not in part for part in parts_of(cut))
+    (whole,) = PreferenceCollator(mismatched="continued").batches([row(9), row(9)])
+    assert whole.continues
+    assert whole.mismatched.tokens is whole.texts.tokens.continuation
+    assert whole.mismatched.tokens.lengths.tolist() == [2, 1, 2, 1]
+    cut = PreferenceCollator(mismatched="continued", max_tokens=15).batches([row(9), row(9)])
+    assert len(cut) == 2
+    assert not any(batch.continues for batch in cut)

@@ -1,6 +1,7 @@
 """On every architecture, scores, gradients and steps equal those of each text computed alone."""
 
 import logging
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -95,8 +96,8 @@ def test_insisting_on_sharing_where_it_cannot_be_is_an_error(name):
 @pytest.mark.parametrize("name", SHARING)
 def test_positions_that_do_not_continue_from_the_prompt_show(name):
     batch = batch_of(trees(), "shared_prefix")
-    length = batch["input_ids"].shape[1]
-    batch["position_ids"] = torch.arange(length)[None]
+    length = batch.input_ids.shape[1]
+    batch = replace(batch, position_ids=torch.arange(length)[None])
     wrong = Scorer(tiny_model(name)).score(batch).logps
     assert (wrong - alone(name).logps).abs().max() > 1e-2
 

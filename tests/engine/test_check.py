@@ -49,7 +49,7 @@ def test_mixed_precision_is_judged_as_half(monkeypatch):
 
     def noisy(batch, **options):
         scores = original(batch, **options)
-        noise = 0.05 if "attention_mask" in batch else 0.0
+        noise = 0.05 if batch.attention_mask is not None else 0.0
         return dataclasses.replace(scores, per_token_logps=scores.per_token_logps + noise)
 
     monkeypatch.setattr(scorer, "score", noisy)
@@ -87,6 +87,6 @@ def test_the_trainer_stops_before_training_where_attention_is_broken(
 ):
     scorer = Scorer(tiny_model("llama"))  # found right on the probe, wrong afterwards
     break_branches()
-    monkeypatch.setattr("prefopt.training.trainer.Scorer", lambda *_, **__: scorer)
+    monkeypatch.setattr("prefopt.training.reference.Scorer", lambda *_, **__: scorer)
     with pytest.raises(ValueError, match="report the model to prefopt"):
         trainer(tmp_path, tiny_rows(8), model=scorer.model, check_first_batch=True)

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.engine.layout import Example, build_layout
+from prefopt.engine import Scorer
+from prefopt.engine.layout import Example, LayoutTensors, build_layout, in_padded_rows
+from tests.engine.trees import plain_logps, trees
+from tests.models import tiny_model
 
 
 def ids(*tokens):
@@ -202,3 +206,44 @@ def test_a_continuation_scores_the_tokens_of_its_own_layout(batch, least_shared)
     at = wanted.predict_positions[theirs]
     assert (tokens[own] == wanted.input_ids.ravel()[at]).all()
     assert (places[own] == wanted.position_ids.ravel()[at]).all()
+
+
+# Rows laid out anew for a model that cannot share prefixes ---------------------------------------
+
+
+def scores_of_rows(row, before=None):
+    """Score the padded form of a row with a model that shares nothing, prediction by prediction."""
+    padded = in_padded_rows(row, before)
+    assert padded.name == "padded"
+    return padded, Scorer(tiny_model("bloom")).score(padded)
+
+
+def test_a_packed_row_in_padded_rows_has_the_same_predictions():
+    examples = trees()
+    row = LayoutTensors.of(build_layout(examples, least_shared=3))
+    padded, scores = scores_of_rows(row)
+    torch.testing.assert_close(padded.target_ids, row.target_ids)
+    torch.testing.assert_close(padded.token_index, row.token_index)
+    wanted = plain_logps(tiny_model("bloom"), examples).detach()
+    torch.testing.assert_close(scores.logps.detach(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_continuation_in_padded_rows_starts_with_the_prompts_of_the_row_before():
+    examples = trees()
+    others = [
+        Example(one.prompt_ids, other.completion_ids)
+        for one, other in zip(examples, [*examples[1:], examples[0]], strict=True)
+    ]
+    row = LayoutTensors.of(build_layout(examples, continued=others, least_shared=3))
+    _, scores = scores_of_rows(row.continuation, before=row)
+    wanted = plain_logps(tiny_model("bloom"), others).detach()
+    torch.testing.assert_close(scores.logps.detach(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_completions_of_which_nothing_is_predicted_take_no_padded_row():
+    nothing = Example(np.zeros(0, dtype=np.int64), [np.array([5]), np.array([6, 7])])
+    padded = in_padded_rows(LayoutTensors.of(build_layout([nothing])))
+    assert padded.input_ids.tolist() == [[6]]
+    assert padded.lengths.tolist() == [0, 1]
+    empty = Example(np.zeros(0, dtype=np.int64), [np.array([5])])
+    assert in_padded_rows(LayoutTensors.of(build_layout([empty]))).input_ids.numel() == 0

@@ -31,8 +31,8 @@ def own_output(model, examples):
     """The model's own forward over padded rows; a text's last token is left out, as in a layout."""
     batch = batch_of(examples, "padded")
     return model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"].long(),
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask.long(),
         output_router_logits=True,
     )
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from prefopt.engine import build_layout
-from prefopt.engine.layout import Example
+from prefopt.engine.layout import Example, LayoutTensors
 from prefopt.engine.memory.recompute import RecomputingLayers
-from prefopt.engine.score import layout_tensors
 from tests.models import VOCABULARY
 
 
@@ -47,7 +46,7 @@ def plain_logps(model: Any, examples: list[Example]) -> Tensor:
 
 def batch_of(examples: list[Example], layout: Any) -> dict[str, Any]:
     """Return a batch for ``Scorer.score``."""
-    return layout_tensors(build_layout(examples, layout))
+    return LayoutTensors.of(build_layout(examples, layout))
 
 
 def without_recomputation(monkeypatch: Any) -> None:

@@ -19,7 +19,7 @@ score = ReferenceModel.score
 
 def counted(self, batch, *args, **options):
     """Score, and remember how many completions."""
-    scored.append(len(batch["lengths"]))
+    scored.append(len(batch.lengths))
     return score(self, batch, *args, **options)
 
 
@@ -32,7 +32,7 @@ def main(folder: Path, stores: str) -> None:
     first = trainer(folder, rows, precompute_ref_batch_size=2)
     mine = sum(scored)
     again = trainer(folder, rows)
-    fingerprint: Fingerprint = first._references.fingerprint
+    fingerprint: Fingerprint = first.references.fingerprint
     keys = [
         key
         for example in read_examples(first.train_dataset, with_kl=False)
@@ -45,7 +45,7 @@ def main(folder: Path, stores: str) -> None:
         "fingerprint": fingerprint.digest,
         "scored": mine,
         "again": sum(scored) - mine,
-        "computed": [first._references.computed, again._references.computed],
+        "computed": [first.references.computed, again.references.computed],
         "values": [database.get(number, fingerprint.digest, key).tolist() for key in keys],
     }
     Path(folder, f"rank{rank}.json").write_text(json.dumps(result))

@@ -9,6 +9,7 @@ from prefopt.objective import parse_objective
 from prefopt.objective.batch_losses import RunningMeans, pool, running_sums, with_gradient
 from prefopt.objective.inputs import Completions
 from tests.equivalence.test_invariance import assert_same_training, run
+from tests.indices import make_index
 from tests.models import tiny_model, tiny_rows
 from tests.runs import steps, trainer
 
@@ -83,20 +84,13 @@ def test_running_means_count_completions_and_forget_margins_slowly():
     assert means.means() == [{"mean_log_ratio": 0.0, "mean_margin": 0.0}] * 2
     log_ratios = torch.tensor([1.0, -1.0, 4.0, 1.0])
     known = Completions(log_ratios, torch.ones(4), torch.zeros(4))
-    views = {
-        "chosen_index": torch.tensor([0, 2]),
-        "rejected_index": torch.tensor([1, 1]),
-        "labelled_index": torch.tensor([0, 1, 2]),
-        "desirable": torch.ones(3),
-    }
-    sums = [running_sums(term, views, known) for term in (pairs, thumbs)]
+    index = make_index(chosen=[0, 2], rejected=[1, 1], unpaired=[0, 1, 2], labels=[True] * 3)
+    sums = [running_sums(term, index, known) for term in (pairs, thumbs)]
     first = means.updated(torch.stack(sums))
     assert float(first[0]["mean_margin"]) == pytest.approx(0.1 * 3.5)
     assert float(first[1]["mean_log_ratio"]) == pytest.approx(4 / 3)
-    nothing = torch.tensor([], dtype=torch.int64)
-    views = {"chosen_index": nothing, "rejected_index": nothing}  # a step without pairs
-    views |= {"labelled_index": torch.tensor([3]), "desirable": torch.ones(1)}
-    sums = [running_sums(term, views, known) for term in (pairs, thumbs)]
+    index = make_index(unpaired=[3], labels=[True])  # a step without pairs
+    sums = [running_sums(term, index, known) for term in (pairs, thumbs)]
     second = means.updated(torch.stack(sums))
     assert float(second[0]["mean_margin"]) == pytest.approx(0.1 * 3.5)
     assert float(second[1]["mean_log_ratio"]) == pytest.approx(5 / 4)
@@ -118,7 +112,7 @@ def test_running_means_are_kept_in_checkpoints(tmp_path, per_token):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     wanted = [entry["loss"] for entry in steps(whole)][-1]
     assert [entry["loss"] for entry in steps(resumed)][-1] == pytest.approx(wanted, rel=1e-6)
-    ((found,), (wanted,)) = (its._running.means() for its in (resumed, whole))
+    ((found,), (wanted,)) = (its._statistics._running.means() for its in (resumed, whole))
     assert abs(found["mean_log_ratio"]) > 1e-3
     for name, mean in wanted.items():
         assert float(found[name]) == pytest.approx(float(mean), rel=1e-5)

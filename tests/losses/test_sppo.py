@@ -5,6 +5,7 @@ from prefopt.losses import get_loss
 from prefopt.losses.sppo import sppo_loss
 from prefopt.objective import parse_objective
 from prefopt.objective.inputs import Completions, loss_inputs
+from tests.indices import make_index
 from tests.models import tiny_rows
 from tests.runs import steps, trainer
 
@@ -100,10 +101,10 @@ def test_win_rates_of_the_data_are_the_targets_in_training(tmp_path):
 
 @pytest.mark.parametrize("given", [{}, {"preference_probabilities": SOFT}])
 def test_without_win_rates_they_are_those_of_the_soft_label(given):
-    pairs = {"chosen_index": torch.tensor([0, 2]), "rejected_index": torch.tensor([1, 3])}
+    index = make_index(chosen=[0, 2], rejected=[1, 3], **given)
     known = Completions(torch.zeros(4), torch.ones(4), torch.zeros(4))
     (term,) = parse_objective("sppo").terms
-    (inputs,) = loss_inputs(term, pairs | given, known)
+    (inputs,) = loss_inputs(term, index, known)
     wanted = given.get("preference_probabilities", torch.ones(2))
     torch.testing.assert_close(inputs["chosen_win_rates"], wanted)
     torch.testing.assert_close(inputs["rejected_win_rates"], 1 - wanted)

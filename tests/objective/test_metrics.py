@@ -6,6 +6,7 @@ import torch
 from prefopt.objective import parse_objective
 from prefopt.objective.inputs import Completions, term_counts, term_output
 from prefopt.objective.metrics import MetricSums, add_batch_metrics, with_margins
+from tests.indices import make_index
 
 
 def test_means_weigh_every_value_alike():
@@ -37,14 +38,14 @@ def test_other_processes_are_summed_before_dividing():
     assert sums.means(lambda table: table + other) == {"x": 3.0}
 
 
-def batch_of_two_pairs():
-    return {
-        "chosen_index": torch.tensor([0, 2]),
-        "rejected_index": torch.tensor([1, 3]),
-        "labelled_index": torch.arange(4),
-        "desirable": torch.tensor([True, False, True, False]),
-        "preferred_index": torch.tensor([0, 2]),
-    }
+def index_of_two_pairs():
+    return make_index(
+        chosen=[0, 2],
+        rejected=[1, 3],
+        unpaired=[0, 1, 2, 3],
+        labels=[True, False, True, False],
+        preferred=[0, 2],
+    )
 
 
 LOGPS = torch.tensor([-1.0, -4.0, -3.0, -2.0])
@@ -53,12 +54,12 @@ LENGTHS = torch.tensor([1, 2, 3, 4])
 
 
 def metrics_of(name, kl=None):
-    objective, batch, sums = parse_objective(name), batch_of_two_pairs(), MetricSums()
+    objective, index, sums = parse_objective(name), index_of_two_pairs(), MetricSums()
     scalars = {} if kl is None else {"kl": kl}
     completions = Completions(LOGPS, LENGTHS, REFERENCE, scalars=scalars)
-    outputs = [term_output(term, batch, completions) for term in objective.terms]
-    counts = torch.stack([term_counts(term, batch, LENGTHS) for term in objective.terms])
-    add_batch_metrics(sums, objective, outputs, counts, batch, LOGPS, LENGTHS)
+    outputs = [term_output(term, index, completions) for term in objective.terms]
+    counts = torch.stack([term_counts(term, index, LENGTHS) for term in objective.terms])
+    add_batch_metrics(sums, objective, outputs, counts, index, LOGPS, LENGTHS)
     return with_margins(sums.means())
 
 

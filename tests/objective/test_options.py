@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from prefopt.objective.options import (
     transformed,
     wpo_weights,
 )
+from prefopt.objective.preference_index import PreferenceIndex, Ranking
 from tests.equivalence.test_invariance import assert_same_training, run
 from tests.models import tiny_model, tiny_rows
 from tests.runs import steps, trainer
@@ -42,7 +44,7 @@ def leaf(size, generator, scale=4.0):
 
 
 def batch(seed=0):
-    """Return two examples of three completions each, seen in every way, and what is known of them.
+    """Return two examples of three completions each, their index, and what is known of them.
 
     Of 3, 5, 4 and 2, 6, 4 tokens; the log-probs of the tokens are leaves.
     """
@@ -66,27 +68,27 @@ def batch(seed=0):
             "mean_margin": torch.tensor(-1.0, dtype=torch.float64),
         },
     )
-    rankings = {
-        "index": torch.arange(6).view(2, 3),
-        "scores": torch.tensor([[3.0, 1.5, 1.0], [4.0, 2.0, 0.5]], dtype=torch.float64),
-    }
-    views = {
-        "chosen_index": torch.tensor([0, 0, 1, 3, 3, 4]),
-        "rejected_index": torch.tensor([1, 2, 2, 4, 5, 5]),
-        "margins": torch.tensor([1.5, 2.0, 0.5, 2.0, 3.5, 1.5], dtype=torch.float64),
-        "labelled_index": torch.arange(6),
-        "desirable": torch.tensor([True, True, False, True, True, False]),
-        "preferred_index": torch.tensor([0, 3]),
-        "rankings": [rankings],
-    }
-    return views, completions
+    ranking = Ranking(
+        torch.arange(6).view(2, 3),
+        torch.tensor([[3.0, 1.5, 1.0], [4.0, 2.0, 0.5]], dtype=torch.float64),
+    )
+    index = PreferenceIndex(
+        chosen=torch.tensor([0, 0, 1, 3, 3, 4]),
+        rejected=torch.tensor([1, 2, 2, 4, 5, 5]),
+        margins=torch.tensor([1.5, 2.0, 0.5, 2.0, 3.5, 1.5], dtype=torch.float64),
+        unpaired=torch.arange(6),
+        labels=torch.tensor([True, True, False, True, True, False]),
+        preferred=torch.tensor([0, 3]),
+        rankings=(ranking,),
+    )
+    return index, completions
 
 
 def outcome(loss, given=None, progress=0.0, **options):
     """Return losses of the batch under options of every loss, and their gradient by token."""
     (term,) = parse_objective(loss, options=given, loss_options=LossOptions(**options)).terms
-    views, completions = batch()
-    output = term_output(term.at(progress), views, completions)
+    index, completions = batch()
+    output = term_output(term.at(progress), index, completions)
     (gradient,) = torch.autograd.grad(output.losses.sum(), completions.per_token_logps)
     return output, gradient
 
@@ -272,11 +274,11 @@ def test_kto_per_token_compares_with_the_kl_estimate_per_token():
 
 
 def test_tdpo_per_token_takes_its_divergences_per_token_too():
-    views, completions = batch()
+    index, completions = batch()
     output, _ = outcome("tdpo", {"beta": 0.5, "alpha": 0.3}, length_normalize=True)
     log_ratios = (completions.logps - completions.ref_logps).detach() / completions.lengths
     drifts = completions.divergences.detach() / completions.lengths
-    chosen, rejected = views["chosen_index"], views["rejected_index"]
+    chosen, rejected = index.chosen, index.rejected
     margins = log_ratios[chosen] - log_ratios[rejected] - 0.3 * (drifts[rejected] - drifts[chosen])
     torch.testing.assert_close(output.losses.detach(), -logsigmoid(0.5 * margins))
 
@@ -303,16 +305,16 @@ def test_scores_of_a_ratio_of_2_and_of_1(divergence, coefficient, at_2):
 
 
 def test_a_divergence_replaces_the_log_ratio():
-    views, completions = batch()
+    index, completions = batch()
     (term,) = parse_objective(
         "dpo", options={"beta": 0.3}, loss_options=LossOptions(f_divergence_type="forward_kl")
     ).terms
     ratios = (completions.logps - completions.ref_logps).detach()
     scores = 1 - torch.exp(-ratios)
-    margins = scores[views["chosen_index"]] - scores[views["rejected_index"]]
-    output = term_output(term, views, completions)
+    margins = scores[index.chosen] - scores[index.rejected]
+    output = term_output(term, index, completions)
     torch.testing.assert_close(output.losses.detach(), -logsigmoid(0.3 * margins))
-    torch.testing.assert_close(output.chosen_rewards, 0.3 * scores[views["chosen_index"]])
+    torch.testing.assert_close(output.chosen_rewards, 0.3 * scores[index.chosen])
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "js_divergence", "alpha_divergence"])
@@ -347,11 +349,11 @@ def test_dpo_with_light_tails_is_ld_dpo(alpha):
 
 def test_tokens_beyond_the_shorter_completion_count_by_alpha():
     """CPO, without a reference: the gradient of a tail is alpha times that of the head."""
-    views, completions = batch()
+    index, completions = batch()
     of_first = torch.arange(6).repeat_interleave(completions.lengths)
-    views |= {"chosen_index": torch.tensor([0]), "rejected_index": torch.tensor([1])}  # 3, 5 tokens
+    index = replace(index, chosen=torch.tensor([0]), rejected=torch.tensor([1]))  # 3, 5 tokens
     (term,) = parse_objective("cpo", loss_options=LossOptions(ld_alpha=0.25)).terms
-    losses = term_output(term, views, completions).losses
+    losses = term_output(term, index, completions).losses
     (gradient,) = torch.autograd.grad(losses.sum(), completions.per_token_logps)
     longer = gradient[of_first == 1]
     torch.testing.assert_close(longer[3:], 0.25 * longer[:2])
@@ -363,30 +365,30 @@ def test_tokens_beyond_the_shorter_completion_count_by_alpha():
 
 def test_running_sums_are_of_log_ratios_as_the_loss_is_given_them():
     """Light tails, another divergence, per token: the first pair has 3 and 5 tokens."""
-    views, completions = batch()
-    views |= {"chosen_index": torch.tensor([0]), "rejected_index": torch.tensor([1])}
+    index, completions = batch()
+    index = replace(index, chosen=torch.tensor([0]), rejected=torch.tensor([1]))
     options = LossOptions(ld_alpha=0.5, f_divergence_type="js_divergence", length_normalize=True)
     (term,) = parse_objective("bco_pair", loss_options=options).terms
     ratios = (completions.per_token_logps - completions.ref_per_token_logps).detach()
     chosen = (math.log(2) + logsigmoid(ratios[:3].sum())) / 3
     rejected = (math.log(2) + logsigmoid(ratios[3:6].sum() + 0.5 * ratios[6:8].sum())) / 5
     wanted = torch.stack([chosen + rejected, torch.tensor(2.0), chosen - rejected, torch.tensor(1)])
-    found = running_sums(term, views, completions)
+    found = running_sums(term, index, completions)
     torch.testing.assert_close(found, wanted)
     assert not found.requires_grad
 
 
 def test_each_loss_of_a_sum_has_running_means_under_its_own_options():
     """BCO on thumbs has no tails, so its mean stays that of whole completions."""
-    views, completions = batch()
+    index, completions = batch()
     options = LossOptions(ld_alpha=0.5)
     pairs, thumbs = parse_objective("bco_pair + bco", loss_options=options).terms
     whole = (completions.logps - completions.ref_logps).detach()
-    of_thumbs = running_sums(thumbs, views, completions)
+    of_thumbs = running_sums(thumbs, index, completions)
     torch.testing.assert_close(of_thumbs[:2], torch.stack([whole.sum(), torch.tensor(6.0)]))
     assert of_thumbs[3] == 0
-    of_pairs = running_sums(pairs, views, completions)
-    twice = whole[views["chosen_index"]].sum() + whole[views["rejected_index"]].sum()
+    of_pairs = running_sums(pairs, index, completions)
+    twice = whole[index.chosen].sum() + whole[index.rejected].sum()
     assert of_pairs[1] == 12
     assert abs(of_pairs[0] - twice) > 0.1
 
@@ -411,24 +413,24 @@ def test_dpo_with_a_margin_is_odpo_and_its_rewards_stay_whole():
 
 
 def test_a_margin_without_reference_is_taken_off_the_reward():
-    views, completions = batch()
+    index, completions = batch()
     logps = completions.logps.detach()
-    margins = logps[views["chosen_index"]] - logps[views["rejected_index"]]
+    margins = logps[index.chosen] - logps[index.rejected]
     output, _ = outcome("cpo", {"beta": 0.5}, margin_scale=2.0)
-    wanted = -logsigmoid(0.5 * margins - 2.0 * views["margins"])
+    wanted = -logsigmoid(0.5 * margins - 2.0 * index.margins)
     torch.testing.assert_close(output.losses.detach(), wanted)
 
 
 def test_a_margin_per_token_is_simpos_where_the_data_have_the_same_everywhere():
-    views, completions = batch()
-    views |= {"margins": torch.full((6,), 0.4, dtype=torch.float64)}
+    index, completions = batch()
+    index = replace(index, margins=torch.full((6,), 0.4, dtype=torch.float64))
     losses = []
     for name, given, options in (
         ("cpo", {"beta": 2.0}, LossOptions(length_normalize=True, margin_scale=2.5)),
         ("simpo", {"beta": 2.0, "gamma": 1.0}, None),
     ):
         (term,) = parse_objective(name, options=given, loss_options=options).terms
-        losses.append(term_output(term, views, completions).losses)
+        losses.append(term_output(term, index, completions).losses)
     torch.testing.assert_close(*losses)
 
 
@@ -477,12 +479,12 @@ def test_wpo_weighs_by_usual_tokens_up_to_1():
 
 
 def test_wpo_weighs_the_losses_and_the_weights_of_the_data():
-    views, completions = batch()
+    index, completions = batch()
     pairs = torch.tensor([1.0, 2.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     (term,) = parse_objective("dpo", loss_options=LossOptions(use_weighting=True)).terms
     plain, _ = outcome("dpo")
     weighed, _ = outcome("dpo", use_weighting=True)
-    both = term_output(term, views | {"pair_weights": pairs}, completions)
+    both = term_output(term, replace(index, pair_weights=pairs), completions)
     torch.testing.assert_close(both.losses, weighed.losses * pairs)
     assert (weighed.losses <= plain.losses).all()
 
@@ -622,12 +624,12 @@ def test_a_model_card_names_the_options(tmp_path):
 
 def test_options_apply_in_their_order():
     """Tails, then the divergence, then lengths, then the margin of the data."""
-    views, completions = batch()
+    index, completions = batch()
     options = LossOptions(
         ld_alpha=0.5, f_divergence_type="js_divergence", length_normalize=True, margin_scale=0.3
     )
     (term,) = parse_objective("dpo", options={"beta": 2.0}, loss_options=options).terms
-    (inputs,) = loss_inputs(term, views, completions)
+    (inputs,) = loss_inputs(term, index, completions)
     # The first pair has 3 and 5 tokens.
     ratios = (completions.per_token_logps - completions.ref_per_token_logps).detach()
     chosen = ratios[:3].sum()
@@ -637,7 +639,7 @@ def test_options_apply_in_their_order():
     found = (inputs["chosen_logps"] - inputs["ref_chosen_logps"])[0] - (
         inputs["rejected_logps"] - inputs["ref_rejected_logps"]
     )[0]
-    torch.testing.assert_close(found.detach(), margin - 0.3 * views["margins"][0] / 2.0)
+    torch.testing.assert_close(found.detach(), margin - 0.3 * index.margins[0] / 2.0)
 
 
 def test_margins_must_be_in_the_data(tmp_path):

@@ -11,11 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from prefopt.data.collate import PreferenceCollator
 from prefopt.data.prepared import completion_key
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example
-from prefopt.engine.score import layout_tensors
+from prefopt.engine.layout import Example, LayoutTensors
 from prefopt.reference import (
     CompletionIndex,
     Filler,
@@ -60,7 +58,7 @@ class Counted:
         self._model = ReferenceModel(scorer)
 
     def score(self, batch, context):
-        self.shapes.append(tuple(batch["input_ids"].shape))
+        self.shapes.append(tuple(batch.input_ids.shape))
         return self._model.score(batch, context)
 
     def load(self):
@@ -160,30 +158,6 @@ def test_the_border_between_prompt_and_completion_is_part_of_the_key():
     assert completion_key(ids(1, 2), ids(3)) == completion_key(ids(1, 2), ids(3))
 
 
-def test_masks_are_applied_when_serving_and_are_no_part_of_the_key(scorer):
-    example = Example(ids(3, 4), [ids(5, 6, 7), ids(8, 9)])
-    store, _, _ = filled([example], scorer)
-    row = {
-        "prompt_ids": [3, 4],
-        "completion_ids": [[5, 6, 7], [8, 9]],
-        "completion_masks": [[True, False, True], [False, True]],
-        "ranks": [0, 1],
-        "desirable": [True, False],
-    }
-    batch = PreferenceCollator(reference=store)([row])
-    whole = [store.get(ids(3, 4), completion) for completion in example.completion_ids]
-    wanted = np.concatenate([whole[0][[0, 2]], whole[1][[1]]])
-    np.testing.assert_array_equal(batch["ref_per_token_logps"].numpy(), wanted)
-    assert len(batch["ref_per_token_logps"]) == len(batch["token_index"])
-
-
-def test_unknown_completions_are_not_served_but_come_ready_to_be_scored(scorer):
-    row = {"prompt_ids": [3], "completion_ids": [[4]], "ranks": [], "desirable": [True]}
-    batch = PreferenceCollator(reference=MemoryStore())([row])
-    assert "ref_per_token_logps" not in batch
-    assert batch["unknown"]["keys"].numpy().tobytes() == completion_key(ids(3), ids(4))
-
-
 def as_processes(work, count):
     """Run ``work(processes)`` in a thread each, with a gather that waits for all of them."""
     barrier, place = threading.Barrier(count), [None] * count
@@ -266,7 +240,7 @@ def test_filling_leaves_training_mode_and_gradients_alone():
     scorer = Scorer(model)
     filled(EXAMPLES, scorer)
     assert all(module.training for module in model.modules())
-    batch = layout_tensors(build_layout(EXAMPLES))
+    batch = LayoutTensors.of(build_layout(EXAMPLES))
     assert scorer.score(batch).logps.requires_grad
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from prefopt.data.collate import PreferenceCollator
+from prefopt.data.collate import BATCHES, PreferenceCollator
 from prefopt.engine import Scorer
 from prefopt.reference import (
     FileStore,
@@ -47,6 +47,12 @@ MASKED = [
 ]
 
 
+def texts_of(rows, layout="shared_prefix"):
+    """Return the completions of rows, laid out as one batch."""
+    (batch,) = PreferenceCollator(layout=layout).batches(rows)
+    return batch.texts
+
+
 class Stream:
     """What the trainer takes for a stream: no length."""
 
@@ -55,16 +61,16 @@ class CountedModel(OtherModel):
     """A reference that counts how often it scores at a step."""
 
     def __init__(self, model, scorer_of):
-        super().__init__(model, lambda m: m, {}, "none", scorer_of, lambda s: s, None)
+        super().__init__(model, lambda m: m, {}, "none", scorer_of, None)
         self.passes = 0
 
     def keep(self):
         live = super().keep()
         score = live.score
 
-        def counted(*args):
+        def counted(*args, **options):
             self.passes += 1
-            return score(*args)
+            return score(*args, **options)
 
         live.score = counted
         return live
@@ -97,9 +103,8 @@ def wanted_logps(model, prompt, completion, mask=None):
 def test_what_a_stream_brings_is_scored_once_and_remembered(layout, disk, tmp_path):
     database = open_database(tmp_path) if disk else None
     served, source, model = streaming(layout, database)
-    collator = PreferenceCollator(layout=layout, reference=served.store)
-    first = served.logps(collator(ROWS)).logps
-    again = served.logps(collator(ROWS[::-1])).logps
+    first = served.logps(texts_of(ROWS, layout)).logps
+    again = served.logps(texts_of(ROWS[::-1], layout)).logps
     assert source.passes == 1
     assert served.computed == 6
     assert type(served.store) is (FileStore if disk else MemoryStore)
@@ -113,11 +118,10 @@ def test_what_a_stream_brings_is_scored_once_and_remembered(layout, disk, tmp_pa
 
 def test_masks_count_when_scored_and_when_remembered():
     served, source, model = streaming()
-    collator = PreferenceCollator(reference=served.store)
-    scored = served.logps(collator(MASKED)).logps
-    known = collator(MASKED)
-    remembered = served.logps(known).logps
-    assert "ref_per_token_logps" in known
+    scored = served.logps(texts_of(MASKED)).logps
+    remembered = served.logps(texts_of(MASKED)).logps
+    # Neither masked tokens, nor the first ones of a text.
+    assert len(served.logps(texts_of(MASKED)).per_token_logps) == 5
     wanted = [
         wanted_logps(model, r["prompt_ids"], ids, mask)
         for r in MASKED
@@ -126,36 +130,36 @@ def test_masks_count_when_scored_and_when_remembered():
     for got in (scored, remembered):
         torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
     whole = [row(r["prompt_ids"], *r["completion_ids"]) for r in MASKED]
-    assert "ref_per_token_logps" in collator(whole)  # masks are no part of what is kept
+    served.logps(texts_of(whole))  # masks are no part of what is kept
     assert source.passes == 1
 
 
 @pytest.mark.parametrize("how", ["separate", "continued"])
 def test_mismatched_completions_of_a_stream_are_remembered_too(how):
     served, source, model = streaming()
-    collator = PreferenceCollator(reference=served.store, mismatched=how)
+    collator = PreferenceCollator(mismatched=how)
     wanted = [wanted_logps(model, r["prompt_ids"], r["kl_completion_ids"][0]) for r in ROWS]
     for _ in range(2):
-        batch = collator(ROWS)
-        if how == "separate":
-            got = served.logps(batch["kl"]).logps
-        else:
-            got = served.logps(batch).continuation
+        (batch,) = collator.batches(ROWS)
+        assert batch.continues == (how == "continued")
+        got = served.logps(batch.mismatched).logps
         torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
-    assert source.passes == (1 if how == "separate" else 2)
-    assert len(served.store) == (3 if how == "separate" else 9)
+    assert source.passes == 1
+    assert len(served.store) == 3
 
 
 @pytest.mark.parametrize("disk", [True, False])
 @pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
-def test_worker_processes_that_know_less_cost_no_second_pass(disk, layout, tmp_path):
-    """A persistent worker has the memory of its start; what this process learnt must count."""
+def test_batches_of_worker_processes_cost_no_second_pass(disk, layout, tmp_path):
     served, source, model = streaming(layout, open_database(tmp_path) if disk else None)
-    collator = PreferenceCollator(layout=layout, reference=served.store)
+    collator = PreferenceCollator(layout=layout)
     loader = DataLoader(
         ROWS, batch_size=1, num_workers=1, persistent_workers=True, collate_fn=collator
     )
-    epochs = [[served.logps(batch).logps for batch in loader] for _ in range(2)]
+    epochs = [
+        [served.logps(batch.texts).logps for inputs in loader for batch in inputs[BATCHES]]
+        for _ in range(2)
+    ]
     assert source.passes == 3
     torch.testing.assert_close(torch.cat(epochs[0]), torch.cat(epochs[1]), rtol=1e-6, atol=1e-6)
     wanted = [
@@ -220,13 +224,13 @@ def test_what_moves_is_computed_at_each_step_and_recorded_without_a_fingerprint(
     record = served.record()
     assert (record["fingerprint"], served.store) == (None, None)
     assert str(served) == "a copy that follows the policy (TR-DPO), computed at each step"
-    batch = PreferenceCollator(reference=served.store)(ROWS)
-    before = served.logps(batch).logps
+    texts = texts_of(ROWS)
+    before = served.logps(texts).logps
     with torch.no_grad():
         policy.lm_head.weight.mul_(2)
-    torch.testing.assert_close(served.logps(batch).logps, before)
+    torch.testing.assert_close(served.logps(texts).logps, before)
     served.source.copy.follow(0.5)
-    assert (served.logps(batch).logps - before).abs().max() > 1e-3
+    assert (served.logps(texts).logps - before).abs().max() > 1e-3
 
 
 def test_another_reference_serves_nothing_of_the_one_before(tmp_path):

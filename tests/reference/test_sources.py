@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example
-from prefopt.engine.score import layout_tensors
+from prefopt.engine.layout import Example, LayoutTensors
 from prefopt.reference import (
     AdapterError,
     InitialPolicy,
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"
 @pytest.fixture
 def batch():
     tokens = np.arange(3, 20)
-    return layout_tensors(build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])]))
+    return LayoutTensors.of(build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])]))
 
 
 def move(model, seed=1):
@@ -207,7 +206,7 @@ class Loading:
 
 
 def other(model, load, database=None):
-    return OtherModel(model, load, {}, "none", Scorer, lambda scorer: scorer, database)
+    return OtherModel(model, load, {}, "none", Scorer, database)
 
 
 @pytest.fixture

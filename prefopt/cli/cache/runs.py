@@ -1,4 +1,4 @@
-"""``prefopt cache fill`` and ``verify``: those that make the trainer of a training run.
+"""``prefopt cache fill`` and ``verify``: those that prepare data and reference of a training run.
 
 They take the options of ``prefopt train``, so what they compute is what that run will look up.
 """
@@ -7,21 +7,20 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefopt.cli import is_main_process
 from prefopt.cli.cache.store import folder_of, store_errors
 from prefopt.cli.cache.text import model_text, printable, size_text
 from prefopt.cli.errors import UserError, user_errors
-from prefopt.cli.train import checkpoint_of, load_splits, make_parser, make_trainer, parse
+from prefopt.cli.train import checkpoint_of, load_splits, make_parser, parse, run_arguments
 from prefopt.reference import Database, FileStore, Fingerprint, References, Source
 from prefopt.reference.store.logp_store import FILE_NAME
 from prefopt.reference.store.maintain import describe_store, open_store, references_of
 from prefopt.reference.store.repair import is_damage
 from prefopt.reference.store.verify import Comparison, nearest_reference, recompute, tolerance_of
-from prefopt.training.reference import checkpoint_folder
-from prefopt.training.trainer import PreferenceTrainer
+from prefopt.training.reference import Launch, ReferenceSetup, checkpoint_folder
+from prefopt.training.run import Run, named_datasets, prepare_run
 
 _SAMPLE = 100
 
@@ -47,34 +46,25 @@ by --seed).
 """
 
 
-class FillingTrainer(PreferenceTrainer):
-    """Fills the store as training does, and shows what it filled."""
-
-    def filled(self, folder: Path | None) -> References | None:
-        """Do what training does of the reference before its first step.
-
-        Args:
-            folder: The checkpoint from which training would go on; None to begin.
-
-        Returns:
-            Where reference log-probs come from; None for a loss that needs none.
-        """
-        self._begin_with_reference(folder)
-        return self._references
-
-
-class UnfilledTrainer(PreferenceTrainer):
-    """Prepares data and reference as for training; fills no store, and looks nothing up.
+class _Prepared(NamedTuple):
+    """Data and reference of a training run, without the trainer.
 
     Attributes:
-        source: What the reference is; None if the loss needs none.
+        args: The run's ``PreferenceConfig``.
+        run: Policy, losses and data.
+        setup: Chooses and serves the reference.
+        launch: The processes, and what computes.
     """
 
-    source: Source | None = None
+    args: Any
+    run: Run
+    setup: ReferenceSetup
+    launch: Launch
 
-    def _set_up_reference(self, ref_model: Any) -> None:
-        self._database = None
-        self.source = self._reference_source(ref_model)
+    @property
+    def datasets(self) -> list[tuple[str, Any]]:
+        """The prepared rows, each set with its name."""
+        return named_datasets(self.run.train_dataset, self.run.eval_dataset)
 
 
 def fill(argv: Sequence[str]) -> int:
@@ -88,20 +78,20 @@ def fill(argv: Sequence[str]) -> int:
     _check_folder(folder)
     resume = checkpoint_folder(checkpoint_of(config.resume_from_checkpoint), config.output_dir)
     start = time.perf_counter()
-    trainer = _make(data_args, config, model_args, FillingTrainer)
+    prepared = _prepare(data_args, config, model_args)
     with user_errors():
-        references = trainer.filled(resume)
+        prepared.setup.choose()
+        prepared.setup.begin(resume, *prepared.datasets)
     seconds = time.perf_counter() - start
-    if references is None:
-        raise UserError(_no_reference(trainer))
+    references = prepared.setup.references
+    assert references is not None  # the loss needs one
     store = references.store
     if not isinstance(store, FileStore) or references.fingerprint is None:
         raise UserError("nothing was kept: " + str(references))
     code = 0
     if is_main_process():
         code = _print_filled(references, references.fingerprint, store, seconds)
-    if hasattr(trainer, "end"):  # transformers >= 5.18: closes the process group
-        trainer.end()
+    prepared.launch.accelerator.end_training()
     return code
 
 
@@ -137,15 +127,15 @@ def verify(argv: Sequence[str]) -> int:
     folder = folder_of(config.reference_cache_dir)
     with store_errors(folder):
         database = open_store(folder, readonly=True)
-    trainer = _make(data_args, config, model_args, UnfilledTrainer)
-    if trainer.source is None:
-        raise UserError(_no_reference(trainer))
-    fingerprint = trainer.source.fingerprint()
+    prepared = _prepare(data_args, config, model_args)
+    with user_errors():
+        source = prepared.setup.source_of()
+    fingerprint = source.fingerprint()
     if fingerprint is None:
         raise UserError("the weights of the reference are spread over processes: verify with one")
     with store_errors(folder):
         _check_known(database, fingerprint)
-        comparison = _compare(trainer, database, fingerprint, options.sample, config.seed)
+        comparison = _compare(prepared, source, database, fingerprint, options.sample)
     if is_main_process():
         _print_comparison(comparison, fingerprint, database.path)
     if not comparison.completions:
@@ -173,23 +163,20 @@ def _check_known(database: Database, fingerprint: Fingerprint) -> None:
 
 
 def _compare(
-    trainer: UnfilledTrainer, database: Database, fingerprint: Fingerprint, sample: int, seed: int
+    prepared: _Prepared, source: Source, database: Database, fingerprint: Fingerprint, sample: int
 ) -> Comparison:
-    assert trainer.source is not None
-    evals = trainer.eval_dataset
-    datasets = [trainer.train_dataset, *(evals.values() if isinstance(evals, dict) else [evals])]
-    reference, scorer = trainer.source.load()
-    context = trainer.accelerator.autocast
+    reference, scorer = source.load()
+    context = prepared.launch.accelerator.autocast
     # A copy that is not written to: looking does not count as a run's use of the reference.
     store = FileStore(Database(database.path, readonly=True), *fingerprint, origin={})
     return recompute(
-        [dataset for dataset in datasets if dataset is not None],
+        [dataset for _, dataset in prepared.datasets if dataset is not None],
         store,
         lambda batch: reference.score(batch, context),
         scorer,
-        with_kl=trainer.objective.needs_kl,
+        with_kl=prepared.run.objective.needs_kl,
         sample=sample,
-        seed=seed,
+        seed=prepared.args.seed,
         tolerance=tolerance_of(fingerprint.facts),
     )
 
@@ -243,17 +230,28 @@ def _parse(argv: list[str], name: str, description: str) -> tuple[Any, Any, Any]
     return data_args, config, model_args
 
 
-def _make(data_args: Any, config: Any, model_args: Any, trainer_class: type) -> Any:
-    """Return a trainer that leaves nothing behind but what is in the store."""
-    config.push_to_hub = False  # would make a repository at once
-    with TemporaryDirectory(prefix="prefopt-cache-") as folder, user_errors():
-        config.output_dir = folder
-        train_rows, eval_rows = load_splits(data_args, config)
-        return make_trainer(config, model_args, train_rows, eval_rows, trainer_class)
+def _prepare(data_args: Any, config: Any, model_args: Any) -> _Prepared:
+    """Return what a training run would score, on the device that would score it.
+
+    Raises:
+        UserError: If the loss uses no reference, or an option or the data are wrong.
+    """
+    config.push_to_hub = False
+    train_rows, eval_rows = load_splits(data_args, config)
+    with user_errors():
+        arguments = run_arguments(config, model_args)
+        run = prepare_run(train_dataset=train_rows, eval_dataset=eval_rows, **arguments)
+        if not run.objective.needs_reference:
+            raise UserError(
+                f"the loss {run.objective.name!r} uses no reference: there is nothing to keep"
+            )
+        launch = Launch.to_score(run.model, config)
+        setup = ReferenceSetup(run.model, run.tokenizer, config, run.objective, launch, run.say)
+    return _Prepared(config, run, setup, launch)
 
 
 def _check_folder(folder: Path) -> None:
-    """Make sure that what will be computed can be kept; what is damaged the trainer replaces."""
+    """Make sure that what will be computed can be kept; what is damaged is replaced."""
     path = folder / FILE_NAME
     with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +263,3 @@ def _check_folder(folder: Path) -> None:
         except Exception as error:
             if not is_damage(error):
                 raise
-
-
-def _no_reference(trainer: Any) -> str:
-    return f"the loss {trainer.objective.name!r} uses no reference: there is nothing to keep"

@@ -24,7 +24,7 @@ def test_log_probs_and_gradients_are_those_of_all_tokens(monkeypatch, layout):
     monkeypatch.setattr(module, "last_mlp", lambda backbone: None)
     everywhere = scorer.score(batch).logps
     theirs = gradients(model, everywhere)
-    assert tokens == [len(batch["hidden_positions"]), batch["input_ids"].numel()]
+    assert tokens == [len(batch.hidden_positions), batch.input_ids.numel()]
     assert tokens[0] < tokens[1]
     torch.testing.assert_close(spared, everywhere, rtol=1e-6, atol=1e-5)
     for name in theirs:

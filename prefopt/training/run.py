@@ -1,0 +1,179 @@
+"""What a run begins with: policy, tokenizer, losses, and data that go with them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import set_seed
+
+from prefopt.config import PreferenceConfig
+from prefopt.data import DataReport, check_kind, check_kind_by_kind, prepare_dataset
+from prefopt.data.columns import check_datasets, check_margins
+from prefopt.data.kinds import first_kinds
+from prefopt.data.prepared import is_prepared
+from prefopt.objective import Objective
+from prefopt.training.model import (
+    add_adapter,
+    learned_positions,
+    load_policy,
+    switch_off_dropout,
+)
+from prefopt.training.reference import check_reference_asked_for
+from prefopt.training.tokenizer import check_vocabulary, load_tokenizer
+
+
+class DataPreparation:
+    """Makes token ids of a run's data, and checks that its losses can learn from them.
+
+    Args:
+        tokenizer: That of the policy.
+        objective: The losses.
+        max_length: Most tokens of a prompt + completion; None for no limit.
+        num_proc: Processes that prepare a dataset; None for this one.
+        console: Where reports are printed.
+
+    Attributes:
+        reports: What preparation did to each dataset, by name.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        max_length: int | None,
+        num_proc: int | None,
+        console: Console,
+    ) -> None:
+        self.reports: dict[str, DataReport] = {}
+        self._tokenizer = tokenizer
+        self._objective = objective
+        self._max_length = max_length
+        self._num_proc = num_proc
+        self._console = console
+
+    def prepare(self, dataset: Any, name: str) -> Any:
+        """Return a dataset as token ids, its report printed; None for None.
+
+        Args:
+            dataset: Raw or prepared rows, or a dictionary of such by name.
+            name: What to call it in the report and in errors.
+
+        Raises:
+            DataError: If rows are wrong, or do not go with the losses.
+        """
+        if isinstance(dataset, dict):
+            return {its: self.prepare(part, its) for its, part in dataset.items()}
+        objective = self._objective
+        if dataset is None or is_prepared(dataset, objective.needs_kl):
+            return dataset
+        prepared = prepare_dataset(
+            dataset,
+            self._tokenizer,
+            max_length=self._max_length,
+            num_proc=self._num_proc,
+            needs_kl=objective.needs_kl,
+            name=name,
+        )
+        if objective.by_kind:
+            check_kind_by_kind(prepared.kinds, objective.kinds_by_rows)
+        else:
+            check_kind(prepared.kinds, objective.data_kinds)
+        check_margins(prepared.dataset.column_names or ["margin"], objective.inputs)
+        if prepared.report is not None:
+            self.reports[name] = prepared.report
+            self._console.print(prepared.report.render(), markup=False)
+        return prepared.dataset
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to be launched.
+
+    Attributes:
+        model: The policy, with its adapter.
+        tokenizer: Its tokenizer.
+        objective: The losses.
+        max_length: Tokens of prompt + completion kept; no more than the model has positions.
+        data: Prepares datasets.
+        train_dataset: Prepared rows, or None.
+        eval_dataset: Prepared rows, a dictionary of such, or None.
+        console: Prints in the main process.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    objective: Objective
+    max_length: int | None
+    data: DataPreparation
+    train_dataset: Any
+    eval_dataset: Any
+    console: Console
+
+    def say(self, text: str) -> None:
+        """Print a line in the main process."""
+        self.console.print(text, markup=False)
+
+
+def named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """Return datasets, each with its name; an evaluation set may be called "train" too."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    return [("train", train_dataset), *evals.items()]
+
+
+def prepare_run(
+    model: Any,
+    args: PreferenceConfig,
+    ref_model: Any = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    processing_class: Any = None,
+    quantization_config: Any = None,
+    peft_config: Any = None,
+) -> Run:
+    """Load and check what a run is made of; the arguments are those of ``PreferenceTrainer``.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If losses, options, data and model do not fit each other.
+    """
+    _check_arguments(model, ref_model, args, train_dataset, eval_dataset)
+    set_seed(args.seed)  # adapters start from random weights
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)
+    model = load_policy(model, args, quantization_config)
+    tokenizer = load_tokenizer(processing_class, model, args)
+    check_vocabulary(tokenizer, model)
+    max_length = _fit_length(args.max_length, learned_positions(model), console)
+    model = add_adapter(model, peft_config, args)
+    if args.disable_dropout:
+        switch_off_dropout(model)
+    objective = args.objective_for(first_kinds(train_dataset, eval_dataset))
+    check_reference_asked_for(args, objective, ref_model)
+    data = DataPreparation(tokenizer, objective, max_length, args.dataset_num_proc, console)
+    with args.main_process_first(desc="dataset preparation"):
+        train_dataset = data.prepare(train_dataset, "train")
+        eval_dataset = data.prepare(eval_dataset, "eval")
+    return Run(model, tokenizer, objective, max_length, data, train_dataset, eval_dataset, console)
+
+
+def _check_arguments(
+    model: Any, ref_model: Any, args: Any, train_dataset: Any, eval_dataset: Any
+) -> None:
+    if not isinstance(args, PreferenceConfig):
+        raise TypeError(f"args must be a PreferenceConfig, got {type(args).__name__}")
+    if ref_model is not None and ref_model is model:
+        raise ValueError(
+            "model and ref_model are the same object, so the reference would move with the policy; "
+            "leave ref_model out: the reference is then the policy as it is given"
+        )
+    check_datasets(train_dataset, eval_dataset)
+
+
+def _fit_length(max_length: int | None, positions: int | None, console: Console) -> int | None:
+    """Return max_length, or the number of positions the model has if that is less."""
+    if positions is None or (max_length is not None and max_length <= positions):
+        return max_length
+    console.print(
+        f"prefopt: max_length {max_length} -> {positions}: the model has no more positions"
+    )
+    return positions
