@@ -187,7 +187,11 @@ def _read_texts(row: Cells, given: list[Any], columns: list[str]) -> Texts:
         if spoken is None:
             return _implicit_text(row, given, columns[0])
         answers = [[{"role": "assistant", "content": text}] for text in given]
-        return Texts("messages", _with_system(row, _prompt_messages(row, spoken)), answers)
+        return Texts(
+            "messages",
+            _with_system(row, read_messages(row.get(spoken), row.number, spoken)),
+            answers,
+        )
     spoken_given = [
         read_messages(value, row.number, column)
         for value, column in zip(given, columns, strict=True)
@@ -202,10 +206,6 @@ def _messages_column(row: Cells, columns: Sequence[str]) -> str | None:
         if column in row and column not in columns:
             return column
     return None
-
-
-def _prompt_messages(row: Cells, column: str) -> list[Message]:
-    return read_messages(row.get(column), row.number, column)
 
 
 def _plain(row: Cells, prompt: str, completions: list[str]) -> Texts:
@@ -266,7 +266,7 @@ def _read_conversation(
         return start, completions
     spoken = "prompt" if prompt is not None else _messages_column(row, columns)
     if spoken is not None and (prompt is not None or are_answers):
-        start = _prompt_messages(row, spoken)
+        start = read_messages(row.get(spoken), row.number, spoken)
         length = len(start)
         if all(messages[:length] == start and len(messages) > length for messages in given):
             return start, [messages[length:] for messages in given]

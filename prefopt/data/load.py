@@ -2,9 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 
@@ -96,19 +95,16 @@ def report_for(
     if isinstance(rows, dict):
         raise DataError(f"{path_or_name} has several splits, take one of: {', '.join(rows)}")
     name = split or Path(path_or_name).name
+    if isinstance(tokenizer, str | Path):
+        from transformers import AutoTokenizer
+
+        tokenizer = cast(Tokenizer, AutoTokenizer.from_pretrained(str(tokenizer)))
     if tokenizer is None:
         report = prepare_dataset(rows, _Bytes(), max_length=None, name=name).report
     else:
-        real: Tokenizer = _load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-        report = prepare_dataset(rows, real, max_length=max_length, name=name).report
+        report = prepare_dataset(rows, tokenizer, max_length=max_length, name=name).report
     assert report is not None  # only streams have none
     return report
-
-
-def _load(name: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(name))
 
 
 class _Bytes:
@@ -155,7 +151,10 @@ def _load_ragged(path: Path, split: str | None) -> Dataset:
     """Load json whose tools or template arguments differ in type; these become JSON text."""
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    rows = json.loads(text) if text.lstrip().startswith("[") else _lines(text)
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     for row in rows:
         for column in RAGGED:
             if row.get(column) is not None and not isinstance(row[column], str):
@@ -164,10 +163,6 @@ def _load_ragged(path: Path, split: str | None) -> Dataset:
     if split in (None, "train"):
         return loaded
     raise DataError(f"{path} is read as a whole; leave out the split {split!r}")
-
-
-def _lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _is_saved(path: Path) -> bool:
@@ -207,9 +202,5 @@ def _explain(path_or_name: str | Path, path: Path, error: Exception) -> str:
     where = (
         path if path.exists() else f"{path_or_name} (no such file or folder; as an id on the Hub)"
     )
-    return f"can't load {where}: {type(error).__name__}: {_first_lines(str(error))}"
-
-
-def _first_lines(text: str, count: int = 3) -> str:
-    lines: Sequence[str] = [line for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:count])
+    first_lines = [line for line in str(error).splitlines() if line.strip()][:3]
+    return f"can't load {where}: {type(error).__name__}: {' '.join(first_lines)}"
