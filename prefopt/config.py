@@ -241,7 +241,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         default="auto",
         metadata={
             "help": "How tokens are laid out. 'auto': completions share their prompt where the "
-            "model allows it. 'shared_prefix' insists on it, 'padded' gives each completion a row.",
+            "model allows it. 'shared_prefix' requires it, 'padded' gives each completion a row.",
             "choices": ["auto", "shared_prefix", "padded"],
         },
     )
@@ -249,7 +249,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         default="auto",
         metadata={
             "help": "Who attends in rows that share prompts. 'auto': the fastest that the GPU and "
-            "the model allow. 'varlen' or 'flex' (CUDA) or 'segments' (anywhere) insist on one; "
+            "the model allow. 'varlen' or 'flex' (CUDA) or 'segments' (anywhere) require one; "
             "'padded' is layout='padded'.",
             "choices": list(BACKENDS),
         },

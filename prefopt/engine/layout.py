@@ -1,20 +1,21 @@
-"""Where every token of a batch stands: index arithmetic, no model.
+"""Lay out a batch of examples in rows of tokens: index arithmetic, no model.
 
 An example is a prompt with N completions. Two layouts hold it:
 
 ``shared_prefix``
     All examples of the batch in one row, without padding. What the completions of an example have
-    in common (the prompt, and beyond it as far as they start alike) stands there once, as a
+    in common (the prompt, and the tokens with which they all start) is in the row once, as a
     *segment*; the rest of each completion is a segment of its own, a *branch* that attends to the
     shared segment and to itself. Positions continue from the shared segment in every branch.
-    Some of the completions, and texts of other examples, share what they have in common if it is
-    long enough (``tree.LEAST_SHARED``): a system prompt, a question asked twice.
+    Some of the completions, and texts of different examples, share what they have in common if it
+    is long enough (``prefix_tree.LEAST_SHARED``): a system prompt, a question asked twice.
 
 ``padded``
-    One row per completion: prompt, completion, padding. For what cannot share (state-space layers).
+    One row per completion: prompt, completion, padding. For models that cannot share prefixes
+    (state-space layers).
 
-Both leave out the last token of a completion, since nothing is predicted from it, and both describe
-the predictions alike, so that scoring does not know which layout it scores.
+Both leave out the last token of a completion, since nothing is predicted from it. Both describe the
+predictions in the same way, so that scoring need not distinguish them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -93,7 +94,7 @@ class Layout:
             a token that several completions share is predicted once and counted for each of them.
         completion_index: The completion that each of the L tokens belongs to; (L,), ascending.
         lengths: Scored tokens of each completion; (N,).
-        hidden_positions: Flat positions whose last hidden states are looked at, by this row or its
+        hidden_positions: Flat positions whose last hidden states are used, by this row or its
             continuation; ascending.
         sequence_tokens: Tokens of all prompts + completions counted separately, as a padded batch
             without its padding would hold them.
@@ -213,8 +214,8 @@ def build_layout(
         pad_token_id: Token that fills rows of the ``padded`` layout; never attended to.
         continued: For each example one with the same prompt, whose completions become the layout's
             ``continuation``: scored later, from the prompts of this row. Only ``shared_prefix``.
-        least_shared: Tokens that texts must have in common to share them, the completions of an
-            example apart, which always share what all of them have in common.
+        least_shared: Tokens that texts must have in common to share them. What all completions of
+            an example have in common is shared whatever its length.
 
     Returns:
         The layout, as numpy arrays.
@@ -237,19 +238,19 @@ def build_layout(
 
 
 class _Predictions:
-    """Collects which position predicts which token for which completion."""
+    """Collects, for each completion, which position predicts which token."""
 
     def __init__(self) -> None:
         self._positions: list[Ints] = []
         self._targets: list[Ints] = []
 
     def complete(self, positions: Ints, targets: Ints) -> None:
-        """Add a completion: its scored tokens, and where each is predicted; (n,) both."""
+        """Add a completion: its scored tokens, and the position that predicts each; (n,) both."""
         self._positions.append(positions)
         self._targets.append(targets)
 
     def arrays(self) -> dict[str, Any]:
-        """Return fields of a layout; what several completions have in common is predicted once."""
+        """Return the fields of a layout; what several completions share is predicted once."""
         lengths = np.array([len(targets) for targets in self._targets], dtype=np.int64)
         targets = np.concatenate(self._targets)
         radix = int(targets.max(initial=0)) + 1
@@ -268,7 +269,7 @@ class _Predictions:
 
 
 class _Text(NamedTuple):
-    """A completion in the tree; ``end`` is the last node of all of it but its last token."""
+    """A completion in the tree; ``end`` is the node of its last token but one."""
 
     prompt_length: int
     completion: Ints
@@ -281,7 +282,7 @@ class _Text(NamedTuple):
         if len(counted) == 0:
             predictions.complete(counted, counted)
             return
-        # Where the text stands, from the position on that predicts its first scored token.
+        # Places of the text in the row, from the one that predicts its first scored token.
         first = self.prompt_length + int(counted[0]) - 1
         places = np.concatenate(
             [
@@ -304,9 +305,9 @@ def _shared_prefix(
         texts += _grow(tree, example, least_shared)
     later: list[_Text] = []
     waiting = iter(texts.copy())
-    for example, more in zip(examples, continued, strict=bool(continued)):
+    for example, other in zip(examples, continued, strict=bool(continued)):
         same_prompt = list(islice(waiting, len(example.completion_ids)))
-        later += _continue(same_prompt, more, least_shared)
+        later += _continue(same_prompt, other, least_shared)
 
     own = {node for text in texts for node in text.end.path()}
     nodes = list(tree.walk())[1:]
@@ -319,7 +320,7 @@ def _shared_prefix(
 
 
 def _continued(layout: Layout, continuation: Layout) -> Layout:
-    """Join a row and its continuation, which predicts from positions of both."""
+    """Join a row and its continuation, whose predictions are made at positions of both."""
     tokens, positions = layout.input_ids.size, continuation.hidden_positions
     own = np.union1d(layout.hidden_positions, positions[positions < tokens])
     later = positions[positions >= tokens] - tokens
@@ -331,9 +332,10 @@ def _continued(layout: Layout, continuation: Layout) -> Layout:
 
 
 def _grow(tree: Node, example: Example, least_shared: int) -> list[_Text]:
-    """Add the texts of an example to the tree; what all of them have in common stands there once.
+    """Add the texts of an example to the tree; what all of them have in common is one node.
 
-    The last token of each is left out where no other continues from it: nothing is predicted there.
+    The last token of a text is left out unless another text continues from it: nothing is predicted
+    there.
     """
     completions = example.completion_ids
     common = common_prefix_length(completions)

@@ -1,10 +1,10 @@
-"""The load-balancing loss of mixture-of-experts models, from the router logits of our forward pass.
+"""The load-balancing loss of mixture-of-experts models, from the router logits of a forward pass.
 
 The formula is that of the model's own class (Fedus et al. 2021, arXiv:2101.03961, Eqs. 4-6, in
 transformers): experts times the sum, over experts, of the share of tokens an expert gets times the
 mean probability its router gives it. It is a statistic of the tokens that are computed: padding
 does not count, and a token that stands in a shared prefix counts once, however many completions
-follow it.
+continue it.
 """
 
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger("prefopt")
 
 
 @dataclass(frozen=True)
-class RouterLoss:
+class LoadBalancingLoss:
     """The load-balancing loss of one model.
 
     Attributes:
@@ -39,8 +39,8 @@ class RouterLoss:
     chosen: int
 
     @classmethod
-    def of(cls, model: Any, weight: float | None = None) -> "RouterLoss | None":
-        """Return the router loss of a model, found equal to what the model itself computes.
+    def of(cls, model: Any, weight: float | None = None) -> "LoadBalancingLoss | None":
+        """Return the load-balancing loss of a model, probed to equal what the model computes.
 
         Args:
             model: A causal language model, or a peft model around one.
@@ -51,32 +51,34 @@ class RouterLoss:
             None where nothing is to be added.
 
         Raises:
-            ValueError: If a weight is given that is negative, or that the model has no use for.
+            ValueError: If a weight is given that is negative, or for a model without such a loss.
         """
         if weight is not None and weight < 0:
             raise ValueError(f"router_aux_loss_coef must not be negative, got {weight}")
         inner = causal_lm_of(model)
         config = inner.config.get_text_config()
-        problem = "it is no mixture of experts that returns its router logits"
+        problem = "it is not a mixture of experts that returns its router logits"
         if hasattr(config, "output_router_logits"):
             own = getattr(config, "router_aux_loss_coef", None)
-            found = cls._unchecked(inner, config, float((own or 0.0) if weight is None else weight))
+            found = cls._unprobed(inner, config, float((own or 0.0) if weight is None else weight))
             if found.weight == 0:
                 return None
-            if found._equals_that_of(inner):
+            if found._probe(inner):
                 return found
-            problem = "its class computes its router loss in a way prefopt does not know"
+            problem = "its class computes the loss in a way that prefopt does not know"
         if weight:
             raise ValueError(
-                f"router_aux_loss_coef={weight}, but {type(inner).__name__} cannot have a router "
-                f"loss: {problem}; leave it out"
+                f"router_aux_loss_coef={weight}, but {type(inner).__name__} cannot have a "
+                f"load-balancing loss: {problem}; leave it out"
             )
         if hasattr(config, "output_router_logits"):
-            logger.warning("prefopt: %s gets no router loss: %s", type(inner).__name__, problem)
+            logger.warning(
+                "prefopt: %s gets no load-balancing loss: %s", type(inner).__name__, problem
+            )
         return None
 
     @classmethod
-    def _unchecked(cls, model: Any, config: Any, weight: float) -> "RouterLoss":
+    def _unprobed(cls, model: Any, config: Any, weight: float) -> "LoadBalancingLoss":
         names = ("num_experts", "num_local_experts", "n_routed_experts")
         counts = [count for name in names if (count := getattr(config, name, None))]
         formula = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
@@ -84,8 +86,8 @@ class RouterLoss:
         return cls(weight, formula or _unknown, counts[0] if counts else 0, chosen or 0)
 
     @torch.no_grad()
-    def _equals_that_of(self, model: Any) -> bool:
-        """Compare with what the model itself returns for two rows of a few tokens."""
+    def _probe(self, model: Any) -> bool:
+        """Whether the model itself returns the same for two rows of a few tokens."""
         tokens = torch.arange(12, device=model.device).reshape(2, 6)
         tokens = tokens % int(model.config.get_text_config().vocab_size)
         mask = (torch.arange(6, device=model.device) < 4).expand(2, 6)
@@ -118,7 +120,7 @@ def _unknown(*args: Any) -> Tensor:
 
 
 def routed_tokens(batch: LayoutTensors) -> Tensor:
-    """Return how many tokens of a laid-out batch meet the routers; scalar."""
+    """Return how many tokens of a laid-out batch are routed; scalar."""
     if batch.attention_mask is not None:
         return batch.attention_mask.sum()
     return batch.input_ids.new_tensor(batch.input_ids.numel())

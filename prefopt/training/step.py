@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prefopt.batch import Batch, StepContext
 from prefopt.engine import Scorer
-from prefopt.engine.moe import RouterLoss, routed_tokens
+from prefopt.engine.moe import LoadBalancingLoss, routed_tokens
 from prefopt.engine.score import Scores
 from prefopt.engine.token_statistics import TOKEN_METRICS
 from prefopt.losses import LossOutput
@@ -85,7 +85,7 @@ class BatchScorer:
         scorer: Of the policy.
         references: None if no loss needs the reference.
         objective: Says what of the scores is needed.
-        router_loss: Load-balancing loss that is added; None for none.
+        load_balancing_loss: Added for a mixture of experts; None for none.
         token_metrics: Whether metrics of single tokens are logged too.
         context: Makes the context of forward passes, such as ``accelerator.autocast``.
     """
@@ -95,14 +95,14 @@ class BatchScorer:
         scorer: Scorer,
         references: References | None,
         objective: Objective,
-        router_loss: RouterLoss | None = None,
+        load_balancing_loss: LoadBalancingLoss | None = None,
         token_metrics: bool = False,
         context: Callable[[], Any] = nullcontext,
     ) -> None:
         self._scorer = scorer
         self._references = references
         self._objective = objective
-        self._router_loss = router_loss
+        self._load_balancing_loss = load_balancing_loss
         self._context = context
         of_weights = ("log_collisions",) if objective.needs_collisions else ()
         self._statistics: Collection[str] = (
@@ -129,7 +129,7 @@ class BatchScorer:
             batch.texts.tokens,
             wrapped,
             self._context,
-            router_loss=self._router_loss,
+            load_balancing_loss=self._load_balancing_loss,
             statistics=self._statistics,
             divergence_from=None if reference is None else reference.predictions,
         )
@@ -166,7 +166,7 @@ class StepStatistics:
         score: Scores a batch.
         processes: Those that share the steps.
         device: Of the policy.
-        router_loss: Load-balancing loss that is added; None for none.
+        load_balancing_loss: Added for a mixture of experts; None for none.
         token_metrics: Whether metrics of single tokens are logged too.
         progress: Returns the share of the optimiser steps that are done, from 0 to 1.
 
@@ -180,7 +180,7 @@ class StepStatistics:
         score: BatchScorer,
         processes: Processes,
         device: torch.device | str = "cpu",
-        router_loss: RouterLoss | None = None,
+        load_balancing_loss: LoadBalancingLoss | None = None,
         token_metrics: bool = False,
         progress: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -189,7 +189,7 @@ class StepStatistics:
         self._score = score
         self._processes = processes
         self._device = device
-        self._router_loss = router_loss
+        self._load_balancing_loss = load_balancing_loss
         self._token_metrics = token_metrics
         self._progress = progress
         self._running = RunningMeans(len(objective.terms))
@@ -238,7 +238,7 @@ class StepStatistics:
         """
         tokens = batch.texts.tokens
         counts = [term_counts(term, batch.index, tokens.lengths) for term in self._objective.terms]
-        if self._router_loss is not None:
+        if self._load_balancing_loss is not None:
             counts.append(routed_tokens(tokens))
         return torch.stack(counts).double()
 
@@ -329,10 +329,12 @@ class StepStatistics:
             )
         )
         assert isinstance(loss, Tensor)  # an objective has a term
-        if self._router_loss is not None and scored.scores.router_loss is not None:
+        if self._load_balancing_loss is not None and scored.scores.load_balancing_loss is not None:
             # Each micro-batch by its share of the tokens of the optimiser step.
             share = context.counts[-1] / context.denominators[-1].clamp(min=1)
-            loss = loss + self._router_loss.weight * share * scored.scores.router_loss
+            loss = (
+                loss + self._load_balancing_loss.weight * share * scored.scores.load_balancing_loss
+            )
         if training:
             self.add_metrics(self.metrics, batch.index, outputs, scored.scores, context.counts)
         return loss, outputs
@@ -390,8 +392,8 @@ class StepStatistics:
         if self._token_metrics and scores.statistics is not None:
             of_tokens = {name: getattr(scores.statistics, name) for name in TOKEN_METRICS}
             add_token_metrics(metrics, objective, index, scores.lengths, **of_tokens)
-        if scores.router_loss is not None:
-            metrics.add("aux_loss", scores.router_loss * counts[-1], counts[-1])
+        if scores.load_balancing_loss is not None:
+            metrics.add("aux_loss", scores.load_balancing_loss * counts[-1], counts[-1])
 
     def _running_sums(self, index: PreferenceIndex, scored: Scored) -> Tensor:
         """Return what a micro-batch adds to the running means of each term; (terms, 4)."""

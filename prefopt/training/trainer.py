@@ -26,10 +26,10 @@ from prefopt.config import PreferenceConfig
 from prefopt.data.collate import BATCHES, PreferenceCollator
 from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_stream, share_of
 from prefopt.data.sampling import MixedLabels, unpaired_labels
-from prefopt.engine.check import check_examples
 from prefopt.engine.compilation import compile_layers
 from prefopt.engine.cpu import denormals_flushed, heap_kept
-from prefopt.engine.moe import RouterLoss
+from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.probe_examples import probe_examples
 from prefopt.losses import LossOutput
 from prefopt.objective.metrics import with_margins
 from prefopt.reference import References
@@ -73,7 +73,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         max_length: Tokens of prompt + completion kept; no more than the model has positions.
         scorer: Scores completions with the policy.
         references: Serves reference log-probs; None if no loss needs them.
-        router_loss: Load-balancing loss of a mixture of experts that is added; None for none.
+        load_balancing_loss: Added for a mixture of experts; None for none.
         data_reports: What preparation did to each dataset, by name.
 
     Raises:
@@ -162,13 +162,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         return self._reference.references
 
     def _set_up_steps(self) -> None:
-        self.router_loss = RouterLoss.of(self.model, self.args.router_aux_loss_coef)
+        self.load_balancing_loss = LoadBalancingLoss.of(self.model, self.args.router_aux_loss_coef)
         self._sequence_tokens = 0
         self._score = BatchScorer(
             self.scorer,
             self.references,
             self.objective,
-            self.router_loss,
+            self.load_balancing_loss,
             self.args.log_token_metrics,
             self.accelerator.autocast,
         )
@@ -178,7 +178,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self._score,
             processes,
             device,
-            self.router_loss,
+            self.load_balancing_loss,
             self.args.log_token_metrics,
             progress=lambda: self.state.global_step / max(self.state.max_steps, 1),
         )
@@ -210,7 +210,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if not self.args.check_first_batch or self.train_dataset is None:
             return
         first = islice(examples_of(self.train_dataset, False), self.args.train_batch_size)
-        largest = check_examples(self.scorer, list(first), self.accelerator.autocast)
+        largest = probe_examples(self.scorer, list(first), self.accelerator.autocast)
         self._run.say(
             f"prefopt: first batch: log-probs equal the plain forward's to {largest:.1e} nats"
         )

@@ -9,7 +9,7 @@ import torch
 
 from prefopt.engine import Scorer
 from prefopt.engine.layout import Example
-from prefopt.engine.moe import RouterLoss, routed_tokens
+from prefopt.engine.moe import LoadBalancingLoss, routed_tokens
 from tests.engine.trees import assert_equal_gradients, batch_of
 from tests.models import VOCABULARY, tiny_model, tiny_rows
 from tests.runs import steps, trainer
@@ -52,7 +52,9 @@ def test_it_equals_the_models_own_with_its_gradients(name, layout):
     wanted_gradients = gradients_of(model, wanted)
     scorer = Scorer(model, layout)
     batch = batch_of(examples, layout)
-    ours = scorer.score(batch, router_loss=RouterLoss.of(model, 0.5)).router_loss
+    ours = scorer.score(
+        batch, load_balancing_loss=LoadBalancingLoss.of(model, 0.5)
+    ).load_balancing_loss
     assert routed_tokens(batch) == sum(
         len(e.prompt_ids) + len(e.completion_ids[0]) - 1 for e in examples
     )
@@ -66,58 +68,62 @@ def test_tokens_of_a_shared_prefix_count_once():
     prompt = np.arange(3, 12)
     examples = [Example(prompt, [np.array([20, 21, 22]), np.array([30, 31])])]
     model = tiny_model("mixtral")
-    router_loss = RouterLoss.of(model, 1.0)
+    load_balancing_loss = LoadBalancingLoss.of(model, 1.0)
     logits = own_output(model, examples).router_logits
     mask = torch.ones(2, 11)
     mask[1, :9] = 0  # the prompt of the second row is the prompt of the first
     mask[1, 10] = 0
-    wanted = router_loss(logits, mask)
+    wanted = load_balancing_loss(logits, mask)
     batch = batch_of(examples, "shared_prefix")
-    ours = Scorer(model).score(batch, router_loss=router_loss).router_loss
+    ours = Scorer(model).score(batch, load_balancing_loss=load_balancing_loss).load_balancing_loss
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=0)
     assert routed_tokens(batch) == 9 + 2 + 1
 
 
 def test_gradient_checkpointing_changes_nothing():
     model = tiny_model("qwen3_moe").train()
-    router_loss = RouterLoss.of(model, 1.0)
+    load_balancing_loss = LoadBalancingLoss.of(model, 1.0)
     batch = batch_of(single_completions(), "shared_prefix")
     scorer = Scorer(model)
-    wanted = gradients_of(model, scorer.score(batch, router_loss=router_loss).router_loss)
+    wanted = gradients_of(
+        model, scorer.score(batch, load_balancing_loss=load_balancing_loss).load_balancing_loss
+    )
     old = getattr(model, "gradient_checkpointing_enable", None)
     getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
-    ours = gradients_of(model, scorer.score(batch, router_loss=router_loss).router_loss)
+    ours = gradients_of(
+        model, scorer.score(batch, load_balancing_loss=load_balancing_loss).load_balancing_loss
+    )
     assert_equal_gradients({name: ours[name] for name in wanted}, wanted)
 
 
 def test_without_a_weight_it_is_the_configurations():
     model = tiny_model("qwen3_moe", router_aux_loss_coef=0.25)
-    assert RouterLoss.of(model).weight == 0.25
-    assert RouterLoss.of(model, 0.5).weight == 0.5
-    assert RouterLoss.of(model, 0.0) is None
-    assert RouterLoss.of(tiny_model("llama")) is None
-    assert RouterLoss.of(tiny_model("llama"), 0.0) is None
+    assert LoadBalancingLoss.of(model).weight == 0.25
+    assert LoadBalancingLoss.of(model, 0.5).weight == 0.5
+    assert LoadBalancingLoss.of(model, 0.0) is None
+    assert LoadBalancingLoss.of(tiny_model("llama")) is None
+    assert LoadBalancingLoss.of(tiny_model("llama"), 0.0) is None
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3", "mamba"])
 def test_a_weight_for_a_model_without_router_logits_is_an_error(name):
-    with pytest.raises(ValueError, match="cannot have a router loss"):
-        RouterLoss.of(tiny_model(name), 0.01)
+    with pytest.raises(ValueError, match="cannot have a load-balancing loss"):
+        LoadBalancingLoss.of(tiny_model(name), 0.01)
 
 
 def test_a_negative_weight_is_an_error():
     with pytest.raises(ValueError, match="must not be negative"):
-        RouterLoss.of(tiny_model("mixtral"), -0.1)
+        LoadBalancingLoss.of(tiny_model("mixtral"), -0.1)
 
 
-def test_a_class_with_a_loss_of_its_own_is_an_error_or_a_warning(caplog):
+def test_a_class_that_computes_another_loss_is_an_error_or_a_warning(caplog):
     model = tiny_model("mixtral")
     model.num_experts_per_tok = 1  # what its forward uses, and its configuration does not say
-    with pytest.raises(ValueError, match="in a way prefopt does not know"):
-        RouterLoss.of(model, 0.1)
+    with pytest.raises(ValueError, match="in a way that prefopt does not know"):
+        LoadBalancingLoss.of(model, 0.1)
     with caplog.at_level(logging.WARNING, logger="prefopt"):
-        assert RouterLoss.of(model) is None
-    assert "gets no router loss" in caplog.text
+        assert LoadBalancingLoss.of(model) is None
+    assert "gets no load-balancing loss" in caplog.text
 
 
 # In training --------------------------------------------------------------------------------------
@@ -170,5 +176,5 @@ def test_evaluation_logs_it_beside_the_preference_loss(tmp_path):
 
 
 def test_the_trainer_refuses_a_weight_where_there_are_no_routers(tmp_path):
-    with pytest.raises(ValueError, match="LlamaForCausalLM cannot have a router loss"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot have a load-balancing loss"):
         trainer(tmp_path, tiny_rows(4), router_aux_loss_coef=0.1)

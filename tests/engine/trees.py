@@ -44,7 +44,7 @@ def plain_logps(model: Any, examples: list[Example]) -> Tensor:
     return torch.stack(scores)
 
 
-def batch_of(examples: list[Example], layout: Any) -> dict[str, Any]:
+def batch_of(examples: list[Example], layout: Any) -> LayoutTensors:
     """Return a batch for ``Scorer.score``."""
     return LayoutTensors.of(build_layout(examples, layout))
 

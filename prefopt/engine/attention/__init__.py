@@ -9,25 +9,32 @@ from prefopt.engine.attention.backends import (
 )
 from prefopt.engine.attention.flex import attend_flex
 from prefopt.engine.attention.interface import NAME, planned_forward
-from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, LayerFacts, Memory
-from prefopt.engine.attention.probe import kernel_problem
+from prefopt.engine.attention.plan import (
+    Attend,
+    AttentionOptions,
+    AttentionPlan,
+    KVCache,
+    LayerFacts,
+)
+from prefopt.engine.attention.probe import probe_backend
 from prefopt.engine.attention.segments import attend_by_segments
 from prefopt.engine.attention.varlen import attend_varlen
 
 __all__ = [
     "BACKENDS",
     "NAME",
+    "Attend",
     "AttentionOptions",
     "AttentionPlan",
     "Backend",
+    "KVCache",
     "LayerFacts",
-    "Memory",
     "attend_by_segments",
     "attend_flex",
     "attend_varlen",
     "check_request",
     "choose_backend",
     "drops_weights",
-    "kernel_problem",
     "planned_forward",
+    "probe_backend",
 ]

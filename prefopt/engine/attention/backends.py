@@ -1,4 +1,4 @@
-"""Which backend attends: what was asked for, or the fastest that can."""
+"""Choose the attention backend: the one that was asked for, or the fastest that can be used."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -58,8 +58,8 @@ class Backend(NamedTuple):
     """A backend.
 
     Attributes:
-        name: What it is called.
-        attend: Attends.
+        name: As in ``BACKENDS``.
+        attend: Computes attention.
         reason: Why it was chosen, for people.
     """
 
@@ -76,18 +76,18 @@ def choose_backend(
     dtype: torch.dtype,
     dropout: bool = False,
 ) -> Backend:
-    """Choose how a model attends in packed rows.
+    """Choose the attention backend of a model's packed rows.
 
     Args:
-        request: ``"auto"``, or a backend that is insisted upon.
-        layers: What the model's layers ask for, as a forward pass showed.
+        request: ``"auto"``, or the backend that is required.
+        layers: What the model's layers require, as a forward pass showed.
         device: Where the model is.
         dtype: What its attention computes in: autocast's dtype, where that is on.
         dropout: Whether attention weights are dropped in training.
 
     Returns:
-        The backend. ``"auto"`` takes ``varlen`` on CUDA in half precision, ``flex`` where only the
-        layers keep it from that, else ``segments``.
+        The backend. ``"auto"`` takes ``varlen`` on CUDA in half precision, ``flex`` where the
+        layers cannot have ``varlen``, else ``segments``.
 
     Raises:
         ValueError: If ``request`` is no backend for packed rows, or cannot be met here.

@@ -1,4 +1,4 @@
-"""What the attention layers of one forward pass must know: who sees whom in the packed row."""
+"""What the attention layers of one forward pass need: which tokens see which in the packed row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class AttentionOptions:
         dropout: Probability of dropping an attention weight.
         window: A token sees itself and the ``window - 1`` tokens before it; None for all.
         softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2); None for none.
-        sinks: A score per head that takes part in the softmax and brings no value (gpt-oss);
-            (heads,) or None.
+        sinks: A score per head that is part of the softmax and has no value (gpt-oss); (heads,) or
+            None.
     """
 
     scaling: float | None = None
@@ -37,7 +37,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What a layer asks of a backend.
+    """What a layer requires of a backend.
 
     Attributes:
         heads: Query heads.
@@ -75,7 +75,7 @@ class LayerFacts:
 
 
 class Attend(Protocol):
-    """A backend: attention of the packed row, given who sees whom."""
+    """A backend: attention in the packed row, given which tokens see which."""
 
     def __call__(
         self,
@@ -87,12 +87,21 @@ class Attend(Protocol):
     ) -> Tensor:
         """Return (1, heads, T, value_dim) of query (1, heads, T, d), key and value (1, kv, S, d).
 
-        S is T and, before it, the tokens of ``plan.memory``.
+        S is T plus the tokens of ``plan.read_cache``, which come first.
         """
 
 
-class Memory:
-    """Keys and values of a row, layer after layer, for a later row that continues it."""
+class KVCache:
+    """Keys and values of a row, for a later row that continues it.
+
+    Args:
+        segments: The row.
+
+    Attributes:
+        segments: The row.
+        layers: Keys and values of each attention layer, in the order of their calls; without
+            gradient, (1, kv_heads, T, d) each.
+    """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = tuple(segments)
@@ -100,21 +109,21 @@ class Memory:
 
 
 class AttentionPlan:
-    """The segments of a packed row, and what the probe wants to know of its forward pass.
+    """The segments of a packed row, and what its forward pass shows of the attention layers.
 
     Args:
-        segments: The runs of the row, in row order, after those of ``memory``, to which the
-            ancestors of a segment may refer.
+        segments: The runs of the row, in row order. Ancestors are counted from the first segment
+            of ``read_cache``.
         attend: The backend.
-        memory: What an earlier row kept, if this one continues it.
-        keep: Where this row's keys and values are kept for a later one.
+        read_cache: Keys and values of an earlier row that this one continues; None for none.
+        write_cache: Stores this row's keys and values for a later one; None for none.
 
     Attributes:
-        segments: All runs, those of the memory first.
+        segments: All runs, those of ``read_cache`` first.
         lengths: Tokens of each of them.
         first: Index of the first run of the row itself.
         calls: How often an attention layer has used this plan.
-        seen: What those layers asked for.
+        seen: What those layers required.
         prepared: What a backend derives from the segments once, for all layers.
     """
 
@@ -122,23 +131,23 @@ class AttentionPlan:
         self,
         segments: Sequence[Segment],
         attend: Attend,
-        memory: Memory | None = None,
-        keep: Memory | None = None,
+        read_cache: KVCache | None = None,
+        write_cache: KVCache | None = None,
     ) -> None:
-        before = () if memory is None else memory.segments
+        before = () if read_cache is None else read_cache.segments
         self.segments = (*before, *segments)
         self.first = len(before)
         self.lengths = [segment.length for segment in self.segments]
         self.attend = attend
-        self.memory = memory
-        self.keep = keep
+        self.read_cache = read_cache
+        self.write_cache = write_cache
         self.calls = 0
         self.seen: set[LayerFacts] = set()
         self.prepared: dict[Any, Any] = {}
 
     @cached_property
     def starts(self) -> Ints:
-        """First key of each segment, counted from the first key of the memory; (segments + 1,)."""
+        """First key of each segment, and the end of the last; (segments + 1,)."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     @cached_property
@@ -164,12 +173,12 @@ class AttentionPlan:
         return (*self.segments[index].ancestors, index)
 
     def layer(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Count a layer's call; return its keys and values with those of the memory before them."""
+        """Count a layer's call, and return its keys and values behind those of ``read_cache``."""
         call = self.calls
         self.calls += 1
-        if self.keep is not None:
-            self.keep.layers.append((key.detach(), value.detach()))
-        if self.memory is None or not self.memory.segments:
+        if self.write_cache is not None:
+            self.write_cache.layers.append((key.detach(), value.detach()))
+        if self.read_cache is None or not self.read_cache.segments:
             return key, value
-        earlier_key, earlier_value = self.memory.layers[call]
+        earlier_key, earlier_value = self.read_cache.layers[call]
         return torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)

@@ -1,6 +1,6 @@
-"""Whether a backend computes right on this machine: tried on a few numbers, both ways, not assumed.
+"""Probe whether a backend computes right on this machine: forward and backward, on random numbers.
 
-Kernels are chosen by what is installed and by the GPU; some run forward and fail backward.
+Kernels are selected by what is installed and by the GPU; some run forward and fail backward.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,14 @@ _SEGMENTS = (Segment(5), Segment(3, (0,)), Segment(2, (0, 1)), Segment(1, (0,)),
 _WINDOW = 3
 
 
-def kernel_problem(
+def probe_backend(
     attend: Attend, layers: Iterable[LayerFacts], device: torch.device, dtype: torch.dtype
 ) -> str | None:
     """Return what is wrong with a backend, or None if it equals ``segments``.
 
     Args:
         attend: The backend.
-        layers: The layers to try.
+        layers: The layers to probe.
         device: Where to compute.
         dtype: What to compute in; ``segments`` computes in float32.
 
@@ -42,7 +42,7 @@ def kernel_problem(
             return f"{type(error).__name__}: {error}".splitlines()[0]
         for ours, theirs in zip(got, wanted, strict=True):
             difference = float((ours - theirs).abs().max() / theirs.abs().max())
-            if not difference <= tolerance:  # NaN is no equality either
+            if not difference <= tolerance:  # so that NaN is a difference too
                 return f"its attention differs by {difference:.2g} of the largest number"
     return None
 

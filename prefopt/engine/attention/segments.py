@@ -1,12 +1,12 @@
 """The ``segments`` backend: any device, any dtype, no kernel of its own.
 
 Each segment attends to its path (its ancestors and itself) by one call of scaled dot-product
-attention. Where many short texts would make many small calls, texts of one size are one call.
+attention. Short texts of about one size are one call, instead of many small ones.
 
-On a CPU the calls of a layer are one autograd function around torch's flash kernel: the keys and
-values that branches share are joined again in the backward pass instead of being kept, and
-key-value heads are never repeated for the query heads that share them. On the 135M benchmark that
-saves a seventh of the memory of a step.
+On a CPU the calls of a layer are one autograd function around torch's flash kernel: joined keys and
+values are not stored but joined again in the backward pass, and key-value heads are never repeated
+for the query heads that share them. On the 135M benchmark that saves a seventh of the memory of a
+step.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan
 
-# Texts of up to so many tokens, branches included, are batched into one call per size. Measured on
-# 2 cores: a call costs 0.1 ms, which is what a masked square of this many tokens takes.
+# Texts of up to this many tokens, branches included, are batched into one call per size. Measured
+# on 2 cores: the overhead of a call is 0.1 ms, as long as a masked square of this many tokens.
 BLOCK_TOKENS = 96
 _BLOCK_STEP = 16
 
@@ -57,8 +57,8 @@ class SegmentCall:
 
     Attributes:
         queries: Its tokens, among the queries.
-        keys: What they see, among the keys; they themselves are the last.
-        runs: The same, what stands side by side in one piece.
+        keys: The segments that they see, among the keys; their own tokens are the last.
+        runs: The same, with adjacent slices joined.
         mask: Added to the scores; (queries, keys), or None for a causal square.
     """
 
@@ -72,7 +72,7 @@ class SegmentCall:
         return tensor[:, :, self.queries]
 
     def gradient(self, tensor: Tensor) -> Tensor:
-        """Return what comes in for the queries, as ``query`` does."""
+        """Return the incoming gradient of the queries, shaped as by ``query``."""
         return self.query(tensor)
 
     def key(self, tensor: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class SegmentCall:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def kernel_mask(self, kv_heads: int) -> Tensor | None:
-        """Return the mask as the kernel takes it."""
+        """Return the mask in the shape of the kernel's argument."""
         return self.mask
 
     def put(self, into: Tensor, values: Tensor) -> None:
@@ -89,7 +89,7 @@ class SegmentCall:
         into[:, :, self.queries] = values
 
     def collect(self, into: Tensor, values: Tensor) -> None:
-        """Collect gradients of the keys: its own first come here, those before it have come."""
+        """Write the gradients of its own keys, and add to those of the segments before it."""
         start = 0
         for part in self.keys:
             stop = start + part.stop - part.start
@@ -105,10 +105,10 @@ class BlockCall:
     """Attention of several short texts of about one size, as a padded batch of G.
 
     Attributes:
-        queries: Place of each query among the queries; (G, q), padding repeats any.
+        queries: Place of each query among the queries; (G, q), any place for padding.
         keys: The same of the keys; (G, k).
-        real_queries: Which of the G * q are no padding.
-        real_keys: Which of the G * k are no padding.
+        real_queries: Which of the G * q are not padding.
+        real_keys: Which of the G * k are not padding.
         mask: Added to the scores; (G, 1, q, k).
     """
 
@@ -123,7 +123,7 @@ class BlockCall:
         return tensor[:, :, self.queries].permute(2, 0, 1, 3, 4).flatten(0, 1)
 
     def gradient(self, tensor: Tensor) -> Tensor:
-        """Return what comes in for the queries, as ``query`` does; nothing for padding."""
+        """Return the incoming gradient of the queries, shaped as by ``query``; 0 for padding."""
         real = self.real_queries.view(self.queries.shape)
         return self.query(tensor) * real.repeat_interleave(tensor.shape[0], 0)[:, None, :, None]
 
@@ -132,7 +132,7 @@ class BlockCall:
         return tensor[:, self.keys].transpose(0, 1).flatten(0, 1)
 
     def kernel_mask(self, kv_heads: int) -> Tensor | None:
-        """Return the mask as the kernel takes it; (G * kv_heads, 1, q, k)."""
+        """Return the mask in the shape of the kernel's argument; (G * kv_heads, 1, q, k)."""
         return self.mask if kv_heads == 1 else self.mask.repeat_interleave(kv_heads, dim=0)
 
     def put(self, into: Tensor, values: Tensor) -> None:
@@ -143,7 +143,7 @@ class BlockCall:
         into.index_copy_(2, self.queries.flatten()[self.real_queries], flat)
 
     def collect(self, into: Tensor, values: Tensor) -> None:
-        """Collect gradients of the keys; (G * kv_heads, k, d). No other call has these keys."""
+        """Write gradients of the keys; (G * kv_heads, k, d). No other call has these keys."""
         kv_heads, _, width = into.shape
         by_head = values.view(-1, kv_heads, *values.shape[1:]).transpose(0, 1)
         flat = by_head.reshape(kv_heads, -1, width)[:, self.real_keys]
@@ -155,14 +155,14 @@ Calls = Sequence[SegmentCall | BlockCall]
 
 
 class _FlashOnCPU(torch.autograd.Function):
-    """All attention calls of a layer; keeps inputs, outputs and normalisers for the backward."""
+    """All attention calls of a layer; stores inputs, outputs and normalisers for the backward."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, calls: Calls, scale: float | None
     ) -> Tensor:
         batch, heads, tokens, width = query.shape
-        # Laid out as the model wants it next: (1, T, heads, d).
+        # In the memory layout that the model needs next: (1, T, heads, d).
         output = query.new_empty(batch, tokens, heads, width).transpose(1, 2)
         kv_heads = key.shape[1]
         queries, outputs = _by_group(query, kv_heads), _by_group(output, kv_heads)
@@ -179,8 +179,8 @@ class _FlashOnCPU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, *normalisers = ctx.saved_tensors
         kv_heads = key.shape[1]
-        # Each query belongs to one call, and the first call that has a key writes it, but for keys
-        # of a memory, which no call has as its own.
+        # Each query belongs to one call, and the first call that has a key writes its gradient,
+        # except for cached keys, which are no call's own.
         start = torch.empty_like if key.shape[2] == query.shape[2] else torch.zeros_like
         grad_query, grad_key, grad_value = (
             start(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)
@@ -206,7 +206,7 @@ def _by_group(tensor: Tensor, kv_heads: int) -> Tensor:
 def _flash(
     call: SegmentCall | BlockCall, query: Tensor, key: Tensor, value: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the output of a call, and what the kernel keeps for its backward pass."""
+    """Return the output of a call, and its normalisers for the backward pass."""
     groups = query.shape[1]
     output, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         call.query(query),
@@ -232,10 +232,10 @@ def _flash_backward(
 
     Args:
         call: The call.
-        of_queries: What comes in, the queries, the output; (kv_heads, groups, T, d).
+        of_queries: Incoming gradient, queries, and output; (kv_heads, groups, T, d).
         key: (kv_heads, S, d).
         value: (kv_heads, S, d).
-        normaliser: What the kernel kept.
+        normaliser: As ``_flash`` returned it.
         scale: Factor on the scores.
     """
     grad, query, output = of_queries
@@ -271,7 +271,7 @@ def _over_groups(gradient: Tensor) -> Tensor:
 
 
 def _calls(plan: AttentionPlan, window: int | None, dtype: torch.dtype) -> Calls:
-    """Return the calls of a layer, made once for all layers that look back as far."""
+    """Return the calls of a layer, made once for all layers of the same window."""
     at = (attend_by_segments, window, dtype)
     if at not in plan.prepared:
         plan.prepared[at] = _make_calls(plan, window, dtype)
@@ -298,7 +298,7 @@ def _make_calls(plan: AttentionPlan, window: int | None, dtype: torch.dtype) -> 
 
 
 def _rounded_up(tokens: int) -> int:
-    """Return the size of a block for a text: its own, so that a score depends on no other text."""
+    """Return the size of the block of a text: a function of its length alone, and so its scores."""
     return -(-tokens // _BLOCK_STEP) * _BLOCK_STEP
 
 
@@ -324,7 +324,7 @@ def _segment_calls(
 
 
 def _runs(slices: Sequence[slice]) -> tuple[slice, ...]:
-    """Join slices that stand side by side."""
+    """Join adjacent slices."""
     runs = [slices[0]]
     for part in slices[1:]:
         if part.start == runs[-1].stop:
@@ -335,11 +335,11 @@ def _runs(slices: Sequence[slice]) -> tuple[slice, ...]:
 
 
 class _Tree:
-    """Some segments with a common root, and all that they see.
+    """Some segments with a common root, and the keys that they see.
 
     Attributes:
         queries: Places of their tokens among the queries; (q,).
-        keys: Places of what they see among the keys; (k,).
+        keys: Places of these keys among all keys; (k,).
     """
 
     def __init__(self, plan: AttentionPlan, queried: Sequence[int]) -> None:
@@ -369,7 +369,7 @@ def _block_call(
     keys = np.zeros((len(trees), size[1]), dtype=np.int64)
     real_queries, real_keys = np.zeros(queries.shape, bool), np.zeros(keys.shape, bool)
     seen = np.zeros((len(trees), 1, *size), bool)
-    # A query of the padding sees a key, or its softmax would be 0 / 0.
+    # Padded queries see one key, or their softmax would be 0 / 0.
     seen[..., 0] = True
     for row, tree in enumerate(trees):
         q, k = len(tree.queries), len(tree.keys)
@@ -392,7 +392,7 @@ def sees(
     device: torch.device,
     tokens: slice | None = None,
 ) -> Tensor | None:
-    """Return which keys of its path tokens of a segment see; None where that is plainly causal.
+    """Return which keys of its path the tokens of a segment see; None for a plain causal mask.
 
     Args:
         plan: The segments.
@@ -419,7 +419,7 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
-# Calls that autograd follows one by one ---------------------------------------------------------
+# Calls that autograd records one by one ---------------------------------------------------------
 
 
 def _attend_each(

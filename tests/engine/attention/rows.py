@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.engine.attention import AttentionOptions, AttentionPlan, Memory
+from prefopt.engine.attention import AttentionOptions, AttentionPlan, KVCache
 from prefopt.engine.layout import Segment
 
 # A shape: the segments of a row.
@@ -101,9 +101,9 @@ def _one(query: Tensor, keys: Tensor, head: int, options: AttentionOptions) -> T
 
 
 def plan_of(segments: Any, attend: Any, kept: int = 0) -> AttentionPlan:
-    """Return the plan of a row whose first ``kept`` segments an earlier row has computed."""
-    memory = Memory(segments[:kept]) if kept else None
-    return AttentionPlan(segments[kept:], attend, memory)
+    """Return the plan of a row whose first ``kept`` segments are cached from an earlier row."""
+    cache = KVCache(segments[:kept]) if kept else None
+    return AttentionPlan(segments[kept:], attend, cache)
 
 
 def queries_of(query: Tensor, segments: Any, kept: int) -> Tensor:

@@ -229,7 +229,7 @@ def test_a_scorer_attends_with_the_backend_that_was_chosen(monkeypatch):
 @pytest.mark.parametrize(
     ("attend", "reason"), [(shifted, "differs by"), (failing, "no kernel image is available")]
 )
-def test_auto_falls_back_to_segments_where_a_backend_proves_wrong(
+def test_auto_falls_back_to_segments_where_a_probe_finds_a_backend_wrong(
     monkeypatch, caplog, attend, reason
 ):
     chosen(monkeypatch, attend)
@@ -244,7 +244,7 @@ def test_auto_falls_back_to_segments_where_a_backend_proves_wrong(
 
 def test_auto_falls_back_to_segments_where_a_backend_fails_in_the_model_only(monkeypatch, caplog):
     chosen(monkeypatch, failing)
-    monkeypatch.setattr(attention, "kernel_problem", lambda *args: None)
+    monkeypatch.setattr(attention, "probe_backend", lambda *args: None)
     with caplog.at_level(logging.WARNING, logger="prefopt"):
         scorer = Scorer(tiny_model("llama"))
     assert scorer.backend.name == "segments"
@@ -254,7 +254,7 @@ def test_auto_falls_back_to_segments_where_a_backend_fails_in_the_model_only(mon
 @pytest.mark.parametrize(
     ("attend", "reason"), [(shifted, "differs by"), (failing, "no kernel image is available")]
 )
-def test_a_backend_insisted_upon_that_proves_wrong_is_an_error(monkeypatch, attend, reason):
+def test_a_required_backend_that_a_probe_finds_wrong_is_an_error(monkeypatch, attend, reason):
     chosen(monkeypatch, attend)
     with pytest.raises(ValueError, match=f"attn_backend='varlen' was asked for, but.*{reason}"):
         Scorer(tiny_model("llama"), attn_backend="varlen")

@@ -1,11 +1,11 @@
-"""The trial of a backend finds what is wrong with it, forward, backward, and in every feature."""
+"""The probe of a backend finds what is wrong with it, forward, backward, and in every feature."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from prefopt.engine.attention import LayerFacts, attend_by_segments, kernel_problem
+from prefopt.engine.attention import LayerFacts, attend_by_segments, probe_backend
 
 CPU = torch.device("cpu")
 LAYERS = [
@@ -32,7 +32,7 @@ class Backwards(torch.autograd.Function):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_segments_pass_in_every_dtype(dtype):
     # Seen in bfloat16: 0.0055 of the largest number.
-    assert kernel_problem(attend_by_segments, LAYERS, CPU, dtype) is None
+    assert probe_backend(attend_by_segments, LAYERS, CPU, dtype) is None
 
 
 def test_wrong_numbers_and_wrong_gradients_are_found():
@@ -43,7 +43,7 @@ def test_wrong_numbers_and_wrong_gradients_are_found():
         return Backwards.apply(attend_by_segments(*args))
 
     for attend in (forward, backward):
-        problem = kernel_problem(attend, LAYERS[:1], CPU, torch.bfloat16)
+        problem = probe_backend(attend, LAYERS[:1], CPU, torch.bfloat16)
         assert problem.startswith("its attention differs by 0.05")
 
 
@@ -51,7 +51,7 @@ def test_numbers_that_are_none_are_found():
     def attend(*args):
         return attend_by_segments(*args) * float("nan")
 
-    assert "nan" in kernel_problem(attend, LAYERS, CPU, torch.float32)
+    assert "nan" in probe_backend(attend, LAYERS, CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_a_backend_ignores_is_found(layer, forgotten):
         options = replace(options, **{forgotten: None})
         return attend_by_segments(query, key, value, plan, options)
 
-    assert "differs" in kernel_problem(attend, [layer], CPU, torch.bfloat16)
+    assert "differs" in probe_backend(attend, [layer], CPU, torch.bfloat16)
 
 
 def test_a_backend_that_ignores_branches_is_found():
@@ -73,12 +73,12 @@ def test_a_backend_that_ignores_branches_is_found():
             query, key, value, is_causal=True, enable_gqa=True
         )
 
-    assert "differs" in kernel_problem(attend, LAYERS[:1], CPU, torch.bfloat16)
+    assert "differs" in probe_backend(attend, LAYERS[:1], CPU, torch.bfloat16)
 
 
 def test_a_failure_is_told_by_its_first_line():
     def attend(*args):
         raise RuntimeError("head_dim must be 64\nmore")
 
-    problem = kernel_problem(attend, LAYERS, CPU, torch.float32)
+    problem = probe_backend(attend, LAYERS, CPU, torch.float32)
     assert problem == "RuntimeError: head_dim must be 64"

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from prefopt.engine import Scorer
-from prefopt.engine import score as module
+from prefopt.engine import Scorer, forward
 from prefopt.engine.memory.last_layer import last_mlp, only_at
 from tests.engine.trees import batch_of, gradients, trees
 from tests.models import tiny_model
@@ -21,7 +20,7 @@ def test_log_probs_and_gradients_are_those_of_all_tokens(monkeypatch, layout):
     )
     spared = scorer.score(batch).logps
     mine = gradients(model, spared)
-    monkeypatch.setattr(module, "last_mlp", lambda backbone: None)
+    monkeypatch.setattr(forward, "last_mlp", lambda backbone: None)
     everywhere = scorer.score(batch).logps
     theirs = gradients(model, everywhere)
     assert tokens == [len(batch.hidden_positions), batch.input_ids.numel()]

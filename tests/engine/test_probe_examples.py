@@ -1,4 +1,4 @@
-"""The check on real data passes what is right and names what is wrong."""
+"""The probe on real data passes what is right and names what is wrong."""
 
 import dataclasses
 from functools import partial
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer, attention
-from prefopt.engine.check import check_examples
+from prefopt.engine.probe_examples import probe_examples
 from tests.engine.trees import trees
 from tests.models import tiny_model, tiny_rows
 from tests.runs import trainer
@@ -34,13 +34,13 @@ def test_a_right_layout_passes_with_a_small_difference(name):
     model = tiny_model(name)
     scorer = Scorer(model)
     before = model.config._attn_implementation
-    assert check_examples(scorer, trees()) < 2e-5
+    assert probe_examples(scorer, trees()) < 2e-5
     assert model.config._attn_implementation == before
 
 
 def test_half_precision_passes():
     scorer = Scorer(tiny_model("gpt_oss").to(torch.bfloat16))
-    assert 2e-3 < check_examples(scorer, trees()) < 0.1  # 0.02 on a CPU
+    assert 2e-3 < probe_examples(scorer, trees()) < 0.1  # 0.02 on a CPU
 
 
 def test_mixed_precision_is_judged_as_half(monkeypatch):
@@ -53,9 +53,9 @@ def test_mixed_precision_is_judged_as_half(monkeypatch):
         return dataclasses.replace(scores, per_token_logps=scores.per_token_logps + noise)
 
     monkeypatch.setattr(scorer, "score", noisy)
-    assert check_examples(scorer, trees(), partial(torch.autocast, "cpu", torch.bfloat16)) < 0.06
+    assert probe_examples(scorer, trees(), partial(torch.autocast, "cpu", torch.bfloat16)) < 0.06
     with pytest.raises(ValueError, match="more than rounding"):
-        check_examples(scorer, trees())
+        probe_examples(scorer, trees())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,7 +64,7 @@ def test_a_broken_attention_is_caught_and_named(break_branches, dtype):
     break_branches()
     message = r'example \d, completion \d, differ by up to .* nats .*layout="padded"'
     with pytest.raises(ValueError, match=message):
-        check_examples(scorer, trees())
+        probe_examples(scorer, trees())
 
 
 def test_numbers_that_are_none_are_caught():
@@ -72,7 +72,7 @@ def test_numbers_that_are_none_are_caught():
     scorer = Scorer(model)
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     with pytest.raises(ValueError, match="differ by up to nan"):
-        check_examples(scorer, trees())
+        probe_examples(scorer, trees())
 
 
 def test_the_trainer_checks_when_asked_and_says_so_once(tmp_path, capsys):

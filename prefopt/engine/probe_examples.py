@@ -1,7 +1,7 @@
-"""Compare the layout and attention that train with the plainest ones, on real data, once.
+"""Probe a scorer on real data: its layout and attention against the model's plain forward pass.
 
-A scorer proves its layout on a probe of a few tokens when it is made. This asks again with texts of
-the length and shape of the data: padded rows, the model's own attention.
+A scorer probes its layout with a few tokens when it is made. This probe takes texts of the length
+and shape of the data, and compares with padded rows and the model's own attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,26 +9,25 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from prefopt.engine.layout import Example, LayoutTensors, build_layout
-from prefopt.engine.score import Scorer
+from prefopt.engine.layout import Example, LayoutName, LayoutTensors, build_layout
+from prefopt.engine.score import Scorer, Scores
 
 # Nats per token, mean over a completion. Rounding gives less than 1e-5 in float32; a completion
-# that loses its prompt, or sees another one, is off by tenths. Half precision has 8 bits for logits
-# of tens.
+# that does not see its prompt, or sees another one, differs by tenths. Half precision has 8 bits
+# for logits of tens.
 _TOLERANCE = {True: 1e-3, False: 0.25}
 
 
 @torch.no_grad()
-def check_examples(
+def probe_examples(
     scorer: Scorer, examples: Sequence[Example], context: Callable[[], Any] = nullcontext
 ) -> float:
     """Score examples in the scorer's layout and in padded rows with the model's own attention.
 
     Args:
-        scorer: What to check.
-        examples: A batch of them.
+        scorer: The scorer to probe.
+        examples: A batch of examples.
         context: Makes the context of the forward pass, such as ``accelerator.autocast``.
 
     Returns:
@@ -38,34 +37,37 @@ def check_examples(
         ValueError: If a completion differs by more than rounding, naming the worst.
     """
 
-    def score(layout: Any) -> Tensor:
+    def score(layout: LayoutName) -> Scores:
         batch = scorer.to_device(LayoutTensors.of(build_layout(examples, layout)))
-        return scorer.score(batch, context=context).per_token_logps
+        return scorer.score(batch, context=context)
 
     with scorer.evaluating():
         ours = score(scorer.layout)
         with _own_attention(scorer):
             theirs = score("padded")
-    differences = (ours - theirs).abs()
-    places = [
-        (place, completion)
-        for place, example in enumerate(examples)
-        for completion in range(len(example.completion_ids))
-    ]
-    lengths = [int(examples[place].counted(which).sum()) for place, which in places]
-    parts = torch.split(differences, lengths)
-    means = torch.stack([part.mean() if len(part) else part.sum() for part in parts])
+    differences = (ours.per_token_logps - theirs.per_token_logps).abs()
+    by_completion = torch.split(differences, ours.lengths.tolist())
+    means = torch.stack([part.sum() / max(len(part), 1) for part in by_completion])
     worst = int(means.nan_to_num(torch.inf).argmax())
-    largest, mean = float(parts[worst].max()) if len(parts[worst]) else 0.0, float(means[worst])
-    if not mean <= _TOLERANCE[_computes_exactly(scorer, context)]:
-        place, completion = places[worst]
+    if not means[worst] <= _TOLERANCE[_computes_exactly(scorer, context)]:
+        example, completion = _place(examples, worst)
+        largest, mean = float(by_completion[worst].max()), float(means[worst])
         raise ValueError(
-            f"the log-probs of example {place}, completion {completion}, differ by up to "
-            f"{largest:.2g} nats a token (mean {mean:.2g}) between layout={scorer.layout!r} and "
-            "the model's own plain forward, more than rounding; "
+            f"the log-probs of example {example}, completion {completion}, differ by up to "
+            f"{largest:.2g} nats a token (mean {mean:.2g}) between "
+            f"layout={scorer.layout!r} and the model's own plain forward, more than rounding; "
             'train with layout="padded", and report the model to prefopt'
         )
     return float(differences.max()) if len(differences) else 0.0
+
+
+def _place(examples: Sequence[Example], completion: int) -> tuple[int, int]:
+    """Return the example of a completion of the batch, and its number there."""
+    for number, example in enumerate(examples):
+        if completion < len(example.completion_ids):
+            return number, completion
+        completion -= len(example.completion_ids)
+    raise IndexError(completion)
 
 
 @contextmanager

@@ -1,0 +1,251 @@
+"""One forward pass of a model over a laid-out batch: from tokens to log-probs of predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.engine import attention
+from prefopt.engine.divergences import Predictions, divergences
+from prefopt.engine.layout import LayoutTensors
+from prefopt.engine.logprobs import LMHead, plain_logps
+from prefopt.engine.memory.last_layer import last_mlp, only_at
+from prefopt.engine.memory.recompute import RecomputingLayers
+from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.precision import at_least_float32
+from prefopt.engine.probe import causal_lm_of, takes_token_types
+from prefopt.engine.token_statistics import StatisticsCollector
+
+# Stands for the head where the model's own forward pass gives the logits themselves.
+_LOGITS = LMHead(nn.Identity())
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What to compute beside log-probs; see ``Scorer.score``."""
+
+    load_balancing_loss: LoadBalancingLoss | None = None
+    collector: StatisticsCollector | None = None
+    divergence_from: Predictions | None = None
+    predictions: bool = False
+
+
+class ForwardOutput(NamedTuple):
+    """Result of a forward pass; a tuple, since parallel wrappers search it for tensors.
+
+    Attributes:
+        logps: Log-probs of the M predictions; (M,), nats.
+        load_balancing_loss: Without its weight; scalar, None unless requested.
+        divergences: Of the M predictions; (M,), None unless requested.
+        predictions: The M predictions themselves; None unless requested.
+        continuation_logps: Log-probs of the predictions of the continuation; None without one.
+    """
+
+    logps: Tensor
+    load_balancing_loss: Tensor | None = None
+    divergences: Tensor | None = None
+    predictions: Predictions | None = None
+    continuation_logps: Tensor | None = None
+
+
+class _BackboneOutput(NamedTuple):
+    """Hidden states (R * T, D), the head that maps them to logits, and the router logits if any."""
+
+    hidden: Tensor
+    head: LMHead
+    router_logits: Any = None
+
+
+class Forward:
+    """The forward pass of one model: its backbone, then its output layer in chunks.
+
+    Args:
+        model: A causal language model, or a peft model around one.
+
+    Attributes:
+        model: As given.
+        causal_lm: The transformers model in it.
+        head: The output layer; None where only the model's own forward pass gives its logits.
+        attend: The attention backend of packed rows.
+        layers_seen: What the attention layers asked for in the last packed row.
+
+    Raises:
+        ValueError: If the model has no output embeddings, is an encoder-decoder, or tunes prompts.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.causal_lm = causal_lm_of(model)
+        self.head: LMHead | None = LMHead.of(self.causal_lm)
+        self.attend: attention.Attend = attention.attend_by_segments
+        self.layers_seen: frozenset[attention.LayerFacts] = frozenset()
+        self._backbone = self.causal_lm.base_model
+        self._recomputing = RecomputingLayers(self._backbone)
+        self._takes_token_types = takes_token_types(self.causal_lm)
+
+    def __call__(self, batch: LayoutTensors, requested: Requested | None = None) -> ForwardOutput:
+        """Return the log-probs of a batch's predictions, and what else is requested.
+
+        Args:
+            batch: On the model's device.
+            requested: None for log-probs alone.
+        """
+        requested = requested or Requested()
+        with self._recomputing.active():
+            cache = None if batch.continuation is None else attention.KVCache(batch.segments)
+            if batch.input_ids.numel() == 0:
+                return self._of_no_tokens(batch, requested, cache)
+            routed = requested.load_balancing_loss is not None
+            hidden, head, router_logits = self._run(batch, cache, routed)
+            predicting = hidden.index_select(0, batch.predict_positions)
+            if head is _LOGITS:
+                predicting = at_least_float32(predicting)
+                logps = plain_logps(predicting, batch.target_ids, requested.collector)
+            else:
+                logps = head.logps(predicting, batch.target_ids, requested.collector)
+            aux_loss = divergence = None
+            if requested.load_balancing_loss is not None:
+                aux_loss = requested.load_balancing_loss(router_logits, batch.attention_mask)
+            if requested.divergence_from is not None:
+                divergence = divergences(head, predicting, requested.divergence_from)
+            return ForwardOutput(
+                logps,
+                aux_loss,
+                divergence,
+                Predictions.of(head, predicting) if requested.predictions else None,
+                self._continuation_logps(batch.continuation, hidden, cache),
+            )
+
+    def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the last hidden states of plain rows; (R, T, D)."""
+        hidden: Tensor = self._backbone(**inputs, use_cache=False).last_hidden_state
+        return hidden
+
+    def _run(
+        self, batch: LayoutTensors, write_cache: attention.KVCache | None, routed: bool
+    ) -> _BackboneOutput:
+        """Run the model over the first row of a batch."""
+        extras: dict[str, Any] = {"output_router_logits": True} if routed else {}
+        if self.head is None:
+            output = self.model(**self._inputs(batch), **extras, use_cache=False)
+            hidden = output.logits
+        else:
+            output = self._backbone_output(batch, write_cache=write_cache, **extras)
+            hidden = output.last_hidden_state
+        router_logits = output.router_logits if routed else None
+        return _BackboneOutput(hidden.flatten(0, 1), self.head or _LOGITS, router_logits)
+
+    def _of_no_tokens(
+        self, batch: LayoutTensors, requested: Requested, cache: attention.KVCache | None
+    ) -> ForwardOutput:
+        """Return the output for a batch in which no token precedes a scored one."""
+        # No log-probs, with gradients of zero, for which parallel training waits.
+        parameters = list(self.model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        device = self.causal_lm.device
+        empty = [parameter.flatten()[:0].to(device) for parameter in trained or parameters[:1]]
+        logps = at_least_float32(torch.cat(empty))
+        size = int(self.causal_lm.config.get_text_config().hidden_size)
+        hidden = logps.new_zeros(0, size, dtype=self.causal_lm.dtype)
+        return ForwardOutput(
+            logps,
+            None if requested.load_balancing_loss is None else logps.sum(),
+            None if requested.divergence_from is None else logps,
+            Predictions.of(_LOGITS, hidden) if requested.predictions else None,
+            self._continuation_logps(batch.continuation, hidden, cache),
+        )
+
+    @torch.no_grad()
+    def _continuation_logps(
+        self, batch: LayoutTensors | None, hidden: Tensor, cache: attention.KVCache | None
+    ) -> Tensor | None:
+        """Return the log-probs of a continuation's predictions; (M,), None without one.
+
+        Args:
+            batch: The continuation; (1, S) tokens.
+            hidden: Hidden states of the row that it continues; (T, D).
+            cache: Keys and values of that row.
+        """
+        if batch is None:
+            return None
+        assert self.head is not None  # without it nothing is shared
+        hidden = hidden.detach()
+        if batch.input_ids.numel():
+            output = self._backbone_output(batch, read_cache=cache)
+            hidden = torch.cat([hidden, output.last_hidden_state.flatten(0, 1)])
+        return self.head.logps(hidden.index_select(0, batch.predict_positions), batch.target_ids)
+
+    def _inputs(self, batch: LayoutTensors) -> dict[str, Tensor]:
+        """Return the model's inputs."""
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
+        elif batch.segments:
+            # Without a mask, models search the tokens for padding, and warn of an EOS that pads.
+            inputs["attention_mask"] = torch.ones_like(batch.input_ids)
+        if self._takes_token_types:
+            inputs["token_type_ids"] = torch.zeros_like(batch.input_ids)
+        return inputs
+
+    def _backbone_output(
+        self,
+        batch: LayoutTensors,
+        read_cache: attention.KVCache | None = None,
+        write_cache: attention.KVCache | None = None,
+        **extras: Any,
+    ) -> Any:
+        """Run the backbone over padded rows, or over a packed row with our attention."""
+        inputs = self._inputs(batch)
+        with only_at(last_mlp(self._backbone), batch.hidden_positions):
+            if not batch.segments:
+                return self._backbone(**inputs, **extras, use_cache=False)
+            plan = attention.AttentionPlan(batch.segments, self.attend, read_cache, write_cache)
+            with attention.planned_forward():
+                output = self._backbone(**inputs, **extras, use_cache=False, prefopt_plan=plan)
+        if not plan.calls:
+            raise NotImplementedError("no attention layer reached our attention function")
+        plan.write_cache = None  # a checkpoint runs layers again, whose keys have been stored
+        self.layers_seen = frozenset(plan.seen)
+        return output
+
+
+def through_wrapper(
+    wrapped: nn.Module | None,
+    model: nn.Module,
+    compute: Callable[[], ForwardOutput],
+    *arguments: Tensor,
+) -> ForwardOutput:
+    """Run ``compute`` as the forward pass of a parallel wrapper, so that its hooks run around it.
+
+    Parallel wrappers prepare gradients and gather weights in their own forward pass, which then
+    calls the inner model's; for this one call, the inner forward pass is ``compute``.
+
+    Args:
+        wrapped: The wrapper; None for the model itself.
+        model: The inner model.
+        compute: The computation.
+        *arguments: Given to the wrapper, which may look at them; the computation ignores them.
+    """
+    if wrapped is None or wrapped is model:
+        return compute()
+    had_own = "forward" in vars(model)
+    original = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> ForwardOutput:
+        restore()
+        return compute()
+
+    def restore() -> None:
+        if had_own:
+            model.forward = original  # accelerate patches forward on the instance
+        elif "forward" in vars(model):
+            del model.forward
+
+    model.forward = forward
+    try:
+        result: ForwardOutput = wrapped(*arguments)
+        return result
+    finally:
+        restore()
