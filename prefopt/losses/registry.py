@@ -411,23 +411,28 @@ def _read_signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict
     return tuple(inputs), options
 
 
+# Whose inputs a loss on data of each kind may take.
+_SIDES = {
+    "paired": {"chosen", "rejected", "pair"},
+    "unpaired": {"completion"},
+    "ranked": {"ranking"},
+}
+
+
 def _read_data_kind(name: str, inputs: tuple[str, ...]) -> str:
-    sides = {spec.side for spec in specs_of(inputs)}
-    kinds = {
-        "paired": bool(sides & {"rejected", "pair"}),
-        "unpaired": "logps" in inputs and "desirable" in inputs,
-        "ranked": "ranked_logps" in inputs,
-    }
-    found = [kind for kind, holds in kinds.items() if holds]
-    if not found and "chosen_logps" in inputs:
-        return "preferred"
+    specs = [spec for spec in specs_of(inputs) if not spec.scalar]
+    sides = {spec.side for spec in specs}
+    found = [kind for kind, its in _SIDES.items() if sides & its]
+    needed = {"logps", "label"} if found == ["unpaired"] else {"logps"}
+    if not needed <= {spec.quantity for spec in specs}:
+        found = []
     if len(found) != 1:
         raise ValueError(
             f"loss {name!r}: its inputs {', '.join(inputs)} belong to "
             f"{' and '.join(found) or 'no'} data; a loss takes one kind: rejected_* (paired), "
             "logps and desirable (unpaired), ranked_logps (ranked), or chosen_* alone (preferred)"
         )
-    return found[0]
+    return "preferred" if sides == {"chosen"} else found[0]
 
 
 def _read_docstring(function: Callable[..., Any]) -> dict[str, Any]:

@@ -53,7 +53,9 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Options of every loss; all are off by default. Fields are described by their ``help``.
+    """Options of every loss; all are off by default.
+
+    Fields are described by their ``help``, with those of ``PreferenceConfig`` of the same names.
 
     Raises:
         ValueError: If a value is out of its range, or belongs to an option that is off.

@@ -47,6 +47,10 @@ def test_data_kind_and_reference_are_read_from_the_signature(name, kind, needs_r
     assert (loss.data_kind, loss.needs_reference) == (kind, needs_reference)
 
 
+def test_a_loss_that_takes_what_is_known_of_pairs_is_a_paired_one():
+    assert Loss("mine", lambda chosen_logps, margins: None).data_kind == "paired"
+
+
 def test_inputs_and_defaults_are_read_from_the_signature():
     loss = get_loss("dpo")
     assert loss.inputs == tuple(FOUR)
@@ -118,6 +122,8 @@ def test_an_unknown_name_raises_with_the_nearest_and_all_names():
         (lambda chosen_logps, *, scale: None, "hyper-parameter 'scale' has no default"),
         (lambda logps: None, "belong to no data"),
         (lambda chosen_logps, rejected_logps, logps, desirable: None, "paired and unpaired data"),
+        (lambda chosen_logps, ranked_logps: None, "paired and ranked data"),
+        (lambda chosen_lengths, kl: None, "belong to no data"),
     ],
 )
 def test_a_signature_outside_the_contract_raises(function, message):
