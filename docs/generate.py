@@ -238,7 +238,7 @@ def picture(loss: Loss) -> str:
         axes["paired"] = "over the difference of the log-probs, of completions one token long"
     if loss.name == "beta_dpo":
         axes["paired"] += ", in a batch with its mirror image"
-    elif loss.pooled:
+    elif loss.batch_dependent:
         axes["paired"] += ": what a pair adds to the loss of a batch of others"
     dpo = "" if loss.data_kind == "preferred" else "; the dashed line is `dpo` along the same axis"
     return (

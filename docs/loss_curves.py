@@ -162,7 +162,7 @@ def curve(loss: Loss, variant: Variant, x: Tensor) -> Curve:
     inputs = make_inputs(loss, variant, x)
     if loss.name == "beta_dpo":
         losses = beside_mirrored(loss, variant, inputs, make_inputs(loss, variant, -x.detach()))
-    elif loss.pooled:
+    elif loss.batch_dependent:
         losses = contributions(loss, variant, inputs)
     else:
         losses = loss(**inputs, **variant.options).losses

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from prefopt.engine.layout import Example, LayoutTensors
-from prefopt.objective.batch_losses import Pooled
+from prefopt.objective.batch_losses import BatchLoss
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.records import TensorRecord
 
@@ -64,4 +64,4 @@ class StepContext(TensorRecord):
     denominators: Tensor
     kl: Mapping[str, Tensor] | None = None
     running_means: tuple[Mapping[str, Tensor], ...] | None = None
-    batch_losses: Mapping[int, Pooled] = field(default_factory=dict)
+    batch_losses: Mapping[int, BatchLoss] = field(default_factory=dict)

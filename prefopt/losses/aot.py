@@ -16,7 +16,7 @@ from prefopt.losses.common import check_label_smoothing, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("aot", family="batch", aliases=["aot_pair"], pooled=True)
+@register_loss("aot", family="batch", aliases=["aot_pair"], batch_dependent=True)
 def aot_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -69,7 +69,7 @@ def aot_loss(
     )
 
 
-@register_loss("aot_unpaired", family="batch", pooled=True)
+@register_loss("aot_unpaired", family="batch", batch_dependent=True)
 def aot_unpaired_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

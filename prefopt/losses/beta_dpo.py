@@ -23,7 +23,7 @@ from prefopt.losses.common import check_not_negative, check_positive
 from prefopt.losses.registry import LossOutput, register_loss
 
 
-@register_loss("beta_dpo", family="batch", pooled=True)
+@register_loss("beta_dpo", family="batch", batch_dependent=True)
 def beta_dpo_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

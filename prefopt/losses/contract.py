@@ -186,15 +186,16 @@ def an_example_does_not_depend_on_its_place_in_the_batch(loss: Loss) -> None:
     )
 
 
-def an_example_does_not_depend_on_the_others_unless_pooled(loss: Loss) -> None:
+def an_example_does_not_depend_on_the_others_unless_batch_dependent(loss: Loss) -> None:
     """Check that part of a batch has part of its losses, so that micro-batches do not matter."""
-    if loss.pooled:
+    if loss.batch_dependent:
         return
     inputs = make_inputs(loss)
     part = {name: value if value.ndim == 0 else value[:2] for name, value in inputs.items()}
     _require(
         torch.allclose(loss(**part).losses, loss(**inputs).losses[:2], rtol=1e-5, atol=1e-5),
-        "the loss of an example changes with the others of its batch: register it with pooled=True",
+        "the loss of an example changes with the others of its batch: register it with "
+        "batch_dependent=True",
     )
 
 
@@ -266,7 +267,7 @@ CHECKS: tuple[Check, ...] = (
     float64_stays_float64,
     finite_with_finite_gradient_at_a_thousand_nats_in_float32,
     an_example_does_not_depend_on_its_place_in_the_batch,
-    an_example_does_not_depend_on_the_others_unless_pooled,
+    an_example_does_not_depend_on_the_others_unless_batch_dependent,
     defaults_are_accepted_and_every_number_among_them_has_an_effect,
     unit_counts_are_one_positive_number_per_example,
     docstring_has_source_departures_and_every_parameter,

@@ -25,7 +25,7 @@ _BETA = {"beta": (0.025, 1.0)}
 _BETA_AND_TAU = {**_BETA, "tau": (0.05, 0.05)}
 
 
-@register_loss("dbaql", family="searched", pooled=True, published=_BETA_AND_TAU)
+@register_loss("dbaql", family="searched", batch_dependent=True, published=_BETA_AND_TAU)
 def dbaql_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -73,7 +73,7 @@ def dbaql_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("aql", family="searched", pooled=True, published=_BETA_AND_TAU)
+@register_loss("aql", family="searched", batch_dependent=True, published=_BETA_AND_TAU)
 def aql_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -167,7 +167,7 @@ def padll_loss(
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
-@register_loss("aqfl", family="searched", pooled=True, published=_BETA_AND_TAU)
+@register_loss("aqfl", family="searched", batch_dependent=True, published=_BETA_AND_TAU)
 def aqfl_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -6,7 +6,7 @@ Not when: the batch is tiny and completions long: the reference point is estimat
 Differs from: none in value: the same to 1e-9 in TRL, OpenRLHF, Liger and HALOs (4831988), given the
 same estimate of the KL divergence. HALOs divides that estimate by the number of nonzero log-ratios.
 Differs from: TRL estimates it per device, and can pair a row with its own completion; here the
-mismatched completion is another row's by construction, and the estimate is pooled over the
+mismatched completion is another row's by construction, and the estimate is taken over the
 optimiser step.
 Differs from: ``kto_pair`` of HALOs (2023), OpenRLHF and DiscoPOP is another loss: the reference
 point is the other half of the batch and carries gradient.

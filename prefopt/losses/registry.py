@@ -71,8 +71,8 @@ class Loss:
         family: Name of the losses it is shown with, such as ``margin``; see ``FAMILIES`` of
             ``prefopt.cli.guide``. A new name makes a new family.
         aliases: Other names of the same function.
-        pooled: Whether the loss of an example depends on the others of its batch, beyond scalars:
-            it is then computed over all micro-batches and processes of an optimiser step at once.
+        batch_dependent: Whether the loss of an example depends on the others of its batch, beyond
+            scalars: it is then computed over all micro-batches and processes of a step at once.
         counts: What each loss weighs in the denominator of the mean, as a function of some of the
             loss's inputs and (keyword-only) hyper-parameters; None for one each.
         published: Smallest and largest value of a hyper-parameter in the runs of its paper or of
@@ -113,7 +113,7 @@ class Loss:
     family: str = field(default="", kw_only=True)
     aliases: tuple[str, ...] = ()
     counts: CountsFunction | None = None
-    pooled: bool = False
+    batch_dependent: bool = False
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
     refuses: Mapping[str, str] = field(default_factory=dict, compare=False)
     inputs: tuple[str, ...] = field(init=False, compare=False)
@@ -261,7 +261,7 @@ def register_loss(
     family: str = "",
     aliases: Sequence[str] = (),
     counts: CountsFunction | None = None,
-    pooled: bool = False,
+    batch_dependent: bool = False,
     published: Mapping[str, tuple[float, float]] | None = None,
     refuses: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]:
@@ -274,7 +274,7 @@ def register_loss(
         family: See ``Loss.family``.
         aliases: Other names of the same function.
         counts: See ``Loss.counts``.
-        pooled: See ``Loss.pooled``.
+        batch_dependent: See ``Loss.batch_dependent``.
         published: See ``Loss.published``. Values outside are warned of with the paper that the
             docstring gives as its source.
         refuses: See ``Loss.refuses``.
@@ -299,7 +299,7 @@ def register_loss(
             function,
             tuple(aliases),
             counts,
-            pooled,
+            batch_dependent,
             dict(published or {}),
             dict(refuses or {}),
             family=family,

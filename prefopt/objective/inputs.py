@@ -3,13 +3,14 @@
 A batch holds N completions; a ``PreferenceIndex`` says which of them are compared.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from prefopt.losses.registry import SCALARS, Loss, LossOutput
+from prefopt.losses import LossOutput
+from prefopt.losses.vocabulary import SCALARS, InputSpec, specs_of
 from prefopt.objective.objective import Term
 from prefopt.objective.options import transformed, with_whole_rewards, wpo_weights
 from prefopt.objective.preference_index import PreferenceIndex
@@ -59,108 +60,118 @@ def loss_inputs(
     """
     return [
         transformed(term.options, term.loss, term.hyperparameters, inputs)
-        for inputs in _gathered(term.loss, term.inputs, index, completions)
+        for inputs in _gathered(term, term.inputs, index, completions)
     ]
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """Completions that a loss compares.
+
+    Attributes:
+        completions: What is known of all completions of the batch.
+        index: What the data say of those that are compared.
+        sides: Their numbers, by side; (B,), or (B, K) of rankings.
+        scores: Scores of rankings; (B, K).
+    """
+
+    completions: Completions
+    index: PreferenceIndex
+    sides: Mapping[str, Tensor]
+    scores: Tensor | None = None
+
+    def pick(self, side: str, values: Tensor | None) -> Tensor | None:
+        """Return the values of the completions of a side; None if there are none."""
+        if values is None:
+            return None
+        numbers = self.sides[side]
+        return values.index_select(0, numbers.reshape(-1)).view(numbers.shape)
+
+
+def _compared(data_kind: str, index: PreferenceIndex, completions: Completions) -> list[_Compared]:
+    """Return what a loss on data of a kind compares: of rankings, those of each size apart."""
+    if data_kind == "ranked":
+        return [
+            _Compared(completions, index, {"ranking": ranking.index}, ranking.scores)
+            for ranking in index.rankings
+        ]
+    sides = {
+        "paired": {"chosen": index.chosen, "rejected": index.rejected},
+        "unpaired": {"completion": index.unpaired},
+        "preferred": {"chosen": index.preferred},
+    }
+    return [_Compared(completions, index, sides[data_kind])]
+
+
 def _gathered(
-    loss: Loss, names: Sequence[str], index: PreferenceIndex, completions: Completions
+    term: Term, names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> list[dict[str, Tensor]]:
-    """Return the tensors of these names, of the completions that a loss of its kind compares."""
-    of_kind = {
-        "paired": _pairs,
-        "unpaired": _unpaired,
-        "preferred": _preferred,
-        "ranked": _rankings,
-    }[loss.data_kind]
+    """Return the inputs of these names, as far as they are known."""
     everything = (
-        {**values, **completions.scalars} for values in of_kind(names, index, completions)
+        {spec.name: _computed(spec, compared) for spec in specs_of(names)}
+        for compared in _compared(term.loss.data_kind, index, completions)
     )
-    return [{name: values[name] for name in names if name in values} for values in everything]
+    return [
+        {name: value for name, value in values.items() if value is not None}
+        for values in everything
+    ]
 
 
-def _pairs(
-    names: Sequence[str], index: PreferenceIndex, completions: Completions
-) -> Iterator[dict[str, Tensor]]:
-    chosen, rejected = index.chosen, index.rejected
-    values = _picked("chosen_", chosen, completions) | _picked("rejected_", rejected, completions)
-    if any(map(_is_head, names)):
-        values |= _heads(chosen, rejected, completions)
-    probabilities = _or_default(index.preference_probabilities, chosen, 1.0)
-    yield values | {
-        "margins": _or_default(index.margins, chosen, 0.0),
-        "preference_probabilities": probabilities,
-        "chosen_win_rates": _or(index.chosen_win_rates, probabilities),
-        "rejected_win_rates": _or(index.rejected_win_rates, 1 - probabilities),
-    }
+def _computed(spec: InputSpec, of: _Compared) -> Tensor | None:
+    """Return an input of a loss; None if what it is made of is not known."""
+    if spec.scalar:
+        return of.completions.scalars.get(spec.name)
+    return _COMPUTED[spec.quantity](spec, of)
 
 
-def _unpaired(
-    names: Sequence[str], index: PreferenceIndex, completions: Completions
-) -> Iterator[dict[str, Tensor]]:
-    yield _picked("", index.unpaired, completions) | {"desirable": index.labels}
+def _logps(spec: InputSpec, of: _Compared) -> Tensor | None:
+    known = of.completions
+    return of.pick(spec.side, known.ref_logps if spec.of_reference else known.logps)
 
 
-def _preferred(
-    names: Sequence[str], index: PreferenceIndex, completions: Completions
-) -> Iterator[dict[str, Tensor]]:
-    yield _picked("chosen_", index.preferred, completions)
+def _head_logps(spec: InputSpec, of: _Compared) -> Tensor | None:
+    """Return the log-probs of as many first tokens as the shorter completion of a pair has."""
+    known = of.completions
+    per_token = known.ref_per_token_logps if spec.of_reference else known.per_token_logps
+    if per_token is None:
+        return None
+    lengths = known.lengths
+    shorter = torch.minimum(lengths[of.sides["chosen"]], lengths[of.sides["rejected"]])
+    starts = (lengths.cumsum(0) - lengths)[of.sides[spec.side]]
+    # In float64: a difference of sums over the whole batch keeps what one completion adds.
+    sums = torch.nn.functional.pad(per_token.double().cumsum(0), (1, 0))
+    return (sums[starts + shorter] - sums[starts]).to(per_token.dtype)
 
 
-def _rankings(
-    names: Sequence[str], index: PreferenceIndex, completions: Completions
-) -> Iterator[dict[str, Tensor]]:
-    for ranking in index.rankings:
-        flat = _picked("ranked_", ranking.index.reshape(-1), completions)
-        yield {name: value.view(ranking.index.shape) for name, value in flat.items()} | {
-            "ranked_scores": ranking.scores
-        }
+def _or_default(column: Tensor | None, of: _Compared, default: float) -> Tensor:
+    """Return what the data say of pairs, or the default for each where they do not."""
+    chosen = of.sides["chosen"]
+    return torch.full(chosen.shape, default, device=chosen.device) if column is None else column
 
 
-def _picked(prefix: str, index: Tensor, completions: Completions) -> dict[str, Tensor]:
-    sources = {
-        f"{prefix}logps": completions.logps,
-        f"{prefix}lengths": completions.lengths,
-        f"ref_{prefix}logps": completions.ref_logps,
-        f"{prefix}divergences": completions.divergences,
-    }
-    return {
-        name: values.index_select(0, index)
-        for name, values in sources.items()
-        if values is not None
-    }
+def _win_rates(spec: InputSpec, of: _Compared) -> Tensor:
+    chosen = spec.side == "chosen"
+    rates = of.index.chosen_win_rates if chosen else of.index.rejected_win_rates
+    if rates is not None:
+        return rates
+    probabilities = _or_default(of.index.preference_probabilities, of, 1.0)
+    return probabilities if chosen else 1 - probabilities
 
 
-def _is_head(name: str) -> bool:
-    return name.endswith("head_logps")
-
-
-def _or(column: Tensor | None, other: Tensor) -> Tensor:
-    return other if column is None else column
-
-
-def _or_default(column: Tensor | None, like: Tensor, default: float) -> Tensor:
-    """Return a column of the data, or its default for every one where they have none."""
-    return torch.full(like.shape, default, device=like.device) if column is None else column
-
-
-def _heads(chosen: Tensor, rejected: Tensor, completions: Completions) -> dict[str, Tensor]:
-    """Return the log-probs of the first tokens of both, as many as the shorter of them has."""
-    assert completions.per_token_logps is not None  # whoever scores for such a loss keeps them
-    lengths = completions.lengths
-    both = torch.minimum(lengths[chosen], lengths[rejected])
-    starts = lengths.cumsum(0) - lengths
-    heads = {}
-    sources = {"": completions.per_token_logps, "ref_": completions.ref_per_token_logps}
-    for prefix, per_token in sources.items():
-        if per_token is None:
-            continue
-        # In float64: a difference of sums over the whole batch keeps what one completion adds.
-        sums = torch.nn.functional.pad(per_token.double().cumsum(0), (1, 0))
-        for side, index in (("chosen", chosen), ("rejected", rejected)):
-            head = sums[starts[index] + both] - sums[starts[index]]
-            heads[f"{prefix}{side}_head_logps"] = head.to(per_token.dtype)
-    return heads
+# How the inputs of each quantity are computed.
+_COMPUTED: dict[str, Callable[[InputSpec, _Compared], Tensor | None]] = {
+    "logps": _logps,
+    "head_logps": _head_logps,
+    "lengths": lambda spec, of: of.pick(spec.side, of.completions.lengths),
+    "divergences": lambda spec, of: of.pick(spec.side, of.completions.divergences),
+    "margins": lambda spec, of: _or_default(of.index.margins, of, 0.0),
+    "preference_probabilities": lambda spec, of: _or_default(
+        of.index.preference_probabilities, of, 1.0
+    ),
+    "win_rates": _win_rates,
+    "label": lambda spec, of: of.index.labels,
+    "scores": lambda spec, of: of.scores,
+}
 
 
 def term_counts(term: Term, index: PreferenceIndex, lengths: Tensor) -> Tensor:
@@ -179,10 +190,9 @@ def term_counts(term: Term, index: PreferenceIndex, lengths: Tensor) -> Tensor:
     unknown = Completions(
         nothing, lengths, nothing, scalars={name: nothing.sum() for name in SCALARS}
     )
-    names = [name for name in term.loss.inputs if not _is_head(name)]
     counts = [
         term.loss.unit_counts(inputs, term.hyperparameters).sum()
-        for inputs in _gathered(term.loss, names, index.of_rows(term.rows), unknown)
+        for inputs in _gathered(term, term.loss.inputs, index.of_rows(term.rows), unknown)
     ]
     return torch.stack(counts).sum() if counts else nothing.sum()
 

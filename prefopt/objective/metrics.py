@@ -72,7 +72,7 @@ def add_batch_metrics(
     """Add what TRL logs, under its names: rewards, accuracies, margins, log-probs, and lengths.
 
     ``rewards/*`` come from the first loss of the objective that defines rewards. On pairs an
-    accuracy is the share of pairs with a positive margin, ties counting as not; on thumbs,
+    accuracy is the share of pairs with a positive margin, ties counting as not; on unpaired data
     ``rewards/margins`` is the mean reward of the desirable minus that of the undesirable, taken
     where both are known.
 
@@ -123,7 +123,7 @@ def add_token_metrics(
 
     Args:
         sums: Where to add.
-        objective: Says whether completions are seen as pairs or as thumbs.
+        objective: Says whether completions are compared in pairs or judged by labels.
         index: Which of the completions are compared.
         lengths: Scored tokens of each completion; (N,).
         entropies: Of the predictions, summed over each completion's tokens; (N,), nats.
@@ -175,7 +175,7 @@ def batch_rewards(
 
 
 def with_margins(means: dict[str, float]) -> dict[str, float]:
-    """Add ``rewards/margins`` of thumbs, which only the means over both sides can tell."""
+    """Add ``rewards/margins`` of unpaired data, the difference of the means of both sides."""
     if "rewards/chosen" in means and "rewards/rejected" in means:
         means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
     return means

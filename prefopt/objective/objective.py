@@ -117,7 +117,7 @@ class Objective:
     @property
     def needs_step(self) -> bool:
         """Whether losses depend on all examples of an optimiser step, beyond the KL estimate."""
-        return self.needs_running_means or any(term.loss.pooled for term in self.terms)
+        return self.needs_running_means or any(term.loss.batch_dependent for term in self.terms)
 
     @property
     def needs_tokens(self) -> bool:

@@ -247,7 +247,7 @@ def _not_on_pairs(loss: Loss) -> str | None:
 
 
 def _of_several_pairs(loss: Loss) -> str | None:
-    return "compares the pairs of a step with each other" if loss.pooled else None
+    return "compares the pairs of a step with each other" if loss.batch_dependent else None
 
 
 def _of_heads(loss: Loss) -> str | None:
@@ -391,10 +391,9 @@ def with_whole_rewards(
         margins: Of the data; (B,), None if they have none.
         output: What the loss made of the transformed inputs.
     """
-    if not options.margin_scale or output.chosen_rewards is None or margins is None:
+    if not options.margin_scale or margins is None:
         return output
-    offsets = margin_offsets(options, margins)
-    return output._replace(chosen_rewards=output.chosen_rewards + offsets)
+    return output.add_to_chosen(margin_offsets(options, margins))
 
 
 def policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from prefopt.engine.token_statistics import TOKEN_METRICS
 from prefopt.losses import LossOutput
 from prefopt.losses.common import average_logps
 from prefopt.objective import Objective
-from prefopt.objective.batch_losses import Pooled, RunningMeans, pool, running_sums, with_gradient
+from prefopt.objective.batch_losses import BatchInputs, BatchLoss, compute_together
 from prefopt.objective.inputs import (
     Completions,
     loss_inputs,
@@ -34,6 +34,7 @@ from prefopt.objective.inputs import (
 from prefopt.objective.metrics import MetricSums, add_batch_metrics, add_token_metrics
 from prefopt.objective.objective import Term
 from prefopt.objective.preference_index import PreferenceIndex
+from prefopt.objective.running_means import RunningMeans, running_sums
 from prefopt.reference import Processes, References
 
 # What a checkpoint keeps of means over training.
@@ -265,7 +266,7 @@ class StepStatistics:
         indices: Sequence[PreferenceIndex],
         scored: Sequence[Scored],
         running: Sequence[Mapping[str, Tensor]] | None = None,
-    ) -> list[dict[int, Pooled]]:
+    ) -> list[dict[int, BatchLoss]]:
         """Return losses that depend on all examples, of all processes, for each micro-batch.
 
         Args:
@@ -277,9 +278,9 @@ class StepStatistics:
             By number of the term, for each micro-batch of this process.
         """
         running = self._running.means() if running is None else running
-        found: list[dict[int, Pooled]] = [{} for _ in indices]
+        found: list[dict[int, BatchLoss]] = [{} for _ in indices]
         for number, term in enumerate(self.terms):
-            if not term.loss.pooled:
+            if not term.loss.batch_dependent:
                 continue
             mine = [
                 _batch_inputs(term, index, its.completions(running[number]))
@@ -289,16 +290,14 @@ class StepStatistics:
                 losses[number] = of_batch
         return found
 
-    def _together(self, term: Term, mine: Sequence[dict[str, Tensor]]) -> list[Pooled]:
+    def _together(self, term: Term, mine: Sequence[BatchInputs]) -> list[BatchLoss]:
         if self._processes.count == 1:
-            return pool(term, mine)
-        on_cpu = [{name: value.cpu() for name, value in inputs.items()} for inputs in mine]
-        shares = self._processes.all(on_cpu)
+            return compute_together(term, mine)
+        shares = self._processes.all([inputs.to("cpu") for inputs in mine])
         first = sum(len(share) for share in shares[: self._processes.rank])
         everyone = [inputs for share in shares for inputs in share]
-        own = pool(term, everyone)[first : first + len(mine)]
-        devices = [next(iter(inputs.values())).device for inputs in mine]
-        return [losses.to(device) for losses, device in zip(own, devices, strict=True)]
+        own = compute_together(term, everyone)[first : first + len(mine)]
+        return [losses.to(its.first.device) for losses, its in zip(own, mine, strict=True)]
 
     # A micro-batch --------------------------------------------------------------------------------
 
@@ -364,7 +363,7 @@ class StepStatistics:
             completions = scored.completions({**(context.kl or {}), **running[number]})
             if number in context.batch_losses:
                 (inputs,) = loss_inputs(term, its, completions)
-                outputs.append(with_gradient(context.batch_losses[number], inputs))
+                outputs.append(context.batch_losses[number].output(inputs))
             else:
                 outputs.append(term_output(term, its, completions))
         return outputs
@@ -463,11 +462,8 @@ def mismatched_sums(scores: Scores, ref_logps: Tensor) -> Tensor:
     return torch.stack([log_ratios.sum(), per_token.sum(), log_ratios.new_tensor(len(log_ratios))])
 
 
-def _batch_inputs(
-    term: Term, index: PreferenceIndex, completions: Completions
-) -> dict[str, Tensor]:
-    """Return what a loss on all examples of a step takes of one batch, with weights if any."""
+def _batch_inputs(term: Term, index: PreferenceIndex, completions: Completions) -> BatchInputs:
+    """Return what a loss on all examples of a step takes of one batch."""
     its = index.of_rows(term.rows)
     (inputs,) = loss_inputs(term, its, completions)
-    weights = term_weights(term, its, completions)
-    return inputs if weights is None else inputs | {"weights": weights}
+    return BatchInputs(inputs, term_weights(term, its, completions))

@@ -49,8 +49,8 @@ def test_families_go_with_the_kind_and_the_reference():
             assert loss.needs_reference == (loss.family != "no_reference"), loss.name
 
 
-def test_batch_family_is_pooled():
-    assert all(loss.pooled for loss in BUILT_IN if loss.family == "batch")
+def test_batch_family_is_batch_dependent():
+    assert all(loss.batch_dependent for loss in BUILT_IN if loss.family == "batch")
 
 
 @pytest.mark.parametrize("item", SITUATIONS, ids=lambda item: item.wish)

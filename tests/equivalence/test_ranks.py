@@ -36,7 +36,7 @@ CASES = {
     "sum": {"loss_type": "dpo + 0.3*sft"},
     "kto": {"loss_type": "kto", "kind": "unpaired"},
     "rankings": {"loss_type": "dpo", "kind": "ranked"},
-    "pooled": {"loss_type": "aot"},
+    "batch-dependent": {"loss_type": "aot"},
     "running mean of log-ratios": {"loss_type": "bco"},
     "running mean of margins": {"loss_type": "beta_dpo"},
     "live reference": {"loss_type": "tdpo", "other_reference": True},
@@ -76,7 +76,7 @@ CASES = {
         "length_normalize": True,
         "ld_alpha": 0.3,
     },
-    "options of a pooled loss": {
+    "options of a batch-dependent loss": {
         "loss_type": "aot_unpaired",
         "other_reference": True,
         "columns": ["weight"],

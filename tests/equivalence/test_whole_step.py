@@ -2,14 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
-from prefopt.losses import get_loss
-from prefopt.objective import parse_objective
-from prefopt.objective.batch_losses import RunningMeans, pool, running_sums, with_gradient
-from prefopt.objective.inputs import Completions
 from tests.equivalence.test_invariance import assert_same_training, run
-from tests.indices import make_index
 from tests.models import tiny_model, tiny_rows
 from tests.runs import steps, trainer
 
@@ -37,68 +31,6 @@ def test_a_limit_of_tokens_changes_nothing(tmp_path):
     options = {"loss_type": "aot", "per_device_train_batch_size": 8}
     whole = run(tmp_path / "whole", rows, **options)
     assert_same_training(run(tmp_path / "cut", rows, max_tokens_per_batch=50, **options), whole)
-
-
-def pairs(size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-    return {
-        name: -20 * torch.rand(size, generator=generator, dtype=torch.float64) for name in names
-    }
-
-
-@pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 1, 1, 1], [3, 0, 2]])
-def test_pooled_losses_and_gradients_are_those_of_the_whole(sizes):
-    (term,) = parse_objective("aot", options={"beta": 0.3}).terms
-    whole = pairs(5)
-    weights = torch.tensor([1.0, 0.5, 2.0, 1.0, 3.0], dtype=torch.float64)
-    whole["chosen_logps"].requires_grad_()
-    whole["rejected_logps"].requires_grad_()
-    losses = get_loss("aot")(**whole, beta=0.3).losses * weights
-    wanted = torch.autograd.grad(losses.sum(), [whole["chosen_logps"], whole["rejected_logps"]])
-
-    parts = [
-        dict(zip(whole, part, strict=True))
-        for part in zip(
-            *(torch.split(value.detach(), sizes) for value in whole.values()), strict=True
-        )
-    ]
-    shares = [
-        part | {"weights": own}
-        for part, own in zip(parts, torch.split(weights, sizes), strict=True)
-    ]
-    found, gradients = [], []
-    for part, pooled in zip(parts, pool(term, shares), strict=True):
-        moving = [part["chosen_logps"].requires_grad_(), part["rejected_logps"].requires_grad_()]
-        output = with_gradient(pooled, part)
-        found.append(output.losses.detach())
-        gradients.append(torch.autograd.grad(output.losses.sum(), moving))
-    torch.testing.assert_close(torch.cat(found), losses.detach())
-    for side in (0, 1):
-        torch.testing.assert_close(torch.cat([part[side] for part in gradients]), wanted[side])
-
-
-def test_running_means_count_completions_and_forget_margins_slowly():
-    pairs, thumbs = parse_objective({"paired": "beta_dpo", "unpaired": "bco"}).terms
-    means = RunningMeans(2)
-    assert means.means() == [{"mean_log_ratio": 0.0, "mean_margin": 0.0}] * 2
-    log_ratios = torch.tensor([1.0, -1.0, 4.0, 1.0])
-    known = Completions(log_ratios, torch.ones(4), torch.zeros(4))
-    index = make_index(chosen=[0, 2], rejected=[1, 1], unpaired=[0, 1, 2], labels=[True] * 3)
-    sums = [running_sums(term, index, known) for term in (pairs, thumbs)]
-    first = means.updated(torch.stack(sums))
-    assert float(first[0]["mean_margin"]) == pytest.approx(0.1 * 3.5)
-    assert float(first[1]["mean_log_ratio"]) == pytest.approx(4 / 3)
-    index = make_index(unpaired=[3], labels=[True])  # a step without pairs
-    sums = [running_sums(term, index, known) for term in (pairs, thumbs)]
-    second = means.updated(torch.stack(sums))
-    assert float(second[0]["mean_margin"]) == pytest.approx(0.1 * 3.5)
-    assert float(second[1]["mean_log_ratio"]) == pytest.approx(5 / 4)
-    again = RunningMeans(2)
-    again.load_state_dict(means.state_dict())
-    assert again.means() == means.means()
-    with pytest.raises(ValueError, match="means of 2 losses, this objective has 1"):
-        RunningMeans(1).load_state_dict(means.state_dict())
 
 
 @pytest.mark.parametrize("per_token", [{}, {"length_normalize": True}])

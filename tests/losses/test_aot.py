@@ -72,8 +72,8 @@ def test_policy_equal_to_reference_costs_ln_2(equal_pairs, exact, loss):
 
 
 @LOSSES
-def test_both_are_pooled_over_a_step(loss):
-    assert get_loss(loss.__name__.removesuffix("_loss")).pooled
+def test_both_depend_on_the_batch(loss):
+    assert get_loss(loss.__name__.removesuffix("_loss")).batch_dependent
 
 
 @LOSSES

@@ -44,8 +44,8 @@ def test_policy_equal_to_reference_costs_ln_2(equal_pairs, mean_margin, exact):
     exact(beta_dpo_loss(**equal_pairs, mean_margin=mean_margin).losses, [math.log(2)] * 2)
 
 
-def test_it_is_pooled_over_a_step():
-    assert get_loss("beta_dpo").pooled
+def test_it_depends_on_the_batch():
+    assert get_loss("beta_dpo").batch_dependent
 
 
 def test_hyperparameters_must_be_in_range(pairs, mean_margin):

@@ -93,7 +93,10 @@ BROKEN = {
         r"losses: not finite at chosen_logps=\[-1000.0\], rejected_logps=\[0.0\]",
     ),
     "an_example_does_not_depend_on_its_place_in_the_batch": (by_place, "with its place"),
-    "an_example_does_not_depend_on_the_others_unless_pooled": (by_batch, "pooled=True"),
+    "an_example_does_not_depend_on_the_others_unless_batch_dependent": (
+        by_batch,
+        "batch_dependent=True",
+    ),
     "defaults_are_accepted_and_every_number_among_them_has_an_effect": (
         lambda c, r, b: output(r - c),
         "beta has no effect",

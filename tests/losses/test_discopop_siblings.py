@@ -98,8 +98,8 @@ def test_gradients_flow_through_the_statistics(triples, loss):
 
 
 @OF_THE_BATCH
-def test_those_that_see_the_batch_are_pooled(loss):
-    assert get_loss(loss.__name__.removesuffix("_loss")).pooled
+def test_those_that_see_the_batch_are_batch_dependent(loss):
+    assert get_loss(loss.__name__.removesuffix("_loss")).batch_dependent
 
 
 def test_a_batch_of_one_or_of_equals_has_no_spread(exact):

@@ -75,7 +75,7 @@ def test_pairs_are_logged_under_trls_names():
     assert metrics["lengths/rejected"] == pytest.approx(3.0)
 
 
-def test_thumbs_are_logged_by_their_label():
+def test_unpaired_data_is_logged_by_their_label():
     metrics = metrics_of("kto", kl=torch.tensor(0.0))
     assert metrics["rewards/margins"] == pytest.approx(0.1)
     assert metrics["logps/chosen"] == pytest.approx(-2.0)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses import LossOutput, get_loss, list_losses, register_loss
+from prefopt.losses import get_loss, list_losses
 from prefopt.losses.contract import make_inputs
 from prefopt.objective import parse_objective
-from prefopt.objective.batch_losses import running_sums
-from prefopt.objective.inputs import Completions, loss_inputs, term_output
+from prefopt.objective.inputs import loss_inputs, term_output
 from prefopt.objective.options import (
     LossOptions,
     divergence_scores,
@@ -22,9 +21,9 @@ from prefopt.objective.options import (
     transformed,
     wpo_weights,
 )
-from prefopt.objective.preference_index import PreferenceIndex, Ranking
 from tests.equivalence.test_invariance import assert_same_training, run
 from tests.models import tiny_model, tiny_rows
+from tests.objective.batches import batch
 from tests.runs import steps, trainer
 
 EACH = {
@@ -36,52 +35,6 @@ EACH = {
     "use_weighting": {"use_weighting": True},
 }
 LOSSES = [loss.name for loss in list_losses()]
-
-
-def leaf(size, generator, scale=4.0):
-    values = -scale * torch.rand(size, generator=generator, dtype=torch.float64)
-    return values.requires_grad_()
-
-
-def batch(seed=0):
-    """Return two examples of three completions each, their index, and what is known of them.
-
-    Of 3, 5, 4 and 2, 6, 4 tokens; the log-probs of the tokens are leaves.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([3, 5, 4, 2, 6, 4])
-    per_token, ref_per_token = leaf(24, generator), leaf(24, generator).detach()
-    of_completion = torch.arange(6).repeat_interleave(lengths)
-    zeros = torch.zeros(6, dtype=torch.float64)
-    completions = Completions(
-        zeros.index_add(0, of_completion, per_token),
-        lengths,
-        zeros.index_add(0, of_completion, ref_per_token),
-        per_token,
-        ref_per_token,
-        divergences=leaf(6, generator).abs(),
-        log_collisions=leaf(6, generator, scale=12.0).detach(),
-        scalars={
-            "kl": torch.tensor(0.3, dtype=torch.float64),
-            "mean_kl": torch.tensor(0.07, dtype=torch.float64),
-            "mean_log_ratio": torch.tensor(0.3, dtype=torch.float64),
-            "mean_margin": torch.tensor(-1.0, dtype=torch.float64),
-        },
-    )
-    ranking = Ranking(
-        torch.arange(6).view(2, 3),
-        torch.tensor([[3.0, 1.5, 1.0], [4.0, 2.0, 0.5]], dtype=torch.float64),
-    )
-    index = PreferenceIndex(
-        chosen=torch.tensor([0, 0, 1, 3, 3, 4]),
-        rejected=torch.tensor([1, 2, 2, 4, 5, 5]),
-        margins=torch.tensor([1.5, 2.0, 0.5, 2.0, 3.5, 1.5], dtype=torch.float64),
-        unpaired=torch.arange(6),
-        labels=torch.tensor([True, True, False, True, True, False]),
-        preferred=torch.tensor([0, 3]),
-        rankings=(ranking,),
-    )
-    return index, completions
 
 
 def outcome(loss, given=None, progress=0.0, **options):
@@ -358,50 +311,6 @@ def test_tokens_beyond_the_shorter_completion_count_by_alpha():
     longer = gradient[of_first == 1]
     torch.testing.assert_close(longer[3:], 0.25 * longer[:2])
     torch.testing.assert_close(gradient[of_first == 0], -longer[:3])
-
-
-# What running means are made of -------------------------------------------------------------------
-
-
-def test_running_sums_are_of_log_ratios_as_the_loss_is_given_them():
-    """Light tails, another divergence, per token: the first pair has 3 and 5 tokens."""
-    index, completions = batch()
-    index = replace(index, chosen=torch.tensor([0]), rejected=torch.tensor([1]))
-    options = LossOptions(ld_alpha=0.5, f_divergence_type="js_divergence", length_normalize=True)
-    (term,) = parse_objective("bco_pair", loss_options=options).terms
-    ratios = (completions.per_token_logps - completions.ref_per_token_logps).detach()
-    chosen = (math.log(2) + logsigmoid(ratios[:3].sum())) / 3
-    rejected = (math.log(2) + logsigmoid(ratios[3:6].sum() + 0.5 * ratios[6:8].sum())) / 5
-    wanted = torch.stack([chosen + rejected, torch.tensor(2.0), chosen - rejected, torch.tensor(1)])
-    found = running_sums(term, index, completions)
-    torch.testing.assert_close(found, wanted)
-    assert not found.requires_grad
-
-
-def test_each_loss_of_a_sum_has_running_means_under_its_own_options():
-    """BCO on thumbs has no tails, so its mean stays that of whole completions."""
-    index, completions = batch()
-    options = LossOptions(ld_alpha=0.5)
-    pairs, thumbs = parse_objective("bco_pair + bco", loss_options=options).terms
-    whole = (completions.logps - completions.ref_logps).detach()
-    of_thumbs = running_sums(thumbs, index, completions)
-    torch.testing.assert_close(of_thumbs[:2], torch.stack([whole.sum(), torch.tensor(6.0)]))
-    assert of_thumbs[3] == 0
-    of_pairs = running_sums(pairs, index, completions)
-    twice = whole[index.chosen].sum() + whole[index.rejected].sum()
-    assert of_pairs[1] == 12
-    assert abs(of_pairs[0] - twice) > 0.1
-
-
-@pytest.mark.usefixtures("scratch_registry")
-def test_a_running_mean_of_log_ratios_that_a_loss_is_not_given_is_an_error():
-    @register_loss("shifted")
-    def shifted(logps, desirable, mean_log_ratio):
-        return LossOutput(mean_log_ratio - logps, rewards=logps.detach())
-
-    (term,) = parse_objective("shifted").terms
-    with pytest.raises(ValueError, match="'shifted' asks for a running mean of log-ratios, but"):
-        running_sums(term, *batch())
 
 
 # Margins of the data ------------------------------------------------------------------------------
