@@ -333,7 +333,9 @@ def build(job: dict[str, Any], channel: Channel) -> None:
 
 
 def look(job: dict[str, Any], channel: Channel) -> None:
-    """Look up all pairs once in random order, as the collator does; note rate and memory."""
+    """Look up all pairs once in random order, as training does; note rate and memory."""
+    from prefopt.data.prepared import completion_key
+
     texts, store = Texts(job["pairs"], job["seed"]), open_store(job)
     order = np.random.default_rng(job["seed"] + 1).permutation(texts.rows)
     before = resident_mb()
@@ -343,7 +345,7 @@ def look(job: dict[str, Any], channel: Channel) -> None:
         for row in part.tolist():
             prompt = texts.prompt(row)
             for place in range(COMPLETIONS):
-                found = store.get(prompt, texts.completion(row, place))
+                (found,) = store.look_up([completion_key(prompt, texts.completion(row, place))])
                 if found is None or found[0] != texts.values(row, place)[0]:
                     sys.exit(f"completion {place} of pair {row} has {found}")
         seconds = time.perf_counter() - begin

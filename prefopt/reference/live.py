@@ -1,12 +1,12 @@
-"""Live references: score a batch with the reference each time it is asked.
+"""Live references: they score a batch with a model, each time they are asked.
 
-For what no cache can hold (streams), and for filling one. The reference is another model, the
-policy with its adapter switched off, the policy as it was at the start, or a copy that follows it.
+They fill a store, and score at each step what no store holds. The reference is another model, the
+policy with its adapter switched off, the initial policy, or a copy that follows the policy.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -52,12 +52,14 @@ class ReferenceModel:
     Args:
         scorer: Scores with that model. Where it cannot share prefixes and the batches do, they are
             laid out anew.
-        description: What it is, for people.
+        description: What it is, for people; None for that of the class.
     """
 
-    def __init__(self, scorer: Scorer, description: str = "a model of its own") -> None:
+    description = "a model of its own"
+
+    def __init__(self, scorer: Scorer, description: str | None = None) -> None:
         self.scorer = scorer
-        self.description = description
+        self.description = description or self.description
 
     def score(
         self,
@@ -77,12 +79,16 @@ class ReferenceModel:
     def _scored(
         self, batch: LayoutTensors, context: Callable[[], Any], keep_predictions: bool
     ) -> Scores:
-        with self.scorer.evaluating(), torch.no_grad():
+        with self._as_reference(), self.scorer.evaluating(), torch.no_grad():
             return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
+    def _as_reference(self) -> AbstractContextManager[None]:
+        """Inside, the model of the scorer is the reference."""
+        return nullcontext()
 
-class AdapterOff:
-    """The base model under a policy's adapter: the initial policy if the adapter began as nothing.
+
+class AdapterOff(ReferenceModel):
+    """The base model under a policy's adapter: the initial policy if that is zero-initialised.
 
     Args:
         scorer: Scores with the policy, a peft model.
@@ -90,25 +96,16 @@ class AdapterOff:
 
     description = "the policy with its adapter switched off"
 
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-
-    def score(
-        self,
-        batch: LayoutTensors,
-        context: Callable[[], Any] = nullcontext,
-        keep_predictions: bool = False,
-    ) -> Scores:
-        """See ``LiveReference``."""
-        with self.scorer.model.disable_adapter(), self.scorer.evaluating(), torch.no_grad():
-            return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
+    def _as_reference(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self.scorer.model.disable_adapter()
+        return context
 
 
-class FrozenCopy:
-    """The policy as it was when this was made: its trainable weights, copied, swapped in to score.
+class FrozenCopy(ReferenceModel):
+    """The policy as it is when this is made: copies of its trainable weights, swapped in to score.
 
-    Only what is trained is copied, so under LoRA it costs an adapter and not a model, and it is
-    right also for an adapter that had been trained before.
+    Only what is trained is copied: under LoRA an adapter and not a model. An adapter that was
+    trained before is part of the copy.
 
     Args:
         scorer: Scores with the policy.
@@ -117,25 +114,15 @@ class FrozenCopy:
     description = "the initial policy (a frozen copy of its trainable weights)"
 
     def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
+        super().__init__(scorer)
         self._weights = {
             name: parameter.detach().clone()
             for name, parameter in scorer.model.named_parameters()
             if parameter.requires_grad
         }
 
-    def score(
-        self,
-        batch: LayoutTensors,
-        context: Callable[[], Any] = nullcontext,
-        keep_predictions: bool = False,
-    ) -> Scores:
-        """See ``LiveReference``."""
-        with self._swapped_in(), self.scorer.evaluating(), torch.no_grad():
-            return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
-
     @contextmanager
-    def _swapped_in(self) -> Iterator[None]:
+    def _as_reference(self) -> Iterator[None]:
         parameters = dict(self.scorer.model.named_parameters())
         current = {name: parameters[name].data for name in self._weights}
         for name, weight in self._weights.items():
@@ -171,7 +158,7 @@ class MovingCopy(FrozenCopy):
         _check_same_names(policy, start, "the given ref_model", "the policy")
         for name, parameter in policy.items():
             weight = start[name].detach().to(parameter, copy=True)
-            # What the policy does not train need only be held where the start has something else.
+            # What the policy does not train is held only where the start differs from it.
             if name in self._weights or not torch.equal(weight, parameter.detach()):
                 self._weights[name] = weight
 
@@ -191,7 +178,7 @@ class MovingCopy(FrozenCopy):
         return {name: weight.contiguous() for name, weight in self._weights.items()}
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Become what was saved.
+        """Continue from saved weights.
 
         Raises:
             ValueError: If it was saved of another model.

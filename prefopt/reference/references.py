@@ -51,8 +51,8 @@ class References:
 
     Args:
         source: What the reference is.
-        mode: ``"auto"`` computes what it can once; ``"cached"`` insists; ``"live"`` computes at
-            each step, and keeps nothing.
+        mode: ``"cached"`` computes everything once; ``"auto"`` too, but streams when they come;
+            ``"live"`` computes at each step, and keeps nothing.
         database: Keeps what is computed; None for memory.
         with_kl: Whether KTO's mismatched completions are wanted too.
         options: How it is filled.
@@ -83,18 +83,16 @@ class References:
         self._origin = dict(origin)
         self._live: LiveReference | None = None
         self.computed = 0
-        self.become(source)
-        if mode == "live":
-            self._live = source.keep()
+        self.switch_to(source)
 
-    def become(self, source: Source) -> None:
-        """Serve another reference from now on: nothing of what was served stays.
+    def switch_to(self, source: Source) -> None:
+        """Serve another reference from now on; nothing of the one before is served any more.
 
         Args:
             source: What the reference is.
 
         Raises:
-            ValueError: If it is asked at each step and cannot be had.
+            ValueError: If it must score at each step and cannot be loaded.
         """
         self.source = source
         self.fingerprint = self._options.processes.all(source.fingerprint())[0]
@@ -104,8 +102,8 @@ class References:
         if self._mode != "live":
             self.store = self._open()
             self._filler = Filler(self.store, source.load, self._options)
-        if self._live is not None:
-            self._live = source.keep()
+        if self._mode == "live" or self._live is not None:
+            self._live = source.live()
 
     def _open(self) -> LogpStore:
         if self._database is None:
@@ -129,24 +127,29 @@ class References:
         return f"{self.source.description}{name}, {how}, kept in {place}"
 
     def policy_moves(self) -> None:
-        """Called before training: from now on the policy is no longer what it was given as."""
+        """Called before training: from now on the policy is no longer the initial one."""
         self.source.moved = True
 
     def prepare(self, *datasets: tuple[str, Any]) -> int:
         """Make sure that datasets can be served; return how many completions were computed.
 
         Args:
-            datasets: A name for people, and prepared rows; of a stream, what it brings will be
-                computed when it comes.
+            datasets: A name for people, and prepared rows; rows of a stream are computed when they
+                are first asked for.
 
         Raises:
-            ValueError: If something is missing and the reference cannot be had again, or if
-                ``"cached"`` was insisted on for a stream.
+            ValueError: If something is missing and the reference cannot be loaded any more, or for
+                a stream if the mode is ``"cached"``.
         """
         if self.store is None:
             return 0
+        replaced_before = self.store.replaced
         try:
-            return sum(self._fill(name, dataset) for name, dataset in datasets)
+            computed = sum(self._fill(name, dataset) for name, dataset in datasets)
+            if any(self._options.processes.all(self.store.replaced and not replaced_before)):
+                self._served.clear()  # what the damaged file held is not in the new one
+                computed += sum(self._fill(name, dataset) for name, dataset in datasets)
+            return computed
         finally:
             self.source.release()
 
@@ -156,7 +159,7 @@ class References:
                 raise ValueError(
                     f"reference='cached' cannot hold a stream ({name}); use 'auto' or 'live'"
                 )
-            self._live = self._live or self.source.keep()
+            self._live = self._live or self.source.live()
             return 0
         mark = getattr(dataset, "_fingerprint", None)
         if mark is not None and mark in self._served:
@@ -177,8 +180,8 @@ class References:
                 store holds what they need.
 
         Raises:
-            ValueError: If they are not known, and the reference cannot be had again; or if
-                predictions are asked for of what a store keeps.
+            ValueError: If they are not known, and the reference cannot be loaded any more; or if
+                predictions are asked for and the reference is not live.
         """
         tokens = texts.tokens
         if self.store is None:
@@ -219,7 +222,7 @@ class References:
     def _computed_now(
         self, examples: Sequence[Example], keys: Sequence[bytes]
     ) -> list[NDArray[np.float32]]:
-        """Score completions that a stream brought, and remember them for when they come again."""
+        """Score completions that the store does not know, and add them to it."""
         assert self.store is not None
         if self._live is None:
             logger.warning("the store lacks a completion that it had: the reference is loaded")
@@ -235,7 +238,7 @@ class References:
     # Checkpoints ----------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """Return what the reference is and how to get it again, for a checkpoint to keep."""
+        """Return what the reference is and where it was loaded from, for a checkpoint."""
         digest, facts = self.fingerprint or (None, None)
         return {
             "version": 1,

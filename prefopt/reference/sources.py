@@ -57,7 +57,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """Return the reference for use at every step, on batches of the policy.
 
         Raises:
@@ -108,7 +108,7 @@ class InitialPolicy(Source):
             raise ValueError(self._lost())
         return _reference_with(self._scorer_of(model), self.description)
 
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """See ``Source``."""
         return FrozenCopy(self._scorer) if self._is_unchanged() else self.load()[0]
 
@@ -144,9 +144,9 @@ class BaseModel(Source):
 
     def load(self) -> tuple[LiveReference, Scorer]:
         """See ``Source``."""
-        return self.keep(), self._scorer
+        return self.live(), self._scorer
 
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """See ``Source``."""
         return AdapterOff(self._scorer)
 
@@ -194,7 +194,7 @@ class NamedAdapter(Source):
         """See ``Source``; each call makes a model of its own."""
         return self._loaded(copy_trained=False)
 
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """See ``Source``; what of the base is trained is copied."""
         return self._loaded(copy_trained=True)[0]
 
@@ -306,7 +306,7 @@ class OtherModel(Source):
         """See ``Source``."""
         return _reference_with(self._ready_scorer(), self.description)
 
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """See ``Source``."""
         return ReferenceModel(self._ready_scorer(), self.description)
 
@@ -339,7 +339,7 @@ class MovingPolicy(Source):
         """See ``Source``."""
         return self.copy, self._scorer
 
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """See ``Source``."""
         return self.copy
 
@@ -372,9 +372,9 @@ class ResumedReference(Source):
         """See ``Source``."""
         return self._find().load()
 
-    def keep(self) -> LiveReference:
+    def live(self) -> LiveReference:
         """See ``Source``."""
-        return self._find().keep()
+        return self._find().live()
 
     def _find(self) -> Source:
         problems = []

@@ -349,7 +349,7 @@ class ReferenceSetup:
         if record["fingerprint"] is None or references.is_of(record):
             return
         _check_not_given(record, references.source)
-        references.become(self._resumed(record))
+        references.switch_to(self._resumed(record))
         self.announce()
 
     def _resumed(self, record: Mapping[str, Any]) -> Source:

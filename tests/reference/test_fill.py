@@ -66,6 +66,12 @@ class Counted:
         return self, self.scorer
 
 
+def stored(store, prompt, completion):
+    """Return the log-probs that a store has of a completion."""
+    (logps,) = store.look_up([completion_key(prompt, completion)])
+    return logps
+
+
 def filled(examples, scorer, store=None, **options):
     store = MemoryStore() if store is None else store
     reference, dataset = Counted(scorer), dataset_of(examples)
@@ -88,7 +94,7 @@ def test_values_are_those_of_the_model_per_token(scorer):
             text = torch.tensor(np.concatenate([example.prompt_ids, completion]))[None]
             logps = model(input_ids=text).logits[0, :-1].log_softmax(-1)
             wanted = logps.gather(-1, text[0, 1:, None])[:, 0].detach().numpy()
-            got = store.get(example.prompt_ids, completion)
+            got = stored(store, example.prompt_ids, completion)
             assert got.dtype == np.float32
             assert len(got) == len(completion)
             start = max(len(example.prompt_ids) - 1, 0)
@@ -104,8 +110,8 @@ def test_how_the_store_is_filled_does_not_matter(scorer, options):
     for example in EXAMPLES:
         for completion in example.completion_ids:
             np.testing.assert_allclose(
-                store.get(example.prompt_ids, completion),
-                whole.get(example.prompt_ids, completion),
+                stored(store, example.prompt_ids, completion),
+                stored(whole, example.prompt_ids, completion),
                 rtol=1e-5,
                 atol=1e-5,
             )
@@ -133,11 +139,11 @@ def test_the_reference_is_not_loaded_where_nothing_is_missing(scorer):
 def test_a_completion_that_was_known_is_not_scored_again_beside_one_that_was_not(scorer):
     prompt, known, new = ids(3, 4), ids(5, 6, 7, 8), ids(9, 10)
     store, _, _ = filled([Example(prompt, [known])], scorer)
-    before = store.get(prompt, known)
+    before = stored(store, prompt, known)
     _, computed, reference = filled([Example(prompt, [known, new])], scorer, store)
     assert computed == 1
     assert reference.shapes == [(1, 3)]  # the last token predicts nothing
-    assert store.get(prompt, known) is before
+    assert stored(store, prompt, known) is before
 
 
 def test_mismatched_completions_are_wanted_where_the_loss_needs_them(scorer):
@@ -149,7 +155,10 @@ def test_mismatched_completions_are_wanted_where_the_loss_needs_them(scorer):
     Filler(store, Counted(scorer).load, FillOptions(show_progress=False)).fill(dataset, wanted)
     alone, _, _ = filled([Example(ids(10, 11), [ids(6, 9)])], scorer)
     np.testing.assert_allclose(
-        store.get(ids(10, 11), ids(6, 9)), alone.get(ids(10, 11), ids(6, 9)), rtol=1e-5, atol=1e-5
+        stored(store, ids(10, 11), ids(6, 9)),
+        stored(alone, ids(10, 11), ids(6, 9)),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -214,8 +223,8 @@ def test_processes_share_the_work_and_end_with_complete_stores_of_their_own(scor
         for example in EXAMPLES:
             for completion in example.completion_ids:
                 np.testing.assert_allclose(
-                    store.get(example.prompt_ids, completion),
-                    whole.get(example.prompt_ids, completion),
+                    stored(store, example.prompt_ids, completion),
+                    stored(whole, example.prompt_ids, completion),
                     rtol=1e-5,
                     atol=1e-5,
                 )
@@ -228,8 +237,8 @@ def test_scores_do_not_depend_on_the_layout():
     for example in EXAMPLES:
         for completion in example.completion_ids:
             np.testing.assert_allclose(
-                shared.get(example.prompt_ids, completion),
-                padded.get(example.prompt_ids, completion),
+                stored(shared, example.prompt_ids, completion),
+                stored(padded, example.prompt_ids, completion),
                 rtol=1e-4,
                 atol=1e-5,
             )
@@ -298,7 +307,7 @@ def test_where_values_are_computed_changes_their_rounding_only(dtype, autocast, 
             store, _, _ = filled(examples, scorer, rows_per_batch=rows, context=context)
             stores.append(
                 [
-                    store.get(example.prompt_ids, completion)
+                    stored(store, example.prompt_ids, completion)
                     for example in examples
                     for completion in example.completion_ids
                 ]
@@ -315,7 +324,7 @@ def test_half_precision_differs_from_float32_more_than_any_rounding_of_float32()
     exact, _, _ = filled(examples, Scorer(model))
     half, _, _ = filled(examples, Scorer(copy.deepcopy(model).to(torch.bfloat16)))
     values = [
-        [store.get(e.prompt_ids, c) for e in examples for c in e.completion_ids]
+        [stored(store, e.prompt_ids, c) for e in examples for c in e.completion_ids]
         for store in (exact, half)
     ]
     apart, _ = differences(*values)

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from prefopt.data.collate import BATCHES, PreferenceCollator
@@ -21,7 +22,10 @@ from prefopt.reference import (
     References,
     open_database,
 )
+from prefopt.reference.store.database import PAGE_BYTES
+from prefopt.reference.store.logp_store import FILE_NAME
 from tests.models import tiny_model
+from tests.reference.store.test_logp_store import index_pages, overwrite
 from tests.reference.test_fill import as_processes
 
 KINDS = {"ranks": [0, 1], "desirable": [True, False]}
@@ -64,8 +68,8 @@ class CountedModel(OtherModel):
         super().__init__(model, lambda m: m, {}, "none", scorer_of, None)
         self.passes = 0
 
-    def keep(self):
-        live = super().keep()
+    def live(self):
+        live = super().live()
         score = live.score
 
         def counted(*args, **options):
@@ -74,6 +78,10 @@ class CountedModel(OtherModel):
 
         live.score = counted
         return live
+
+
+def initial(model):
+    return InitialPolicy(Scorer(model), "none", None, Scorer)
 
 
 def references(source, database=None, mode="auto", with_kl=False, **options):
@@ -168,11 +176,72 @@ def test_batches_of_worker_processes_cost_no_second_pass(disk, layout, tmp_path)
     torch.testing.assert_close(torch.cat(epochs[1]), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
 
 
+# Rows that are known before training --------------------------------------------------------------
+
+
+def test_rows_are_computed_once_and_looked_up_at_every_step(tmp_path):
+    database, model = open_database(tmp_path), tiny_model("llama")
+    served = references(initial(model), database)
+    rows = Dataset.from_list(ROWS)
+    assert [served.prepare(("train", rows)) for _ in range(2)] == [6, 0]
+    assert served.computed == 6
+    wanted = [
+        wanted_logps(model, r["prompt_ids"], ids) for r in ROWS for ids in r["completion_ids"]
+    ]
+    got = served.logps(texts_of(ROWS))
+    torch.testing.assert_close(got.logps, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+    assert len(got.per_token_logps) == 12
+    other_run = references(initial(model), database)
+    assert other_run.prepare(("train", rows), ("eval", rows.select([1]))) == 0
+    database.close()
+
+
+def test_mismatched_completions_are_computed_where_the_loss_takes_them():
+    rows = Dataset.from_list(ROWS)
+    assert references(initial(tiny_model("llama")), with_kl=True).prepare(("train", rows)) == 9
+    assert references(initial(tiny_model("llama")), with_kl=False).prepare(("train", rows)) == 6
+
+
+def test_a_stream_cannot_be_computed_ahead():
+    served = references(initial(tiny_model("llama")), mode="cached")
+    with pytest.raises(ValueError, match=r"reference='cached' cannot hold a stream \(train\)"):
+        served.prepare(("train", Stream()))
+
+
+def test_a_store_has_no_predictions():
+    served = references(initial(tiny_model("llama")))
+    with pytest.raises(ValueError, match="divergences need reference='live'"):
+        served.logps(texts_of(ROWS), with_predictions=True)
+
+
+def test_what_the_store_lacks_though_it_was_prepared_is_computed_then(caplog):
+    served = references(initial(tiny_model("llama")))
+    served.prepare(("train", Dataset.from_list(ROWS)))
+    wanted = served.logps(texts_of(ROWS)).logps
+    served.store._values.clear()
+    torch.testing.assert_close(served.logps(texts_of(ROWS)).logps, wanted, rtol=1e-5, atol=1e-5)
+    assert "the store lacks a completion that it had" in caplog.text
+    assert len(served.store) == 6
+
+
+def test_rows_of_a_damaged_store_are_all_computed_again(tmp_path, caplog):
+    served = references(initial(tiny_model("llama")), open_database(tmp_path))
+    train, evaluation = Dataset.from_list(ROWS[:2]), Dataset.from_list(ROWS[2:])
+    assert served.prepare(("train", train)) == 4
+    wanted = served.logps(texts_of(ROWS[:2])).logps
+    served.store.database.close()
+    path = tmp_path / FILE_NAME
+    overwrite(path, index_pages(path)[0], b"\x55" * PAGE_BYTES)
+    served.prepare(("train", train), ("eval", evaluation))
+    assert "was set aside" in caplog.text
+    known = served.computed
+    torch.testing.assert_close(served.logps(texts_of(ROWS[:2])).logps, wanted)
+    served.logps(texts_of(ROWS[2:]))
+    assert served.computed == known
+    served.store.database.close()
+
+
 # Several processes --------------------------------------------------------------------------------
-
-
-def initial(model):
-    return InitialPolicy(Scorer(model), "none", None, Scorer)
 
 
 def test_the_fingerprint_is_that_of_the_main_process():
@@ -237,6 +306,6 @@ def test_another_reference_serves_nothing_of_the_one_before(tmp_path):
     first, second = initial(tiny_model("llama")), initial(tiny_model("llama", seed=1))
     served = references(first, open_database(tmp_path))
     served.store.add([(b"k" * 16, np.zeros(2, dtype=np.float32))])
-    served.become(second)
+    served.switch_to(second)
     assert served.store.look_up([b"k" * 16]) == [None]
     assert served.fingerprint == second.fingerprint()

@@ -79,7 +79,7 @@ def test_a_saved_adapter_scores_as_the_model_it_was_saved_from(saved, batch, pol
     wanted = logps(saved[1], batch)
     own = logps(model, batch)
     source = named(saved, model)
-    for reference in (source.load()[0], source.keep()):
+    for reference in (source.load()[0], source.live()):
         got = reference.score(batch).per_token_logps
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     assert (own - wanted).abs().max() > 1e-3
@@ -117,7 +117,7 @@ def test_the_policy_stays_exactly_as_it_is(saved, batch):
     before = state_of(model)
     source = NamedAdapter(saved[0], scorer, "none", None, Scorer)
     source.load()[0].score(batch)
-    source.keep().score(batch)
+    source.live().score(batch)
     assert state_of(model) == before
 
 
@@ -125,7 +125,7 @@ def test_a_live_adapter_stays_where_the_base_began_though_that_is_trained(saved,
     policy = tiny_model("llama")
     wanted = logps(saved[1], batch)
     source = named(saved, policy)
-    live = source.keep()
+    live = source.live()
     move(policy)
     torch.testing.assert_close(live.score(batch).per_token_logps, wanted, rtol=1e-5, atol=1e-5)
     source.moved = True
@@ -285,15 +285,15 @@ def test_a_policy_that_moved_is_not_kept_as_the_reference(batch):
     source = InitialPolicy(Scorer(policy), "none", lambda: tiny_model("llama"), Scorer)
     wanted = logps(policy, batch)
     source.moved = True
-    torch.testing.assert_close(source.keep().score(batch).per_token_logps, wanted)
+    torch.testing.assert_close(source.live().score(batch).per_token_logps, wanted)
     move(policy)
-    torch.testing.assert_close(source.keep().score(batch).per_token_logps, wanted)
+    torch.testing.assert_close(source.live().score(batch).per_token_logps, wanted)
     assert (logps(policy, batch) - wanted).abs().max() > 1e-3
     lost = InitialPolicy(Scorer(policy), "none", None, Scorer)
     lost.moved = True
     move(policy)
     with pytest.raises(ValueError, match="which has been trained since"):
-        lost.keep()
+        lost.live()
 
 
 def test_a_zero_initialised_adapter_has_the_fingerprint_of_its_base():

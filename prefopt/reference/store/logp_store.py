@@ -13,16 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from prefopt.data.prepared import completion_key
 from prefopt.reference.store.database import Database, DatabaseError, Floats, OlderVersionError
 from prefopt.reference.store.repair import is_damage, replace_damaged, set_aside
 
 logger = logging.getLogger("prefopt")
-
-Ints = NDArray[np.int64]
 
 FILE_NAME = "reference.sqlite"
 
@@ -35,9 +29,6 @@ class LogpStore(Protocol):
     """
 
     replaced: bool
-
-    def get(self, prompt_ids: Ints, completion_ids: Ints) -> Floats | None:
-        """Return the log-prob of each token of a completion; (n,), nats, or None if not known."""
 
     def look_up(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """Return the log-probs of the completions of some keys; None for what is not known."""
@@ -59,10 +50,6 @@ class MemoryStore:
 
     def __len__(self) -> int:
         return len(self._values)
-
-    def get(self, prompt_ids: Ints, completion_ids: Ints) -> Floats | None:
-        """See ``LogpStore``."""
-        return self._values.get(completion_key(prompt_ids, completion_ids))
 
     def look_up(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """See ``LogpStore``."""
@@ -127,10 +114,6 @@ class FileStore:
             self._reference = self.database.reference(self.fingerprint)
         except sqlite3.DatabaseError as error:
             self._warn_unreadable(error)
-
-    def get(self, prompt_ids: Ints, completion_ids: Ints) -> Floats | None:
-        """See ``LogpStore``; what lies on a damaged page is not known."""
-        return self._find(completion_key(prompt_ids, completion_ids))
 
     def look_up(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """See ``LogpStore``; what lies on a damaged page is not known."""

@@ -98,11 +98,13 @@ def damaged_files(folder):
 def test_texts_are_found_by_their_tokens(tmp_path, make):
     store = make(tmp_path)
     prompt, completion = np.array([1, 2]), np.array([3, 4, 5])
-    assert store.get(prompt, completion) is None
+    keys = [completion_key(prompt, completion), completion_key(prompt, completion[:2])]
+    assert store.look_up(keys) == [None, None]
     value = np.array([-1, -2, -3], dtype=np.float32)
-    store.add([(completion_key(prompt, completion), value)])
-    np.testing.assert_array_equal(store.get(prompt, completion), value)
-    assert store.get(prompt, completion[:2]) is None
+    store.add([(keys[0], value)])
+    found, other = store.look_up(keys)
+    np.testing.assert_array_equal(found, value)
+    assert other is None
     if isinstance(store, FileStore):
         store.database.close()
 
