@@ -104,11 +104,11 @@ def make_model(vocabulary: int, job: dict[str, Any]) -> Any:
 def prefopt_pass(model: Any, texts: Any, layout: str) -> tuple[Callable[[], Any], int]:
     """Return a function that scores with our engine, and how many positions it computes."""
     from prefopt.engine import Scorer, build_layout
-    from prefopt.engine.layout import Example, LayoutTensors
+    from prefopt.engine.layout import Example
 
     scorer = Scorer(model, layout)
     laid_out = build_layout([Example(*text) for text in texts], scorer.layout)
-    batch = scorer.to_device(LayoutTensors.of(laid_out))
+    batch = scorer.to_device(laid_out)
     return lambda: scorer.score(batch).logps, laid_out.input_ids.size
 
 

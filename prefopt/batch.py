@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example, Layout
 from prefopt.objective.batch_losses import BatchLoss
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.records import TensorRecord
@@ -20,7 +20,7 @@ class Texts(TensorRecord):
         examples: Token ids of the prompts and completions that it holds, and their masks.
     """
 
-    tokens: LayoutTensors
+    tokens: Layout
     examples: tuple[Example, ...]
 
 

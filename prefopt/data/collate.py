@@ -10,7 +10,7 @@ from torch import Tensor
 from prefopt.batch import Batch, Texts
 from prefopt.data.index import index_of
 from prefopt.data.split_by_tokens import laid_out_tokens, split_by_tokens
-from prefopt.engine.layout import Example, LayoutName, LayoutTensors, build_layout
+from prefopt.engine.layout import Example, LayoutName, build_layout
 
 Row = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ class PreferenceCollator:
         layout = build_layout(
             examples, self.layout, pad_token_id=self.pad_token_id, continued=continued
         )
-        return Texts(LayoutTensors.of(layout), tuple(examples))
+        return Texts(layout, tuple(examples))
 
 
 def _tokens(batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefopt.engine import attention
 from prefopt.engine.forward import Forward
-from prefopt.engine.layout import Example, LayoutName, LayoutTensors, build_layout
+from prefopt.engine.layout import Example, LayoutName, build_layout
 from prefopt.engine.precision import computing_dtype
 from prefopt.engine.probe import close, evaluating, is_exact, probe_inputs, quiet_transformers
 
@@ -198,6 +198,6 @@ def _probe_logps(forward: Forward) -> list[Tensor]:
     logps = []
     with evaluating(forward.model):
         for layout in _LAYOUTS:
-            batch = LayoutTensors.of(build_layout(examples, layout)).to(forward.causal_lm.device)
+            batch = build_layout(examples, layout).to(forward.causal_lm.device)
             logps.append(forward(batch).logps.index_select(0, batch.token_index))
     return logps

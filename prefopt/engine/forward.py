@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.divergences import Predictions, divergences
-from prefopt.engine.layout import LayoutTensors
+from prefopt.engine.layout import Layout
 from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
@@ -85,7 +85,7 @@ class Forward:
         self._recomputing = RecomputingLayers(self._backbone)
         self._takes_token_types = takes_token_types(self.causal_lm)
 
-    def __call__(self, batch: LayoutTensors, requested: Requested | None = None) -> ForwardOutput:
+    def __call__(self, batch: Layout, requested: Requested | None = None) -> ForwardOutput:
         """Return the log-probs of a batch's predictions, and what else is requested.
 
         Args:
@@ -124,7 +124,7 @@ class Forward:
         return hidden
 
     def _run(
-        self, batch: LayoutTensors, write_cache: attention.KVCache | None, routed: bool
+        self, batch: Layout, write_cache: attention.KVCache | None, routed: bool
     ) -> _BackboneOutput:
         """Run the model over the first row of a batch."""
         extras: dict[str, Any] = {"output_router_logits": True} if routed else {}
@@ -138,7 +138,7 @@ class Forward:
         return _BackboneOutput(hidden.flatten(0, 1), self.head or _LOGITS, router_logits)
 
     def _of_no_tokens(
-        self, batch: LayoutTensors, requested: Requested, cache: attention.KVCache | None
+        self, batch: Layout, requested: Requested, cache: attention.KVCache | None
     ) -> ForwardOutput:
         """Return the output for a batch in which no token precedes a scored one."""
         # No log-probs, with gradients of zero, for which parallel training waits.
@@ -159,7 +159,7 @@ class Forward:
 
     @torch.no_grad()
     def _continuation_logps(
-        self, batch: LayoutTensors | None, hidden: Tensor, cache: attention.KVCache | None
+        self, batch: Layout | None, hidden: Tensor, cache: attention.KVCache | None
     ) -> Tensor | None:
         """Return the log-probs of a continuation's predictions; (M,), None without one.
 
@@ -177,7 +177,7 @@ class Forward:
             hidden = torch.cat([hidden, output.last_hidden_state.flatten(0, 1)])
         return self.head.logps(hidden.index_select(0, batch.predict_positions), batch.target_ids)
 
-    def _inputs(self, batch: LayoutTensors) -> dict[str, Tensor]:
+    def _inputs(self, batch: Layout) -> dict[str, Tensor]:
         """Return the model's inputs."""
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         if batch.attention_mask is not None:
@@ -191,7 +191,7 @@ class Forward:
 
     def _backbone_output(
         self,
-        batch: LayoutTensors,
+        batch: Layout,
         read_cache: attention.KVCache | None = None,
         write_cache: attention.KVCache | None = None,
         **extras: Any,

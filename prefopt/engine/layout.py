@@ -19,7 +19,7 @@ predictions in the same way, so that scoring need not distinguish them.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -80,7 +80,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(TensorRecord):
     """A batch laid out for one forward pass; N completions over all examples, in order.
 
     Attributes:
@@ -103,24 +103,6 @@ class Layout:
             predict count this row's tokens first. None without such completions.
     """
 
-    input_ids: Ints
-    position_ids: Ints
-    attention_mask: Bools | None
-    segments: tuple[Segment, ...]
-    predict_positions: Ints
-    target_ids: Ints
-    token_index: Ints
-    completion_index: Ints
-    lengths: Ints
-    hidden_positions: Ints
-    sequence_tokens: int
-    continuation: "Layout | None" = None
-
-
-@dataclass(frozen=True)
-class LayoutTensors(TensorRecord):
-    """A ``Layout`` as tensors, which is what a model is given; fields as there."""
-
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor | None
@@ -132,18 +114,7 @@ class LayoutTensors(TensorRecord):
     lengths: Tensor
     hidden_positions: Tensor
     sequence_tokens: int
-    continuation: "LayoutTensors | None" = None
-
-    @classmethod
-    def of(cls, layout: Layout) -> "LayoutTensors":
-        """Return the tensors of a layout, on the CPU."""
-        values = {item.name: getattr(layout, item.name) for item in fields(layout)}
-        continuation = values.pop("continuation")
-        tensors: dict[str, Any] = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-            for name, value in values.items()
-        }
-        return cls(**tensors, continuation=None if continuation is None else cls.of(continuation))
+    continuation: "Layout | None" = None
 
     @property
     def name(self) -> LayoutName:
@@ -151,7 +122,7 @@ class LayoutTensors(TensorRecord):
         return "shared_prefix" if self.attention_mask is None else "padded"
 
 
-def in_padded_rows(row: LayoutTensors, before: LayoutTensors | None = None) -> LayoutTensors:
+def in_padded_rows(row: Layout, before: Layout | None = None) -> Layout:
     """Return a packed row as padded ones: for another model, which cannot share prefixes.
 
     Args:
@@ -218,7 +189,7 @@ def build_layout(
             an example have in common is shared whatever its length.
 
     Returns:
-        The layout, as numpy arrays.
+        The layout, on the CPU.
 
     Raises:
         ValueError: If there is no example, an example has no completion, ``mode`` is unknown, or
@@ -249,7 +220,7 @@ class _Predictions:
         self._positions.append(positions)
         self._targets.append(targets)
 
-    def arrays(self) -> dict[str, Any]:
+    def tensors(self) -> dict[str, Any]:
         """Return the fields of a layout; what several completions share is predicted once."""
         lengths = np.array([len(targets) for targets in self._targets], dtype=np.int64)
         targets = np.concatenate(self._targets)
@@ -258,7 +229,7 @@ class _Predictions:
             np.concatenate(self._positions) * radix + targets, return_inverse=True
         )
         positions = distinct // radix
-        return {
+        arrays = {
             "predict_positions": positions,
             "hidden_positions": np.unique(positions),
             "target_ids": distinct % radix,
@@ -266,6 +237,7 @@ class _Predictions:
             "completion_index": np.repeat(np.arange(len(lengths)), lengths),
             "lengths": lengths,
         }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class _Text(NamedTuple):
@@ -315,18 +287,20 @@ def _shared_prefix(
     layout = _lay_out(row, texts, _sequence_tokens(examples))
     if not continued:
         return layout
-    next_row = _place((node for node in nodes if node not in own), layout.input_ids.size, len(row))
+    next_row = _place(
+        (node for node in nodes if node not in own), layout.input_ids.numel(), len(row)
+    )
     return _continued(layout, _lay_out(next_row, later, _sequence_tokens(continued)))
 
 
 def _continued(layout: Layout, continuation: Layout) -> Layout:
     """Join a row and its continuation, whose predictions are made at positions of both."""
-    tokens, positions = layout.input_ids.size, continuation.hidden_positions
+    tokens, positions = layout.input_ids.numel(), continuation.hidden_positions
     own = np.union1d(layout.hidden_positions, positions[positions < tokens])
     later = positions[positions >= tokens] - tokens
     return replace(
         layout,
-        hidden_positions=own,
+        hidden_positions=torch.from_numpy(own),
         continuation=replace(continuation, hidden_positions=later),
     )
 
@@ -404,15 +378,15 @@ def _lay_out(row: Sequence[Node], texts: Iterable[_Text], sequence_tokens: int) 
         text.predict(predictions)
     positions = [np.arange(node.depth, node.end) for node in row]
     return Layout(
-        input_ids=np.concatenate([nothing, *(node.tokens for node in row)])[None],
-        position_ids=np.concatenate([nothing, *positions])[None],
+        input_ids=torch.from_numpy(np.concatenate([nothing, *(node.tokens for node in row)]))[None],
+        position_ids=torch.from_numpy(np.concatenate([nothing, *positions]))[None],
         attention_mask=None,
         segments=tuple(
             Segment(len(node.tokens), tuple(step.index for step in node.path()[:-1]))
             for node in row
         ),
         sequence_tokens=sequence_tokens,
-        **predictions.arrays(),
+        **predictions.tensors(),
     )
 
 
@@ -433,12 +407,12 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
             predictions.complete(at, completion[counted])
             row += 1
     return Layout(
-        input_ids=input_ids,
-        position_ids=np.broadcast_to(np.arange(width), input_ids.shape).copy(),
-        attention_mask=attention_mask,
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.arange(width).repeat(len(input_ids), 1),
+        attention_mask=torch.from_numpy(attention_mask),
         segments=(),
         sequence_tokens=_sequence_tokens(examples),
-        **predictions.arrays(),
+        **predictions.tensors(),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.engine.layout import LayoutTensors
+from prefopt.engine.layout import Layout
 from prefopt.engine.probe import causal_lm_of, evaluating
 
 logger = logging.getLogger("prefopt")
@@ -119,7 +119,7 @@ def _unknown(*args: Any) -> Tensor:
     raise NotImplementedError("the module of the model has no load_balancing_loss_func")
 
 
-def routed_tokens(batch: LayoutTensors) -> Tensor:
+def routed_tokens(batch: Layout) -> Tensor:
     """Return how many tokens of a laid-out batch are routed; scalar."""
     if batch.attention_mask is not None:
         return batch.attention_mask.sum()

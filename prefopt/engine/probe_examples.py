@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prefopt.engine.layout import Example, LayoutName, LayoutTensors, build_layout
+from prefopt.engine.layout import Example, LayoutName, build_layout
 from prefopt.engine.score import Scorer, Scores
 
 # Nats per token, mean over a completion. Rounding gives less than 1e-5 in float32; a completion
@@ -38,7 +38,7 @@ def probe_examples(
     """
 
     def score(layout: LayoutName) -> Scores:
-        batch = scorer.to_device(LayoutTensors.of(build_layout(examples, layout)))
+        batch = scorer.to_device(build_layout(examples, layout))
         return scorer.score(batch, context=context)
 
     with scorer.evaluating():

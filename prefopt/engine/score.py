@@ -11,7 +11,7 @@ from prefopt.engine import attention
 from prefopt.engine.capability import probe_capability
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.forward import Forward, ForwardOutput, Requested, through_wrapper
-from prefopt.engine.layout import LayoutTensors
+from prefopt.engine.layout import Layout
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.probe import evaluating
 from prefopt.engine.quantised import keep_trainable
@@ -108,7 +108,7 @@ class Scorer:
 
     def score(
         self,
-        batch: LayoutTensors,
+        batch: Layout,
         wrapped: nn.Module | None = None,
         context: Callable[[], Any] = nullcontext,
         load_balancing_loss: LoadBalancingLoss | None = None,
@@ -162,7 +162,7 @@ class Scorer:
             continuation=continuation,
         )
 
-    def to_device(self, batch: LayoutTensors) -> LayoutTensors:
+    def to_device(self, batch: Layout) -> Layout:
         """Return a batch with its tensors on the model's device."""
         return batch.to(self._forward.causal_lm.device)
 
@@ -171,7 +171,7 @@ class Scorer:
         return evaluating(self.model)
 
 
-def _scores(batch: LayoutTensors, logps: Tensor) -> Scores:
+def _scores(batch: Layout, logps: Tensor) -> Scores:
     """Return the scores of a batch from the log-probs of its predictions (M,)."""
     per_token = logps.index_select(0, batch.token_index)
     summed = sum_by_completion(per_token, batch.completion_index, len(batch.lengths))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 from prefopt.data.prepared import KEY_BYTES, completion_keys, read_examples
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.cpu import heap_kept
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example, Layout
 from prefopt.engine.score import Scores
 from prefopt.reference.live import LiveReference
 from prefopt.reference.processes import Processes
@@ -228,7 +228,7 @@ class Filler:
         dataset: Dataset,
         wanted: CompletionIndex,
         groups: Sequence[Group],
-        score: Callable[[LayoutTensors], Scores],
+        score: Callable[[Layout], Scores],
         scorer: Scorer,
     ) -> None:
         """Score the completions of some rows and keep them: one commit."""
@@ -273,13 +273,13 @@ def _by_row(
 
 
 def score_completions(
-    examples: Sequence[Example], score: Callable[[LayoutTensors], Scores], scorer: Scorer
+    examples: Sequence[Example], score: Callable[[Layout], Scores], scorer: Scorer
 ) -> list[Floats]:
     """Return the log-prob of each token of each completion, in order; (n,) each, nats.
 
     A token that nothing predicts, the first where there is no prompt, has 0.
     """
-    batch = LayoutTensors.of(build_layout(examples, scorer.layout))
+    batch = build_layout(examples, scorer.layout)
     per_token = score(scorer.to_device(batch)).per_token_logps
     return whole_completions(examples, per_token)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example, LayoutTensors, in_padded_rows
+from prefopt.engine.layout import Example, Layout, in_padded_rows
 from prefopt.engine.score import Scores
 
 
@@ -32,7 +32,7 @@ class LiveReference(Protocol):
 
     def score(
         self,
-        batch: LayoutTensors,
+        batch: Layout,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
@@ -63,7 +63,7 @@ class ReferenceModel:
 
     def score(
         self,
-        batch: LayoutTensors,
+        batch: Layout,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
@@ -76,9 +76,7 @@ class ReferenceModel:
         continuation = in_padded_rows(batch.continuation, before=batch)
         return replace(scores, continuation=self._scored(continuation, context, False))
 
-    def _scored(
-        self, batch: LayoutTensors, context: Callable[[], Any], keep_predictions: bool
-    ) -> Scores:
+    def _scored(self, batch: Layout, context: Callable[[], Any], keep_predictions: bool) -> Scores:
         with self._as_reference(), self.scorer.evaluating(), torch.no_grad():
             return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
@@ -215,7 +213,7 @@ def adapter_starts_as_identity(scorer: Scorer) -> bool:
     vocabulary = int(scorer.model.config.get_text_config().vocab_size)
     tokens = np.random.default_rng(1).integers(0, vocabulary, 12)
     layout = build_layout([Example(tokens[:4], [tokens[4:8], tokens[8:]])], scorer.layout)
-    batch = scorer.to_device(LayoutTensors.of(layout))
+    batch = scorer.to_device(layout)
     with scorer.evaluating(), torch.no_grad(), warnings.catch_warnings():
         # That biases which are trained too stay on: nothing has been trained yet.
         warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")

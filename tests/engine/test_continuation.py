@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example
 from tests.engine.trees import gradients, plain_logps, trees
 from tests.models import SHARING, VOCABULARY, tiny_model
 
@@ -31,7 +31,7 @@ def test_log_probs_equal_those_of_every_text_alone(name):
         wanted = plain_logps(tiny_model(name), more)
     model = tiny_model(name)
     scores = Scorer(model, "shared_prefix").score(
-        LayoutTensors.of(build_layout(examples, continued=more, least_shared=3))
+        build_layout(examples, continued=more, least_shared=3)
     )
     torch.testing.assert_close(scores.continuation.logps, wanted, rtol=2e-5, atol=2e-4)
     assert not scores.continuation.logps.requires_grad
@@ -40,10 +40,10 @@ def test_log_probs_equal_those_of_every_text_alone(name):
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_the_row_itself_is_scored_and_trained_as_without(checkpointing):
     examples = trees()
-    both = LayoutTensors.of(build_layout(examples, continued=others(examples)))
+    both = build_layout(examples, continued=others(examples))
     model = tiny_model("llama").train()
     scorer = Scorer(model)
-    alone = scorer.score(LayoutTensors.of(build_layout(examples)))
+    alone = scorer.score(build_layout(examples))
     wanted = gradients(model, alone.logps)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -60,7 +60,7 @@ def test_texts_without_a_prompt_continue_nothing():
     first = [Example(empty, [np.array([5])])]
     more = [Example(empty, [np.array([7, 8, 9]), np.array([6])])]
     scorer = Scorer(tiny_model("llama"))
-    scores = scorer.score(LayoutTensors.of(build_layout(first, continued=more)))
-    wanted = scorer.score(LayoutTensors.of(build_layout(more)))
+    scores = scorer.score(build_layout(first, continued=more))
+    wanted = scorer.score(build_layout(more))
     assert scores.lengths.tolist() == [0]
     torch.testing.assert_close(scores.continuation.logps, wanted.logps)

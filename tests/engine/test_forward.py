@@ -7,7 +7,7 @@ from torch import nn
 
 from prefopt.engine import attention
 from prefopt.engine.forward import Forward, ForwardOutput, Requested, through_wrapper
-from prefopt.engine.layout import Example, LayoutTensors, build_layout
+from prefopt.engine.layout import Example, build_layout
 from prefopt.engine.token_statistics import StatisticsCollector
 from tests.engine.trees import batch_of, trees
 from tests.models import tiny_model
@@ -64,7 +64,7 @@ def test_a_packed_row_needs_attention_layers_that_call_our_function():
 
 def test_a_batch_without_a_predicting_token_has_zero_gradients():
     empty = np.zeros(0, dtype=np.int64)
-    batch = LayoutTensors.of(build_layout([Example(empty, [np.array([5])])]))
+    batch = build_layout([Example(empty, [np.array([5])])])
     forward = forward_of()
     output = forward(batch, Requested(predictions=True))
     assert output.logps.shape == (0,)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.engine import Scorer
-from prefopt.engine.layout import Example, LayoutTensors, build_layout, in_padded_rows
+from prefopt.engine.layout import Example, build_layout, in_padded_rows
 from tests.engine.trees import plain_logps, trees
 from tests.models import tiny_model
 
@@ -142,7 +142,7 @@ def test_both_layouts_score_the_same_tokens(batch):
     assert (shared.completion_index == padded.completion_index).all()
     targets = [layout.target_ids[layout.token_index] for layout in (shared, padded)]
     assert (targets[0] == targets[1]).all()
-    assert shared.input_ids.size <= padded.attention_mask.sum()
+    assert shared.input_ids.numel() <= padded.attention_mask.sum()
 
 
 def test_texts_of_different_examples_share_a_long_beginning():
@@ -154,7 +154,7 @@ def test_texts_of_different_examples_share_a_long_beginning():
     ]
     layout = build_layout(batch)
     assert layout.segments[0].length == len(system)
-    assert layout.input_ids.size == len(system) + (2 + 1 + 1) + (1 + 1 + 1) + (5 + 1 + 1)
+    assert layout.input_ids.numel() == len(system) + (2 + 1 + 1) + (1 + 1 + 1) + (5 + 1 + 1)
     assert max(len(segment.ancestors) for segment in layout.segments) == 2
 
 
@@ -162,7 +162,7 @@ def test_some_of_the_completions_share_a_long_beginning():
     start = list(range(20, 30))
     completions = [ids(*start, 1, 2), ids(3, 4), ids(*start, 5, 6)]
     layout = build_layout([Example(ids(7, 8), completions)])
-    assert layout.input_ids.size == 2 + len(start) + 1 + 1 + 1
+    assert layout.input_ids.numel() == 2 + len(start) + 1 + 1 + 1
 
 
 def test_a_continuation_stands_behind_the_prompts_of_its_row():
@@ -200,8 +200,8 @@ def test_a_continuation_scores_the_tokens_of_its_own_layout(batch, least_shared)
     assert (
         continued.target_ids[continued.token_index] == wanted.target_ids[wanted.token_index]
     ).all()
-    tokens = np.concatenate([layout.input_ids[0], continued.input_ids[0]])
-    places = np.concatenate([layout.position_ids[0], continued.position_ids[0]])
+    tokens = torch.cat([layout.input_ids[0], continued.input_ids[0]])
+    places = torch.cat([layout.position_ids[0], continued.position_ids[0]])
     own, theirs = continued.predict_positions[continued.token_index], wanted.token_index
     at = wanted.predict_positions[theirs]
     assert (tokens[own] == wanted.input_ids.ravel()[at]).all()
@@ -220,7 +220,7 @@ def scores_of_rows(row, before=None):
 
 def test_a_packed_row_in_padded_rows_has_the_same_predictions():
     examples = trees()
-    row = LayoutTensors.of(build_layout(examples, least_shared=3))
+    row = build_layout(examples, least_shared=3)
     padded, scores = scores_of_rows(row)
     torch.testing.assert_close(padded.target_ids, row.target_ids)
     torch.testing.assert_close(padded.token_index, row.token_index)
@@ -234,7 +234,7 @@ def test_a_continuation_in_padded_rows_starts_with_the_prompts_of_the_row_before
         Example(one.prompt_ids, other.completion_ids)
         for one, other in zip(examples, [*examples[1:], examples[0]], strict=True)
     ]
-    row = LayoutTensors.of(build_layout(examples, continued=others, least_shared=3))
+    row = build_layout(examples, continued=others, least_shared=3)
     _, scores = scores_of_rows(row.continuation, before=row)
     wanted = plain_logps(tiny_model("bloom"), others).detach()
     torch.testing.assert_close(scores.logps.detach(), wanted, rtol=1e-5, atol=1e-4)
@@ -242,8 +242,8 @@ def test_a_continuation_in_padded_rows_starts_with_the_prompts_of_the_row_before
 
 def test_completions_of_which_nothing_is_predicted_take_no_padded_row():
     nothing = Example(np.zeros(0, dtype=np.int64), [np.array([5]), np.array([6, 7])])
-    padded = in_padded_rows(LayoutTensors.of(build_layout([nothing])))
+    padded = in_padded_rows(build_layout([nothing]))
     assert padded.input_ids.tolist() == [[6]]
     assert padded.lengths.tolist() == [0, 1]
     empty = Example(np.zeros(0, dtype=np.int64), [np.array([5])])
-    assert in_padded_rows(LayoutTensors.of(build_layout([empty]))).input_ids.numel() == 0
+    assert in_padded_rows(build_layout([empty])).input_ids.numel() == 0

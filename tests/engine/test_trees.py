@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example
 from tests.engine.trees import batch_of, gradients, plain_logps
 from tests.models import tiny_model
 
@@ -50,7 +50,7 @@ def assert_equal_to_texts_alone(examples: list[Example]) -> None:
     wanted = plain_logps(plain_model(), examples)
     wanted_gradients = gradients(plain_model(), wanted) if wanted.requires_grad else {}
     # Sharing a single token already makes the deepest trees, across examples too.
-    deepest = LayoutTensors.of(build_layout(examples, "shared_prefix", least_shared=1))
+    deepest = build_layout(examples, "shared_prefix", least_shared=1)
     batches = [(layout, batch_of(examples, layout)) for layout in ("shared_prefix", "padded")]
     for layout, batch in [("shared_prefix", deepest), *batches]:
         scorer = scorer_of(layout)

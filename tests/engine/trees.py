@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prefopt.engine import build_layout
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example, Layout
 from prefopt.engine.memory.recompute import RecomputingLayers
 from tests.models import VOCABULARY
 
@@ -44,9 +44,9 @@ def plain_logps(model: Any, examples: list[Example]) -> Tensor:
     return torch.stack(scores)
 
 
-def batch_of(examples: list[Example], layout: Any) -> LayoutTensors:
+def batch_of(examples: list[Example], layout: Any) -> Layout:
     """Return a batch for ``Scorer.score``."""
-    return LayoutTensors.of(build_layout(examples, layout))
+    return build_layout(examples, layout)
 
 
 def without_recomputation(monkeypatch: Any) -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from prefopt.data.prepared import completion_key
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example
 from prefopt.reference import (
     CompletionIndex,
     Filler,
@@ -249,7 +249,7 @@ def test_filling_leaves_training_mode_and_gradients_alone():
     scorer = Scorer(model)
     filled(EXAMPLES, scorer)
     assert all(module.training for module in model.modules())
-    batch = LayoutTensors.of(build_layout(EXAMPLES))
+    batch = build_layout(EXAMPLES)
     assert scorer.score(batch).logps.requires_grad
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example
 from prefopt.reference import (
     AdapterOff,
     FrozenCopy,
@@ -21,7 +21,7 @@ peft = pytest.importorskip("peft")
 @pytest.fixture
 def batch():
     tokens = np.arange(3, 20)
-    return LayoutTensors.of(build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])]))
+    return build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])])
 
 
 def lora(trained=False, **options):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer, build_layout
-from prefopt.engine.layout import Example, LayoutTensors
+from prefopt.engine.layout import Example
 from prefopt.reference import (
     AdapterError,
     InitialPolicy,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"
 @pytest.fixture
 def batch():
     tokens = np.arange(3, 20)
-    return LayoutTensors.of(build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])]))
+    return build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])])
 
 
 def move(model, seed=1):

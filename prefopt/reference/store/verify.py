@@ -10,7 +10,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from prefopt.engine import Scorer
-from prefopt.engine.layout import LayoutTensors
+from prefopt.engine.layout import Layout
 from prefopt.engine.score import Scores
 from prefopt.reference.fill import FILL_TOKENS, CompletionIndex, score_completions
 from prefopt.reference.store.database import Database, Floats
@@ -138,7 +138,7 @@ def tolerance_of(facts: Mapping[str, Any]) -> float:
 def recompute(
     datasets: Sequence[Dataset],
     store: LogpStore,
-    score: Callable[[LayoutTensors], Scores],
+    score: Callable[[Layout], Scores],
     scorer: Scorer,
     *,
     with_kl: bool,
@@ -196,7 +196,7 @@ def _differences(
     wanted: CompletionIndex,
     indices: NDArray[np.int64],
     store: LogpStore,
-    score: Callable[[LayoutTensors], Scores],
+    score: Callable[[Layout], Scores],
     scorer: Scorer,
 ) -> Iterator[Floats]:
     """Yield how far the log-prob of each token of some completions is off; (n,) each, nats."""
