@@ -1,0 +1,67 @@
+"""Evaluation of batches that were scored by hand."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from prefopt.objective import parse_objective
+from prefopt.reference import Processes
+from prefopt.training.evaluation import Evaluator
+from prefopt.training.step import Scored, StepStatistics
+from tests.training.test_step import LENGTHS, LOGPS, REF_LOGPS, batch, scores
+
+MISMATCHED = torch.tensor([6.0, 1.5, 3.0], dtype=torch.float64)
+
+
+def evaluated(loss, sizes, processes=None, compute_metrics=None):
+    """Evaluate the pairs of ``LOGPS``, cut into batches of so many pairs."""
+    objective, processes = parse_objective(loss), processes or Processes()
+    statistics = StepStatistics(objective, None, processes)
+    ends = torch.tensor([0, *sizes]).cumsum(0).mul(2).tolist()
+    batches, known = [], {}
+    for start, end in pairwise(ends):
+        one = batch((end - start) // 2, LENGTHS[start:end])
+        share = MISMATCHED * (end - start) / 4
+        known[id(one)] = Scored(
+            scores(LOGPS[start:end], LENGTHS[start:end]), REF_LOGPS[start:end], share
+        )
+        batches.append(one)
+    evaluator = Evaluator(objective, statistics, processes)
+    return evaluator.evaluate(batches, lambda one: known[id(one)], compute_metrics)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "aot", "dpo + 0.5*sft"])
+def test_metrics_do_not_depend_on_the_batches(loss):
+    whole, cut = evaluated(loss, [2]), evaluated(loss, [1, 1])
+    assert whole.metrics == pytest.approx(cut.metrics, rel=1e-6)
+    assert whole.examples == cut.examples == 2
+
+
+def test_values_are_those_of_the_formula():
+    metrics = evaluated("dpo", [1, 1]).metrics
+    # beta 0.1, margins 3 and 1.
+    losses = -torch.nn.functional.logsigmoid(torch.tensor([0.3, 0.1]))
+    assert metrics["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert metrics["rewards/margins"] == pytest.approx(0.2)
+    assert evaluated("kto", [1, 1]).metrics["kl"] == pytest.approx(2.0)
+
+
+def test_rewards_go_to_compute_metrics_in_the_order_of_the_rows():
+    seen = []
+    found = evaluated("dpo", [1, 1], compute_metrics=lambda given: seen.append(given) or {"x": 1.0})
+    chosen, rejected = found.predictions
+    assert chosen.tolist() == pytest.approx([0.1, 0.0])
+    assert rejected.tolist() == pytest.approx([-0.2, -0.1])
+    assert (found.labels, found.metrics["x"]) == (None, 1.0)
+    assert seen[0].predictions is found.predictions
+    of_unpaired = evaluated("kto", [2], compute_metrics=lambda given: {})
+    assert of_unpaired.labels.tolist() == [True, False, True, False]
+    assert len(of_unpaired.predictions) == 4
+
+
+def test_a_process_without_rows_takes_part():
+    shares = Processes(1, 2, lambda value: [value, value], lambda tensor: tensor * 2)
+    found = evaluated("kto", [], shares, compute_metrics=lambda given: {})
+    assert (found.examples, found.predictions) == (0, None)
+    assert found.metrics["kl"] == 0.0
