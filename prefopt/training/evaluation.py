@@ -11,10 +11,8 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from prefopt.batch import Batch, StepContext
-from prefopt.objective import Objective
 from prefopt.objective.metrics import MetricSums, batch_rewards, with_margins
 from prefopt.objective.preference_index import PreferenceIndex
-from prefopt.reference import Processes
 from prefopt.training.step import Scored, StepStatistics
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
@@ -53,23 +51,13 @@ class Evaluator:
     whole set, so no loss is known before the last batch.
 
     Args:
-        objective: The losses.
-        statistics: Computes losses and metrics of batches.
-        processes: Each evaluates its share.
-        device: Of the policy.
+        statistics: Computes losses and metrics of batches. Each of its processes evaluates a share.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        statistics: StepStatistics,
-        processes: Processes,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._objective = objective
+    def __init__(self, statistics: StepStatistics) -> None:
         self._statistics = statistics
-        self._processes = processes
-        self._device = device
+        self._objective = statistics.objective
+        self._processes = statistics.processes
 
     def evaluate(
         self,
@@ -122,7 +110,9 @@ class Evaluator:
             scored = scored if self._objective.needs_tokens else scored.summed()
             held.append(_Held(batch.index, scored, self._statistics.counts(batch)))
             examples += len(batch.texts.examples)
-        return held, int(self._processes.sum(torch.tensor(examples, device=self._device)))
+        return held, int(
+            self._processes.sum(torch.tensor(examples, device=self._statistics.score.device))
+        )
 
     def _means(self, sums: MetricSums) -> dict[str, float]:
         means = with_margins(sums.means(self._processes.sum))

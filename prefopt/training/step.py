@@ -6,7 +6,7 @@ on all others.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +89,9 @@ class BatchScorer:
         load_balancing_loss: Added for a mixture of experts; None for none.
         token_metrics: Whether metrics of single tokens are logged too.
         context: Makes the context of forward passes, such as ``accelerator.autocast``.
+
+    Attributes:
+        device: Of the policy.
     """
 
     def __init__(
@@ -103,12 +106,13 @@ class BatchScorer:
         self._scorer = scorer
         self._references = references
         self._objective = objective
-        self._load_balancing_loss = load_balancing_loss
+        self.load_balancing_loss = load_balancing_loss
+        self.token_metrics = TOKEN_METRICS if token_metrics else ()
+        self.device = next(scorer.model.parameters()).device
         self._context = context
-        of_weights = ("log_collisions",) if objective.needs_collisions else ()
-        self._statistics: Collection[str] = (
-            *(TOKEN_METRICS if token_metrics else ()),
-            *of_weights,
+        self._statistics = (
+            *self.token_metrics,
+            *(("log_collisions",) if objective.needs_collisions else ()),
         )
 
     def __call__(
@@ -130,7 +134,7 @@ class BatchScorer:
             batch.texts.tokens,
             wrapped,
             self._context,
-            load_balancing_loss=self._load_balancing_loss,
+            load_balancing_loss=self.load_balancing_loss,
             statistics=self._statistics,
             divergence_from=None if reference is None else reference.predictions,
         )
@@ -164,11 +168,8 @@ class StepStatistics:
 
     Args:
         objective: The losses.
-        score: Scores a batch.
+        score: Scores batches.
         processes: Those that share the steps.
-        device: Of the policy.
-        load_balancing_loss: Added for a mixture of experts; None for none.
-        token_metrics: Whether metrics of single tokens are logged too.
         progress: Returns the share of the optimiser steps that are done, from 0 to 1.
 
     Attributes:
@@ -180,18 +181,12 @@ class StepStatistics:
         objective: Objective,
         score: BatchScorer,
         processes: Processes,
-        device: torch.device | str = "cpu",
-        load_balancing_loss: LoadBalancingLoss | None = None,
-        token_metrics: bool = False,
         progress: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.metrics = MetricSums()
-        self._objective = objective
-        self._score = score
-        self._processes = processes
-        self._device = device
-        self._load_balancing_loss = load_balancing_loss
-        self._token_metrics = token_metrics
+        self.objective = objective
+        self.score = score
+        self.processes = processes
         self._progress = progress
         self._running = RunningMeans(len(objective.terms))
 
@@ -199,7 +194,7 @@ class StepStatistics:
     def terms(self) -> list[Term]:
         """The terms of the objective at this point of training."""
         progress = self._progress()
-        return [term.at(progress) for term in self._objective.terms]
+        return [term.at(progress) for term in self.objective.terms]
 
     # A step ---------------------------------------------------------------------------------------
 
@@ -210,16 +205,16 @@ class StepStatistics:
             batches: Those of this process, at least one.
         """
         counts = [self.counts(batch) for batch in batches]
-        denominators = self._processes.sum(torch.stack(counts).sum(0))
+        denominators = self.processes.sum(torch.stack(counts).sum(0))
         kl = None
-        if self._objective.needs_kl and not batches[0].continues:
-            kl = self.kl_estimate([self._score.mismatched(batch) for batch in batches])
+        if self.objective.needs_kl and not batches[0].continues:
+            kl = self.kl_estimate([self.score.mismatched(batch) for batch in batches])
             self._log_kl(kl)
         betas = [term.beta for term in self.terms if term.options.beta_final is not None]
         if betas:
             self.metrics.add("beta", denominators.new_tensor(betas[0]), 1.0)
         contexts = [StepContext(count, denominators, kl) for count in counts]
-        if self._objective.needs_step and (len(batches) > 1 or self._processes.count > 1):
+        if self.objective.needs_step and (len(batches) > 1 or self.processes.count > 1):
             return self._look_ahead(batches, contexts)
         return contexts
 
@@ -238,8 +233,8 @@ class StepStatistics:
         With a load-balancing loss the tokens that it is taken over come last; (terms + 1,).
         """
         tokens = batch.texts.tokens
-        counts = [term_counts(term, batch.index, tokens.lengths) for term in self._objective.terms]
-        if self._load_balancing_loss is not None:
+        counts = [term_counts(term, batch.index, tokens.lengths) for term in self.objective.terms]
+        if self.score.load_balancing_loss is not None:
             counts.append(routed_tokens(tokens))
         return torch.stack(counts).double()
 
@@ -249,11 +244,11 @@ class StepStatistics:
     ) -> list[StepContext]:
         """Score all micro-batches once without gradient, for losses that need all examples."""
         indices = [batch.index for batch in batches]
-        scored = [self._score(batch, with_mismatched=False) for batch in batches]
+        scored = [self.score(batch, with_mismatched=False) for batch in batches]
         running = None
-        if self._objective.needs_running_means:
+        if self.objective.needs_running_means:
             sums = [self._running_sums(*pair) for pair in zip(indices, scored, strict=True)]
-            total = self._processes.sum(torch.stack(sums).sum(0))
+            total = self.processes.sum(torch.stack(sums).sum(0))
             running = tuple(self._running.updated(total))
         of_batches = self.batch_losses(indices, scored, running)
         return [
@@ -291,10 +286,10 @@ class StepStatistics:
         return found
 
     def _together(self, term: Term, mine: Sequence[BatchInputs]) -> list[BatchLoss]:
-        if self._processes.count == 1:
+        if self.processes.count == 1:
             return compute_together(term, mine)
-        shares = self._processes.all([inputs.to("cpu") for inputs in mine])
-        first = sum(len(share) for share in shares[: self._processes.rank])
+        shares = self.processes.all([inputs.to("cpu") for inputs in mine])
+        first = sum(len(share) for share in shares[: self.processes.rank])
         everyone = [inputs for share in shares for inputs in share]
         own = compute_together(term, everyone)[first : first + len(mine)]
         return [losses.to(its.first.device) for losses, its in zip(own, mine, strict=True)]
@@ -312,7 +307,7 @@ class StepStatistics:
             wrapped: The policy as wrapped for parallel training.
             training: Whether metrics are added and running means moved.
         """
-        scored = self._score(batch, wrapped, with_mismatched=context.kl is None)
+        scored = self.score(batch, wrapped, with_mismatched=context.kl is None)
         if context.kl is None and scored.mismatched is not None:
             context = replace(context, kl=self.kl_estimate([scored.mismatched]))
             if training:
@@ -321,19 +316,18 @@ class StepStatistics:
         loss = sum(
             term.weight * output.losses.sum() / denominator.clamp(min=1)
             for term, output, denominator in zip(
-                self._objective.terms,
+                self.objective.terms,
                 outputs,
                 context.denominators[: len(outputs)],
                 strict=True,
             )
         )
         assert isinstance(loss, Tensor)  # an objective has a term
-        if self._load_balancing_loss is not None and scored.scores.load_balancing_loss is not None:
+        balancing, found = self.score.load_balancing_loss, scored.scores.load_balancing_loss
+        if balancing is not None and found is not None:
             # Each micro-batch by its share of the tokens of the optimiser step.
             share = context.counts[-1] / context.denominators[-1].clamp(min=1)
-            loss = (
-                loss + self._load_balancing_loss.weight * share * scored.scores.load_balancing_loss
-            )
+            loss = loss + balancing.weight * share * found
         if training:
             self.add_metrics(self.metrics, batch.index, outputs, scored.scores, context.counts)
         return loss, outputs
@@ -354,7 +348,7 @@ class StepStatistics:
             training: Whether running means move with a batch that is a whole step.
         """
         running: Sequence[Mapping[str, Tensor]] | None = context.running_means
-        if running is None and training and self._objective.needs_running_means:
+        if running is None and training and self.objective.needs_running_means:
             running = self._running.updated(self._running_sums(index, scored))
         running = self._running.means() if running is None else running
         outputs = []
@@ -385,10 +379,10 @@ class StepStatistics:
             scores: By the policy.
             counts: As ``counts`` returns them.
         """
-        objective, logps = self._objective, scores.logps.detach()
+        objective, logps = self.objective, scores.logps.detach()
         of_terms = counts[: len(outputs)]
         add_batch_metrics(metrics, objective, outputs, of_terms, index, logps, scores.lengths)
-        if self._token_metrics and scores.statistics is not None:
+        if self.score.token_metrics and scores.statistics is not None:
             of_tokens = {name: getattr(scores.statistics, name) for name in TOKEN_METRICS}
             add_token_metrics(metrics, objective, index, scores.lengths, **of_tokens)
         if scores.load_balancing_loss is not None:
@@ -412,11 +406,11 @@ class StepStatistics:
         Returns:
             What the objective takes of ``kl``, in nats, and ``mean_kl``, in nats per token.
         """
-        nothing = torch.zeros(3, dtype=torch.float64, device=self._device)
-        total = self._processes.sum(torch.stack([nothing, *sums]).sum(0))
+        nothing = torch.zeros(3, dtype=torch.float64, device=self.score.device)
+        total = self.processes.sum(torch.stack([nothing, *sums]).sum(0))
         means = (total[:2] / total[2].clamp(min=1)).clamp(min=0).float()
         estimates = dict(zip(("kl", "mean_kl"), means, strict=True))
-        return {name: value for name, value in estimates.items() if name in self._objective.inputs}
+        return {name: value for name, value in estimates.items() if name in self.objective.inputs}
 
     def _log_kl(self, estimates: Mapping[str, Tensor]) -> None:
         for name, value in estimates.items():
@@ -426,7 +420,7 @@ class StepStatistics:
 
     def save(self, folder: Path) -> None:
         """Write into a checkpoint the means over training, if a loss takes one."""
-        if self._objective.needs_running_means:
+        if self.objective.needs_running_means:
             (folder / RUNNING_FILE).write_text(json.dumps(self._running.state_dict()) + "\n")
 
     def resume(self, folder: Path | None) -> None:
@@ -438,13 +432,13 @@ class StepStatistics:
         Raises:
             ValueError: If a loss takes a mean over training that the checkpoint does not have.
         """
-        self._running = RunningMeans(len(self._objective.terms))
-        if folder is None or not self._objective.needs_running_means:
+        self._running = RunningMeans(len(self.objective.terms))
+        if folder is None or not self.objective.needs_running_means:
             return
         file = folder / RUNNING_FILE
         if not file.is_file():
             raise ValueError(
-                f"{folder} has no {RUNNING_FILE}, which the loss {self._objective.name!r} needs to "
+                f"{folder} has no {RUNNING_FILE}, which the loss {self.objective.name!r} needs to "
                 "go on: it was trained with another loss"
             )
         self._running.load_state_dict(json.loads(file.read_text()))

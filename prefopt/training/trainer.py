@@ -172,17 +172,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.args.log_token_metrics,
             self.accelerator.autocast,
         )
-        processes, device = self._launch.processes, self.args.device
         self._statistics = StepStatistics(
             self.objective,
             self._score,
-            processes,
-            device,
-            self.load_balancing_loss,
-            self.args.log_token_metrics,
+            self._launch.processes,
             progress=lambda: self.state.global_step / max(self.state.max_steps, 1),
         )
-        self._evaluator = Evaluator(self.objective, self._statistics, processes, device)
+        self._evaluator = Evaluator(self._statistics)
 
     def _collator(self) -> PreferenceCollator:
         return PreferenceCollator(

@@ -9,7 +9,7 @@ from prefopt.objective import parse_objective
 from prefopt.reference import Processes
 from prefopt.training.evaluation import Evaluator
 from prefopt.training.step import Scored, StepStatistics
-from tests.training.test_step import LENGTHS, LOGPS, REF_LOGPS, batch, scores
+from tests.training.test_step import LENGTHS, LOGPS, REF_LOGPS, FakeScorer, batch, scores
 
 MISMATCHED = torch.tensor([6.0, 1.5, 3.0], dtype=torch.float64)
 
@@ -17,7 +17,7 @@ MISMATCHED = torch.tensor([6.0, 1.5, 3.0], dtype=torch.float64)
 def evaluated(loss, sizes, processes=None, compute_metrics=None):
     """Evaluate the pairs of ``LOGPS``, cut into batches of so many pairs."""
     objective, processes = parse_objective(loss), processes or Processes()
-    statistics = StepStatistics(objective, None, processes)
+    statistics = StepStatistics(objective, FakeScorer(), processes)
     ends = torch.tensor([0, *sizes]).cumsum(0).mul(2).tolist()
     batches, known = [], {}
     for start, end in pairwise(ends):
@@ -27,7 +27,7 @@ def evaluated(loss, sizes, processes=None, compute_metrics=None):
             scores(LOGPS[start:end], LENGTHS[start:end]), REF_LOGPS[start:end], share
         )
         batches.append(one)
-    evaluator = Evaluator(objective, statistics, processes)
+    evaluator = Evaluator(statistics)
     return evaluator.evaluate(batches, lambda one: known[id(one)], compute_metrics)
 
 

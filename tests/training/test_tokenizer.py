@@ -60,7 +60,9 @@ def test_a_reference_that_reads_other_ids_is_an_error(tmp_path):
     ours.add_tokens(["aardvark"])
     args = config(tmp_path)
     check_reference_tokenizer(str(tmp_path / "same"), tiny_tokenizer(), args)
-    with pytest.raises(ValueError, match=r"reads other token ids than the policy: id .* 'aardvark'"):
+    with pytest.raises(
+        ValueError, match=r"reads other token ids than the policy: id .* 'aardvark'"
+    ):
         check_reference_tokenizer(str(tmp_path / "other"), ours, args)
     (tmp_path / "bare").mkdir()
     check_reference_tokenizer(str(tmp_path / "bare"), ours, args)  # comes without a tokenizer
