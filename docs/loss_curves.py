@@ -12,7 +12,7 @@ Where the loss of a pair depends on its batch, the curve is what the pair adds t
 batch of others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses import Loss, get_loss
+from prefopt.losses.vocabulary import specs_of
 
 POINTS = 401
 OTHERS = 15  # pairs in a batch where the loss looks at the batch
@@ -240,21 +241,11 @@ def make_inputs(loss: Loss, variant: Variant, x: Tensor) -> dict[str, Tensor]:
         values["ranked_scores"] = (k - 1 - torch.arange(k, dtype=x.dtype)).expand(len(x), k)
     else:
         values = _pair_inputs(level, nats, tail=variant.inputs.get("tail", 0.0))
-    width = next(iter(values.values()))
-    defaults: dict[str, Callable[[], Tensor]] = {
-        "lengths": lambda: torch.ones_like(width).long(),
-        "kl": lambda: torch.zeros(()),
-        "mean_log_ratio": lambda: torch.zeros(()),
-        "mean_margin": lambda: torch.zeros(()),
-        "divergences": lambda: torch.zeros_like(x),
-        "margins": lambda: torch.ones_like(x),
-        "preference_probabilities": lambda: torch.ones_like(x),
-        "chosen_win_rates": lambda: torch.ones_like(x),
-        "rejected_win_rates": lambda: torch.zeros_like(x),
-    }
-    for name in loss.inputs:
+    for spec in specs_of(loss.inputs):
+        name = spec.name
         if name not in values:
-            values[name] = next(make() for end, make in defaults.items() if name.endswith(end))
+            example = spec.examples(len(x), places=int(variant.inputs.get("k", 2)))
+            values[name] = example.to(x.dtype) if example.is_floating_point() else example
         if name in variant.inputs:
             given = torch.full_like(values[name].double(), variant.inputs[name])
             values[name] = given.to(values[name].dtype)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.common import warn_outside
-from prefopt.losses.vocabulary import SCALARS as SCALARS
 from prefopt.losses.vocabulary import VOCABULARY, specs_of
 
 ENTRY_POINT_GROUP = "prefopt.losses"

@@ -122,7 +122,7 @@ _divergences = partial(
     InputSpec,
     quantity="divergences",
     draw=_draw_fractions,
-    example=1.0,
+    example=0.0,
     needs_reference=True,
     differentiable=True,
     gradient_optional=True,
@@ -218,6 +218,7 @@ _SPECS = (
         "win_rates",
         "the same of the rejected completion, 1 less its opponent's preference probability where "
         "the data do not say",
+        example=0.0,
     ),
     *_logps(
         "logps", "completion", "logps", "policy log-prob of the completion, summed over tokens"

@@ -6,6 +6,7 @@ import torch
 from prefopt.losses import get_loss, list_losses
 from prefopt.losses.contract import make_inputs
 from prefopt.losses.dpo import dpo_loss
+from prefopt.losses.vocabulary import VOCABULARY, specs_of
 
 LOG_PROBS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -76,16 +77,16 @@ DEFAULTS = {
 def moved(inputs, **by):
     """Return the inputs, the log-probs of chosen or rejected completions moved by some nats."""
     result = dict(inputs)
-    for name, value in inputs.items():
-        for part, shift in by.items():
-            if name.endswith("logps") and part in name and not name.startswith("ref_"):
-                result[name] = value.detach() + shift
+    for spec in specs_of(inputs):
+        of_policy = spec.quantity in ("logps", "head_logps") and not spec.of_reference
+        if of_policy and spec.side in by:
+            result[spec.name] = inputs[spec.name].detach() + by[spec.side]
     return result
 
 
 def tokens_alike(inputs):
     return {
-        name: torch.full_like(value, 4) if name.endswith("lengths") else value
+        name: torch.full_like(value, 4) if VOCABULARY[name].quantity == "lengths" else value
         for name, value in inputs.items()
     }
 

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.losses import get_loss, list_losses
 from prefopt.losses.contract import make_inputs
+from prefopt.losses.vocabulary import specs_of
 from prefopt.objective import parse_objective
 from prefopt.objective.inputs import loss_inputs, term_output
 from prefopt.objective.options import (
@@ -274,7 +275,7 @@ def test_a_divergence_replaces_the_log_ratio():
 @pytest.mark.parametrize("loss", sorted(takers("f_divergence_type")))
 def test_divergences_are_finite_in_float32_to_a_thousand_nats(loss, divergence):
     loss = get_loss(loss)
-    names = [name for name in loss.inputs if name.endswith("logps")]
+    names = [spec.name for spec in specs_of(loss.inputs) if spec.quantity == "logps"]
     inputs = make_inputs(loss, size=2 ** len(names))
     for name, values in zip(
         names, torch.tensor([*itertools.product([0.0, -1e3], repeat=len(names))]).T, strict=True
@@ -284,7 +285,8 @@ def test_divergences_are_finite_in_float32_to_a_thousand_nats(loss, divergence):
         inputs[name] = values.clone().requires_grad_()
     if loss.data_kind == "ranked":  # the first of each ranking apart from the others
         inputs[names[0]].data[:, 0] = -500.0
-    inputs |= {name: torch.ones_like(inputs[name]) for name in inputs if name.endswith("lengths")}
+    lengths = [spec.name for spec in specs_of(inputs) if spec.quantity == "lengths"]
+    inputs |= {name: torch.ones_like(inputs[name]) for name in lengths}
     moved = transformed(LossOptions(f_divergence_type=divergence), loss, {}, inputs)
     losses = loss(**moved).losses
     torch.autograd.backward(losses.sum())
