@@ -90,7 +90,7 @@ def probe_head(forward: Forward) -> None:
     if not same:
         forward.head = None
         logger.warning(
-            "prefopt: the output layer of %s does more than the chunked LM head knows; "
+            "prefopt: the output layer of %s does more than the chunked LM head supports; "
             "log-probs are taken from its full logits instead, which needs more memory",
             type(forward.causal_lm).__name__,
         )

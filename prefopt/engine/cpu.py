@@ -1,8 +1,8 @@
 """Two settings of a CPU process, made while it trains: denormal floats, and memory that is freed.
 
-Denormals: once a pair is well told apart its gradients become tiny, then denormal (below 1e-38),
-and a CPU multiplies denormals at a fraction of its speed: the step of a saturated batch takes twice
-as long. As zeros they change nothing that a float32 sum could hold.
+Denormals: once a policy separates a pair well its gradients become tiny, then denormal (below
+1e-38), and a CPU multiplies denormals at a fraction of its speed: the step of a saturated batch
+takes twice as long. As zeros they change nothing that a float32 sum could hold.
 
 Freed memory: glibc returns a large tensor to the kernel when it is freed, and the next one of its
 size is mapped page by page, each page zeroed at its first touch: 300,000 page faults in a step of

@@ -328,7 +328,7 @@ def _grow(tree: Node, example: Example, least_shared: int) -> list[_Text]:
 
 
 def _continue(texts: Sequence[_Text], example: Example, least_shared: int) -> list[_Text]:
-    """Add more completions of a prompt below the texts that are there."""
+    """Add further completions of a prompt below its texts in the tree."""
     prompt_length = len(example.prompt_ids)
     later = []
     for index, completion in enumerate(example.completion_ids):
@@ -344,8 +344,8 @@ def _continue(texts: Sequence[_Text], example: Example, least_shared: int) -> li
 def _branch_off(end: Node, prompt_length: int, common: int, least_shared: int) -> Node:
     """Return the node to branch off from a text with which ``common`` tokens of it are shared.
 
-    It is cut where the texts part if that saves enough; else only where the prompt ends, if need
-    be.
+    A node is split where the texts begin to differ if ``least_shared`` tokens are shared beyond the
+    prompt; else the node returned ends where the prompt ends, and is split there if necessary.
     """
     parting = prompt_length + common
     node = end
@@ -362,7 +362,7 @@ def _branch_off(end: Node, prompt_length: int, common: int, least_shared: int) -
 
 
 def _place(nodes: Iterable[Node], tokens: int = 0, segments: int = 0) -> list[Node]:
-    """Place nodes in a row, behind what stands before it; a node comes after its parent."""
+    """Place nodes one after another in a row, parents first, from given counts on."""
     placed = []
     for node in nodes:
         node.start, node.index = tokens, segments

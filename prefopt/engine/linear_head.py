@@ -37,14 +37,14 @@ class LinearHead:
         softcap: Bound of the soft-capped logits, or None.
         dtype: Of the matrix products; sums and logits are float32 or better.
         chunk_rows: Rows per chunk.
-        kept_rows: Rows of a first chunk whose logits are stored for the backward pass; 0 for none.
+        stored_rows: Rows of a first chunk with logits stored for the backward pass; 0 for none.
     """
 
     scale: float
     softcap: float | None
     dtype: torch.dtype
     chunk_rows: int
-    kept_rows: int = 0
+    stored_rows: int = 0
 
     @property
     def exact(self) -> torch.dtype:
@@ -53,7 +53,7 @@ class LinearHead:
 
     def blocks(self, rows: int) -> list[slice]:
         """Return the rows of each block; the first is the one whose logits are stored, if any."""
-        borders = [0, *range(min(self.kept_rows, rows), rows, self.chunk_rows), rows]
+        borders = [0, *range(min(self.stored_rows, rows), rows, self.chunk_rows), rows]
         return [slice(start, stop) for start, stop in pairwise(borders) if stop > start]
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from prefopt.engine.token_statistics import StatisticsCollector
 CHUNK_BYTES = 64 * 2**20
 # Logits that are stored for the backward pass, in bytes: computing them again takes a quarter of
 # the head's time.
-KEPT_BYTES = 256 * 2**20
+STORED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def chunked_logps(
     scale: float = 1.0,
     softcap: float | None = None,
     chunk_rows: int | None = None,
-    kept_rows: int | None = None,
+    stored_rows: int | None = None,
     collector: StatisticsCollector | None = None,
 ) -> Tensor:
     """Return log softmax(transform(hidden @ weight.T + bias)) at the targets.
@@ -160,7 +160,7 @@ def chunked_logps(
         scale: Factor on the logits.
         softcap: Bound of the soft-capped logits, or None.
         chunk_rows: Rows per chunk; None for ``CHUNK_BYTES`` of logits.
-        kept_rows: Rows whose logits are stored; None for ``KEPT_BYTES`` of logits.
+        stored_rows: Rows whose logits are stored; None for ``STORED_BYTES`` of logits.
         collector: Takes statistics of the M predictions; None for none.
 
     Returns:
@@ -169,11 +169,11 @@ def chunked_logps(
     dtype = computing_dtype(hidden)
     vocabulary = weight.shape[0]
     rows = rows_within(CHUNK_BYTES, vocabulary) if chunk_rows is None else chunk_rows
-    kept = rows_within(KEPT_BYTES, vocabulary) if kept_rows is None else kept_rows
+    stored = rows_within(STORED_BYTES, vocabulary) if stored_rows is None else stored_rows
     # Without a backward pass no logits are used again.
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
-    kept = kept if trained and torch.is_grad_enabled() else 0
-    head = LinearHead(scale, softcap, dtype, rows, kept)
+    stored = stored if trained and torch.is_grad_enabled() else 0
+    head = LinearHead(scale, softcap, dtype, rows, stored)
     result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call] # as torch ships it
         hidden, weight, bias, targets, head, collector
     )
@@ -192,7 +192,7 @@ class _ChunkedLogps(torch.autograd.Function):
         collector: StatisticsCollector | None,
     ) -> Tensor:
         blocks = head.blocks(len(hidden))
-        ctx.head, ctx.kept = head, None
+        ctx.head, ctx.stored = head, None
         normalisers = hidden.new_empty(len(hidden), dtype=head.exact)
         logps = torch.empty_like(normalisers)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -203,8 +203,8 @@ class _ChunkedLogps(torch.autograd.Function):
                 logps[block] = logits.gather(1, targets[block, None])[:, 0] - normalisers[block]
                 if collector is not None:
                     collector.add(logits, normalisers[block], targets[block], head.chunk_rows)
-                if head.kept_rows and block.start == 0:
-                    ctx.kept = logits
+                if head.stored_rows and block.start == 0:
+                    ctx.stored = logits
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         return logps
 
@@ -213,10 +213,10 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         head: LinearHead = ctx.head
         # The stored logits are overwritten here; a second backward pass computes them again.
-        kept, ctx.kept = ctx.kept, None
+        stored, ctx.stored = ctx.stored, None
         gradients = HeadGradients(head, hidden, weight, bias, ctx.needs_input_grad[:3])
         for block in head.blocks(len(hidden)):
-            logits, kept = kept, None
+            logits, stored = stored, None
             if logits is None:
                 logits = gradients.logits(block)
             error = _error(head, logits, normalisers[block], targets[block])

@@ -3,7 +3,7 @@
 The formula is that of the model's own class (Fedus et al. 2021, arXiv:2101.03961, Eqs. 4-6, in
 transformers): experts times the sum, over experts, of the share of tokens an expert gets times the
 mean probability its router gives it. It is a statistic of the tokens that are computed: padding
-does not count, and a token that stands in a shared prefix counts once, however many completions
+does not count, and a token of a shared prefix counts once, however many completions
 continue it.
 """
 
@@ -65,7 +65,7 @@ class LoadBalancingLoss:
                 return None
             if found._probe(inner):
                 return found
-            problem = "its class computes the loss in a way that prefopt does not know"
+            problem = "its class computes the loss in a way that prefopt does not support"
         if weight:
             raise ValueError(
                 f"router_aux_loss_coef={weight}, but {type(inner).__name__} cannot have a "

@@ -12,8 +12,8 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def computing_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of products with a tensor: autocast's where that is on, or its own.
 
-    Asked for what autocast does not reach: kernels it does not know, custom autograd functions, and
-    queries that a rotary embedding in float32 has widened. As under autocast, float64 stays.
+    For what autocast does not cast: arguments of custom autograd functions and of other kernels,
+    and queries that a rotary embedding in float32 has widened. As under autocast, float64 stays.
     """
     device = tensor.device.type
     if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):

@@ -23,7 +23,7 @@ def copy_sharing_weights(module: M, copy_trained: bool = False) -> M:
 
 
 def _not_copied(module: nn.Module, copy_trained: bool) -> dict[int, Any]:
-    """Return what stands for each weight, by ``id``: the memo that ``copy.deepcopy`` takes."""
+    """Return the replacement of each weight by ``id``: the memo that ``copy.deepcopy`` takes."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         shared: Any = parameter

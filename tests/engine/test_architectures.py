@@ -85,7 +85,7 @@ def test_models_that_cannot_share_fall_back_to_padded_with_one_message(name, cap
 
 
 @pytest.mark.parametrize("name", PADDED_ONLY)
-def test_insisting_on_sharing_where_it_cannot_be_is_an_error(name):
+def test_requiring_shared_prefixes_of_such_a_model_is_an_error(name):
     with pytest.raises(ValueError, match=r'use .*"auto" or "padded"'):
         Scorer(tiny_model(name), "shared_prefix")
 

@@ -13,7 +13,7 @@ def test_rows_within_counts_float32_logits_and_is_16_at_least():
 
 
 @pytest.mark.parametrize(
-    ("rows", "kept_rows", "expected"),
+    ("rows", "stored_rows", "expected"),
     [
         (7, 0, [(0, 3), (3, 6), (6, 7)]),
         (7, 2, [(0, 2), (2, 5), (5, 7)]),
@@ -21,8 +21,8 @@ def test_rows_within_counts_float32_logits_and_is_16_at_least():
         (0, 0, []),
     ],
 )
-def test_blocks_begin_with_the_rows_that_are_kept(rows, kept_rows, expected):
-    head = LinearHead(1.0, None, torch.float32, chunk_rows=3, kept_rows=kept_rows)
+def test_blocks_begin_with_the_rows_whose_logits_are_stored(rows, stored_rows, expected):
+    head = LinearHead(1.0, None, torch.float32, chunk_rows=3, stored_rows=stored_rows)
     assert [(block.start, block.stop) for block in head.blocks(rows)] == expected
 
 

@@ -27,10 +27,12 @@ def inputs(dtype=torch.float64, rows=11, width=5, vocabulary=13, bias=True):
     return make(rows, width), make(vocabulary, width), targets, make(vocabulary) if bias else None
 
 
-@pytest.mark.parametrize(("chunk_rows", "kept_rows"), [(1, 0), (4, 0), (4, 3), (11, 5), (100, 50)])
+@pytest.mark.parametrize(
+    ("chunk_rows", "stored_rows"), [(1, 0), (4, 0), (4, 3), (11, 5), (100, 50)]
+)
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (2.0, 1.5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equal_to_the_plain_computation(chunk_rows, kept_rows, scale, softcap, bias):
+def test_equal_to_the_plain_computation(chunk_rows, stored_rows, scale, softcap, bias):
     hidden, weight, targets, offset = inputs(bias=bias)
     leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
     upstream = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
@@ -42,7 +44,7 @@ def test_equal_to_the_plain_computation(chunk_rows, kept_rows, scale, softcap, b
         scale=scale,
         softcap=softcap,
         chunk_rows=chunk_rows,
-        kept_rows=kept_rows,
+        stored_rows=stored_rows,
     )
     theirs = plain(hidden, weight, targets, offset, scale, softcap)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -56,14 +58,14 @@ def test_equal_to_the_plain_computation(chunk_rows, kept_rows, scale, softcap, b
 
 def test_kept_logits_serve_one_backward_and_are_computed_again_for_a_second():
     hidden, weight, targets, _ = inputs(bias=False)
-    loss = chunked_logps(hidden, weight, targets, chunk_rows=2, kept_rows=5).sin().sum()
+    loss = chunked_logps(hidden, weight, targets, chunk_rows=2, stored_rows=5).sin().sum()
     once = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
     again = torch.autograd.grad(loss, (hidden, weight))
     torch.testing.assert_close(again, once, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kept_rows", [0, 2])
-def test_the_hand_written_backward_passes_gradcheck(kept_rows):
+@pytest.mark.parametrize("stored_rows", [0, 2])
+def test_the_hand_written_backward_passes_gradcheck(stored_rows):
     hidden, weight, targets, bias = inputs(rows=4, vocabulary=6)
 
     def function(hidden, weight, bias):
@@ -75,7 +77,7 @@ def test_the_hand_written_backward_passes_gradcheck(kept_rows):
             scale=0.7,
             softcap=2.0,
             chunk_rows=3,
-            kept_rows=kept_rows,
+            stored_rows=stored_rows,
         )
 
     assert torch.autograd.gradcheck(function, (hidden, weight, bias))
@@ -119,7 +121,7 @@ def test_a_head_that_is_not_a_bare_linear_runs_its_own_forward(kind, monkeypatch
             return 2 * super().forward(x)
 
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * 13 * 20)  # several chunks
-    monkeypatch.setattr(logprobs, "KEPT_BYTES", 4 * 13 * 20)
+    monkeypatch.setattr(logprobs, "STORED_BYTES", 4 * 13 * 20)
     head = (Doubled if kind == "subclass" else nn.Linear)(5, 13).double()
     if kind == "hook":
         head.register_forward_hook(lambda module, args, output: 2 * output)

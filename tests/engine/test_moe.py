@@ -119,7 +119,7 @@ def test_a_negative_weight_is_an_error():
 def test_a_class_that_computes_another_loss_is_an_error_or_a_warning(caplog):
     model = tiny_model("mixtral")
     model.num_experts_per_tok = 1  # what its forward uses, and its configuration does not say
-    with pytest.raises(ValueError, match="in a way that prefopt does not know"):
+    with pytest.raises(ValueError, match="in a way that prefopt does not support"):
         LoadBalancingLoss.of(model, 0.1)
     with caplog.at_level(logging.WARNING, logger="prefopt"):
         assert LoadBalancingLoss.of(model) is None

@@ -124,7 +124,7 @@ def test_a_head_with_unknown_transforms_is_scored_from_the_models_own_logits(cap
     wanted = plain_logps(model, trees())
     with caplog.at_level(logging.WARNING, logger="prefopt"):
         scorer = Scorer(model)
-    assert "does more than the chunked LM head knows" in caplog.text
+    assert "does more than the chunked LM head supports" in caplog.text
     scores = scorer.score(batch_of(trees(), "padded"))
     assert (scores.logps - wanted).abs().max() < 1e-4
 

@@ -116,7 +116,7 @@ def test_chunks_do_not_matter():
     for rows, kept in ((7, 0), (7, 20), (64, 64)):
         collector = StatisticsCollector(EVERY)
         chunked_logps(
-            hidden, weight, targets, chunk_rows=rows, kept_rows=kept, collector=collector
+            hidden, weight, targets, chunk_rows=rows, stored_rows=kept, collector=collector
         ).sum().backward()
         found.append(collector.summed(torch.arange(50), torch.zeros(50, dtype=torch.long), 1))
     for one in found[1:]:

@@ -160,11 +160,11 @@ class AttentionPlan:
 
     @property
     def query_offset(self) -> int:
-        """Keys that stand before the first query."""
+        """Keys before the first query."""
         return int(self.starts[self.first])
 
     def key_places(self, segments: Sequence[int]) -> Ints:
-        """Return where the tokens of some segments stand among the keys, segment by segment."""
+        """Return the places of the tokens of some segments among the keys, segment by segment."""
         starts = self.starts
         return np.concatenate([np.arange(starts[step], starts[step + 1]) for step in segments])
 

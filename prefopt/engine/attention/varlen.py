@@ -55,7 +55,7 @@ class Sequences:
 
     Attributes:
         gather: Place of each sequence's keys among the keys of the row, one sequence after the
-            other, int32; (K,). None where that is the row as it stands.
+            other, int32; (K,). None where that is the row itself.
         query_ends: First query of each sequence and the end of the last, int32; (N + 1,).
         key_ends: The same of the gathered keys.
         most_queries: Queries of the longest sequence.

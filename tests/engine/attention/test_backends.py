@@ -106,7 +106,7 @@ def test_auto_takes_flex_where_no_varlen_kernel_runs(machine):
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("request_", ["segments", "varlen", "flex"])
-def test_a_backend_insisted_upon_is_taken_where_it_can_run(request_):
+def test_a_required_backend_is_used_where_it_can_run(request_):
     backend = choose(request_)
     assert (backend.name, backend.reason) == (request_, "asked for")
 
@@ -125,7 +125,7 @@ def test_a_backend_insisted_upon_is_taken_where_it_can_run(request_):
     ],
 )
 @pytest.mark.usefixtures("machine")
-def test_a_backend_insisted_upon_that_cannot_run_is_an_error(request_, facts, reason):
+def test_a_required_backend_that_cannot_run_is_an_error(request_, facts, reason):
     with pytest.raises(ValueError, match=f"attn_backend='{request_}' was asked for, but") as error:
         choose(request_, **facts)
     assert reason in str(error.value)
