@@ -65,13 +65,7 @@ class Evaluator:
         score: Callable[[Batch], Scored],
         compute_metrics: ComputeMetrics | None = None,
     ) -> Evaluation:
-        """Return the means over all examples of some batches.
-
-        Args:
-            batches: The share of this process, on the device of the policy.
-            score: Scores a batch.
-            compute_metrics: More metrics, from the rewards of the whole set.
-        """
+        """Return the means over all examples of some batches."""
         held, examples = self._scored(batches, score)
         kl = None
         if self._objective.needs_kl:

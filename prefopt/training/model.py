@@ -51,11 +51,6 @@ def load_policy(model: Any, args: PreferenceConfig, quantization_config: Any = N
 def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig) -> Any:
     """Return a reference model, frozen.
 
-    Args:
-        model: An id, a path, or a model.
-        tokenizer: The policy's, which it must fit.
-        args: ``model_init_kwargs``, ``trust_remote_code`` and ``disable_dropout`` matter.
-
     Raises:
         ValueError: If the tokenizer makes ids that the model has no embedding for.
     """

@@ -10,12 +10,7 @@ import prefopt
 
 
 def write_model_card(folder: str | Path, trainer: Any) -> None:
-    """Write ``README.md`` into the folder of a saved model.
-
-    Args:
-        folder: Where the model was saved.
-        trainer: The ``PreferenceTrainer`` that trained it.
-    """
+    """Write ``README.md`` into the folder of a saved model."""
     Path(folder, "README.md").write_text(model_card(trainer), encoding="utf-8")
 
 

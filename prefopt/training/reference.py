@@ -63,12 +63,7 @@ class Launch:
 
     @classmethod
     def of(cls, accelerator: Any, show_progress: bool = False) -> "Launch":
-        """Return the launch that an accelerator describes.
-
-        Args:
-            accelerator: An ``accelerate.Accelerator``.
-            show_progress: Whether the main process shows progress.
-        """
+        """Return the launch that an accelerator describes."""
         count, rank = accelerator.num_processes, accelerator.process_index
         processes = Processes(
             rank,
@@ -80,12 +75,7 @@ class Launch:
 
     @classmethod
     def to_score(cls, model: Any, args: PreferenceConfig) -> "Launch":
-        """Return the launch of a run that only scores, its model on the device for that.
-
-        Args:
-            model: The policy.
-            args: Those of the run.
-        """
+        """Return the launch of a run that only scores, its model on the device for that."""
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
         placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
@@ -219,9 +209,6 @@ class ReferenceSetup:
     def source_of(self, ref_model: Any = None) -> Source:
         """Return what the reference is.
 
-        Args:
-            ref_model: As in ``choose``.
-
         Raises:
             ValueError: If it does not go with the launch or the tokenizer.
         """
@@ -287,11 +274,7 @@ class ReferenceSetup:
     # Serving it -----------------------------------------------------------------------------------
 
     def serve(self, *datasets: tuple[str, Any]) -> None:
-        """Make sure that prepared rows can be served: compute what can be kept and is not known.
-
-        Args:
-            datasets: A name for people, and the rows; None for no rows.
-        """
+        """Make sure that prepared rows can be served: compute what can be kept and is not known."""
         if self.references is not None:
             self.references.prepare(*(pair for pair in datasets if pair[1] is not None))
 
@@ -368,11 +351,6 @@ class ReferenceSetup:
 
 def check_reference_asked_for(args: PreferenceConfig, objective: Objective, ref_model: Any) -> None:
     """Raise where a reference is given in two ways, or to a loss that cannot use it.
-
-    Args:
-        args: Those of the run.
-        objective: Its losses.
-        ref_model: The reference that was given, or None.
 
     Raises:
         ValueError: Saying what to leave out.

@@ -55,10 +55,6 @@ class DataPreparation:
     def prepare(self, dataset: Any, name: str) -> Any:
         """Return a dataset as token ids, its report printed; None for None.
 
-        Args:
-            dataset: Raw or prepared rows, or a dictionary of such by name.
-            name: What to call it in the report and in errors.
-
         Raises:
             DataError: If rows are wrong, or do not go with the losses.
         """

@@ -61,11 +61,7 @@ class Scored(NamedTuple):
         return self._replace(scores=self.scores.summed(), ref_per_token_logps=None)
 
     def completions(self, scalars: Mapping[str, Tensor]) -> Completions:
-        """Return what losses are given.
-
-        Args:
-            scalars: Inputs that are one number for the whole batch, by name.
-        """
+        """Return what losses are given."""
         scores = self.scores
         return Completions(
             scores.logps,
@@ -118,13 +114,7 @@ class BatchScorer:
     def __call__(
         self, batch: Batch, wrapped: nn.Module | None = None, with_mismatched: bool = True
     ) -> Scored:
-        """Return a batch scored.
-
-        Args:
-            batch: On the device of the policy.
-            wrapped: The policy as wrapped for parallel training; None for the policy itself.
-            with_mismatched: Whether to score mismatched completions that are laid out alone.
-        """
+        """Return a batch scored, mismatched completions that are laid out alone on request."""
         # The reference comes first, while no activations of the policy are held.
         reference = None
         if self._references is not None:
@@ -199,11 +189,7 @@ class StepStatistics:
     # A step ---------------------------------------------------------------------------------------
 
     def contexts(self, batches: Sequence[Batch]) -> list[StepContext]:
-        """Return what each micro-batch of a step must know of the others.
-
-        Args:
-            batches: Those of this process, at least one.
-        """
+        """Return what each micro-batch of a step must know of the others."""
         counts = [self.counts(batch) for batch in batches]
         denominators = self.processes.sum(torch.stack(counts).sum(0))
         kl = None
@@ -219,11 +205,7 @@ class StepStatistics:
         return contexts
 
     def contexts_alone(self, batches: Sequence[Batch]) -> list[StepContext]:
-        """Return the contexts of batches that are a step of this process alone.
-
-        Args:
-            batches: At least one.
-        """
+        """Return the contexts of batches that are a step of this process alone."""
         counts = [self.counts(batch) for batch in batches]
         return [StepContext(count, torch.stack(counts).sum(0)) for count in counts]
 
@@ -262,16 +244,7 @@ class StepStatistics:
         scored: Sequence[Scored],
         running: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> list[dict[int, BatchLoss]]:
-        """Return losses that depend on all examples, of all processes, for each micro-batch.
-
-        Args:
-            indices: Which completions of each are compared.
-            scored: Their scores.
-            running: The running means of each term; None for those of training so far.
-
-        Returns:
-            By number of the term, for each micro-batch of this process.
-        """
+        """Return losses that depend on all examples, of all processes, for each micro-batch."""
         running = self._running.means() if running is None else running
         found: list[dict[int, BatchLoss]] = [{} for _ in indices]
         for number, term in enumerate(self.terms):
@@ -301,11 +274,7 @@ class StepStatistics:
     ) -> tuple[Tensor, list[LossOutput]]:
         """Return a micro-batch's share of the loss of its optimiser step, and what losses gave.
 
-        Args:
-            batch: The micro-batch.
-            context: What it must know of the step.
-            wrapped: The policy as wrapped for parallel training.
-            training: Whether metrics are added and running means moved.
+        In training, metrics are added, and running means move with a batch that is a whole step.
         """
         scored = self.score(batch, wrapped, with_mismatched=context.kl is None)
         if context.kl is None and scored.mismatched is not None:
@@ -339,14 +308,7 @@ class StepStatistics:
         context: StepContext,
         training: bool = False,
     ) -> list[LossOutput]:
-        """Return what each loss of the objective makes of a scored batch.
-
-        Args:
-            index: Which of its completions are compared.
-            scored: The batch.
-            context: What it must know of its step.
-            training: Whether running means move with a batch that is a whole step.
-        """
+        """Return what each loss of the objective makes of a scored batch."""
         running: Sequence[Mapping[str, Tensor]] | None = context.running_means
         if running is None and training and self.objective.needs_running_means:
             running = self._running.updated(self._running_sums(index, scored))
@@ -370,15 +332,7 @@ class StepStatistics:
         scores: Scores,
         counts: Tensor,
     ) -> None:
-        """Add the metrics of a batch.
-
-        Args:
-            metrics: Where to.
-            index: Which of its completions are compared.
-            outputs: What each loss made of it.
-            scores: By the policy.
-            counts: As ``counts`` returns them.
-        """
+        """Add the metrics of a batch."""
         objective, logps = self.objective, scores.logps.detach()
         of_terms = counts[: len(outputs)]
         add_batch_metrics(metrics, objective, outputs, of_terms, index, logps, scores.lengths)

@@ -97,11 +97,6 @@ def check_reference_tokenizer(
 
     The reference need not be loaded for it; one that comes without a tokenizer is not checked.
 
-    Args:
-        ref_model: An id, a path, or a model.
-        tokenizer: The policy's.
-        args: ``model_init_kwargs`` and ``trust_remote_code`` matter.
-
     Raises:
         ValueError: Naming the first difference.
     """
