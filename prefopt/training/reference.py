@@ -115,7 +115,6 @@ class ReferenceSetup:
         scorer: Scores with the policy.
         references: Serves reference log-probs, once ``choose`` was called; None if no loss needs
             them.
-        source: What the reference is; None if no loss needs one.
         moving: The copy of a reference that follows the policy; None for any other.
     """
 
@@ -234,7 +233,7 @@ class ReferenceSetup:
         )
 
     def _reload(self) -> Callable[[], Any] | None:
-        """Return what loads the policy's base model again; None if it came from nowhere."""
+        """Return what loads the policy's base model again; None if it was not loaded."""
         name = loaded_from(self._model).get("name_or_path")
         return partial(self._load, name) if name else None
 
