@@ -45,14 +45,7 @@ class Capability(NamedTuple):
 def probe_capability(
     forward: Forward, layout: str, attn_backend: str, context: Callable[[], Any]
 ) -> Capability:
-    """Probe a model and set up its forward pass for what was found.
-
-    Args:
-        forward: The model's forward pass; its ``head`` and ``attend`` are set, and the attention
-            implementation of its model if it can share prefixes.
-        layout: As ``attention.check_request`` returns it.
-        attn_backend: ``"auto"``, or the backend that is required.
-        context: Makes the context of forward passes to come.
+    """Probe a model, and set up its forward pass for what was found.
 
     Raises:
         ValueError: If a layout or backend is required that this model or machine cannot have.
@@ -137,10 +130,7 @@ def _passes_windows(forward: Forward) -> bool:
 def probed_backend(forward: Forward, request: str, context: Callable[[], Any]) -> attention.Backend:
     """Return the backend that was asked for, or the fastest whose probes are right here.
 
-    Args:
-        forward: A forward pass that has been found to share prefixes with ``segments``.
-        request: ``"auto"``, or the backend that is required.
-        context: Makes the context of forward passes to come.
+    The forward pass has been found to share prefixes with ``segments``.
 
     Raises:
         ValueError: If the required backend cannot be used with this model or machine.

@@ -16,17 +16,12 @@ from prefopt.engine.attention.interface import NAME, prefopt_attention
 
 
 def compile_layers(model: nn.Module, **options: Any) -> int:
-    """Compile the layers of a transformers model in place, for rows of any length.
+    """Compile a model's layers in place, for rows of any length, and return how many there are.
 
-    Args:
-        model: The model; its attention keeps running uncompiled.
-        **options: Of ``torch.compile``: ``backend``, ``mode``.
-
-    Returns:
-        How many layers were compiled.
+    The options are those of ``torch.compile``.
 
     Raises:
-        ValueError: If none was found.
+        ValueError: If there is none.
     """
     layers = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)

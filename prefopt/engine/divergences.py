@@ -74,15 +74,9 @@ class Predictions:
 
 
 def divergences(head: LMHead, hidden: Tensor, reference: Predictions) -> Tensor:
-    """Return KL(reference || policy) at each place, with gradient to the policy.
+    """Return KL(reference || policy) at each place, with gradient to the policy; (M,), nats.
 
-    Args:
-        head: The policy's.
-        hidden: The policy's hidden states after the final norm; (M, D).
-        reference: The reference's predictions at the same places.
-
-    Returns:
-        Divergences; (M,), nats, float32 or better.
+    ``hidden``: the policy's hidden states after the final norm; (M, D).
 
     Raises:
         ValueError: If the vocabularies are of different sizes.
@@ -140,19 +134,9 @@ def chunked_divergences(
 ) -> Tensor:
     """Return KL(reference || softmax(transform(hidden @ weight.T + bias))) at each place.
 
-    Under autocast products run in autocast's dtype; sums are float32 or better always.
-
-    Args:
-        hidden: (M, D).
-        weight: (V, D); gets a gradient only if it requires one.
-        reference: The reference's predictions at the same places.
-        bias: (V,) or None.
-        scale: Factor on the logits.
-        softcap: Bound of the soft-capped logits, or None.
-        chunk_rows: Rows per chunk; None for ``CHUNK_BYTES`` of both models' logits.
-
-    Returns:
-        Divergences; (M,), nats.
+    (M,), nats, where ``hidden`` is (M, D), ``weight`` (V, D), ``bias`` (V,). Under autocast
+    products run in autocast's dtype; sums are float32 or better always. Without ``chunk_rows``,
+    both models' logits of a chunk fill ``CHUNK_BYTES``.
 
     Raises:
         ValueError: If the vocabularies are of different sizes.

@@ -86,12 +86,7 @@ class Forward:
         self._takes_token_types = takes_token_types(self.causal_lm)
 
     def __call__(self, batch: Layout, requested: Requested | None = None) -> ForwardOutput:
-        """Return the log-probs of a batch's predictions, and what else is requested.
-
-        Args:
-            batch: On the model's device.
-            requested: None for log-probs alone.
-        """
+        """Return the log-probs of a batch's predictions, and what else is requested."""
         requested = requested or Requested()
         with self._recomputing.active():
             cache = None if batch.continuation is None else attention.KVCache(batch.segments)
@@ -163,10 +158,7 @@ class Forward:
     ) -> Tensor | None:
         """Return the log-probs of a continuation's predictions; (M,), None without one.
 
-        Args:
-            batch: The continuation; (1, S) tokens.
-            hidden: Hidden states of the row that it continues; (T, D).
-            cache: Keys and values of that row.
+        It continues a row with these hidden states (T, D), and with keys and values in ``cache``.
         """
         if batch is None:
             return None
@@ -220,13 +212,8 @@ def through_wrapper(
     """Run ``compute`` as the forward pass of a parallel wrapper, so that its hooks run around it.
 
     Parallel wrappers prepare gradients and gather weights in their own forward pass, which then
-    calls the inner model's; for this one call, the inner forward pass is ``compute``.
-
-    Args:
-        wrapped: The wrapper; None for the model itself.
-        model: The inner model.
-        compute: The computation.
-        *arguments: Given to the wrapper, which may look at them; the computation ignores them.
+    calls the inner model's; for this one call, the inner forward pass is ``compute``. The wrapper
+    may look at the arguments; the computation ignores them. It is None for the model itself.
     """
     if wrapped is None or wrapped is model:
         return compute()

@@ -125,12 +125,7 @@ class Layout(TensorRecord):
 def in_padded_rows(row: Layout, before: Layout | None = None) -> Layout:
     """Return a packed row as padded ones: for another model, which cannot share prefixes.
 
-    Args:
-        row: A batch in the ``shared_prefix`` layout, or the continuation of one.
-        before: The row that it continues.
-
-    Returns:
-        The same predictions in the same order, without continuation, on the same device.
+    The row may be the continuation of ``before``. Predictions and their order stay, and the device.
     """
     rows = [row] if before is None else [before, row]
     segments = [segment for one in rows for segment in one.segments]

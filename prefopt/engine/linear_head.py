@@ -79,14 +79,9 @@ class LinearHead:
 
 
 class HeadGradients:
-    """Gradients by hidden states, weight and bias, summed over blocks in float32 or better.
+    """Gradients by hidden states (M, D), weight (V, D) and bias (V,), as wanted.
 
-    Args:
-        head: The output layer.
-        hidden: (M, D).
-        weight: (V, D).
-        bias: (V,) or None.
-        wanted: Which of the three gradients to compute.
+    They are summed over blocks in float32 or better.
     """
 
     def __init__(
@@ -111,12 +106,10 @@ class HeadGradients:
         return self._head.logits(self._hidden[block], self._cast_weight, self._bias)
 
     def add(self, block: slice, error: Tensor, incoming: Tensor) -> None:
-        """Add the contribution of a block.
+        """Add the contribution of a block of rows.
 
-        Args:
-            block: Its rows.
-            error: Gradient of each row's value by its raw logits; (rows, V).
-            incoming: Gradient of the loss by each row's value; (rows,).
+        ``error`` is the gradient of each row's value by its raw logits, (rows, V); ``incoming``
+        that of the loss by each row's value, (rows,).
         """
         if self._of_bias is not None:
             # A product with (rows, V); elsewhere the incoming gradient scales (rows, D): less work.

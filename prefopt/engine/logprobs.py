@@ -121,13 +121,7 @@ class LMHead:
 def plain_logps(
     logits: Tensor, targets: Tensor, collector: StatisticsCollector | None = None
 ) -> Tensor:
-    """Return the log-prob of each target; (M,), nats.
-
-    Args:
-        logits: (M, V), float32 or better.
-        targets: Token ids; (M,).
-        collector: Takes statistics of the M predictions; None for none.
-    """
+    """Return the log-prob of each target (M,) by its logits (M, V); (M,), nats."""
     normalisers = logits.logsumexp(-1)
     if collector is not None:
         collector.add(logits, normalisers, targets, rows_within(CHUNK_BYTES, logits.shape[-1]))

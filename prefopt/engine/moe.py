@@ -42,13 +42,8 @@ class LoadBalancingLoss:
     def of(cls, model: Any, weight: float | None = None) -> "LoadBalancingLoss | None":
         """Return the load-balancing loss of a model, probed to equal what the model computes.
 
-        Args:
-            model: A causal language model, or a peft model around one.
-            weight: Its coefficient; 0 for none; None for the one in the model's configuration,
-                which is none where the configuration has none.
-
-        Returns:
-            None where nothing is to be added.
+        Without a weight, that of the model's configuration is taken. None where nothing is to be
+        added.
 
         Raises:
             ValueError: If a weight is given that is negative, or for a model without such a loss.
@@ -102,14 +97,10 @@ class LoadBalancingLoss:
             return False
 
     def __call__(self, router_logits: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
-        """Return the loss of a forward pass, without its weight.
+        """Return the loss without its weight, scalar; ``chosen`` where experts are chosen evenly.
 
-        Args:
-            router_logits: Of each layer with routers; (R * T, experts).
-            mask: Which tokens count; (R, T), or None for all.
-
-        Returns:
-            Scalar; ``chosen`` where experts are chosen evenly.
+        Router logits are (R * T, experts) for each layer that has them; the mask of tokens is (R,
+        T).
         """
         mask = None if mask is None else mask.long()
         return self.formula(router_logits, self.experts, self.chosen, mask)

@@ -61,11 +61,9 @@ class Node:
             yield from child.walk()
 
     def add(self, tokens: Ints, least_shared: int = LEAST_SHARED) -> "Node":
-        """Add a text that follows this node; return the node with which it ends.
+        """Add a text (n,) that follows this node; return the node with which it ends.
 
-        Args:
-            tokens: The text; (n,). Tokens of existing nodes are not stored again.
-            least_shared: Tokens a run must have to be shared.
+        Runs that existing nodes hold are shared, if they have at least ``least_shared`` tokens.
         """
         node = self
         while len(tokens):
@@ -78,12 +76,7 @@ class Node:
         return node
 
     def split(self, length: int, least_shared: int = LEAST_SHARED) -> "Node":
-        """Cut this node in two and return the new one, which holds its first tokens.
-
-        Args:
-            length: How many; more than 0 and less than all.
-            least_shared: As in ``add``.
-        """
+        """Cut this node in two and return the new one, which holds its first ``length`` tokens."""
         assert self.parent is not None
         upper = Node(self.tokens[:length], self.depth, self.parent)
         siblings = self.parent.children

@@ -50,10 +50,7 @@ def probe_inputs(model: Any) -> dict[str, Tensor]:
 def close(ours: Tensor, theirs: Tensor, exact: bool) -> bool:
     """Whether two computations of the same numbers differ by no more than rounding.
 
-    Args:
-        ours: One of them.
-        theirs: The other.
-        exact: Whether both computed in float32 or better all the way.
+    ``exact``: both computed in float32 or better all the way.
     """
     difference = (ours.float() - theirs.float()).abs() / theirs.float().abs().max().clamp(min=1.0)
     if exact and not torch.backends.cuda.matmul.allow_tf32:

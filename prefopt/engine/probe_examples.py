@@ -25,13 +25,7 @@ def probe_examples(
 ) -> float:
     """Score examples in the scorer's layout and in padded rows with the model's own attention.
 
-    Args:
-        scorer: The scorer to probe.
-        examples: A batch of examples.
-        context: Makes the context of the forward pass, such as ``accelerator.autocast``.
-
-    Returns:
-        The largest difference of a token's log-prob; nats.
+    Returns the largest difference of a token's log-prob; nats.
 
     Raises:
         ValueError: If a completion differs by more than rounding, naming the worst.

@@ -12,9 +12,6 @@ from torch import nn
 def keep_trainable(model: nn.Module) -> None:
     """Prevent bitsandbytes from packing a model's 4-bit weights for inference on CPU.
 
-    Args:
-        model: Any model; its outputs do not change.
-
     Raises:
         ValueError: If weights have been packed already.
     """

@@ -34,10 +34,7 @@ TOKEN_METRICS = ("entropies", "hits", "mean_logits")
 
 
 class StatisticsCollector:
-    """Computes statistics chunk by chunk while log-probs are computed, once.
-
-    Args:
-        names: Names of fields of ``TokenStatistics``.
+    """Computes statistics, by their names, chunk by chunk while log-probs are computed, once.
 
     Raises:
         ValueError: If there is no statistic of a name.
@@ -56,11 +53,8 @@ class StatisticsCollector:
     def add(self, logits: Tensor, normalisers: Tensor, targets: Tensor, rows: int) -> None:
         """Add the next predictions.
 
-        Args:
-            logits: As the model would return them; (m, V), float32 or better.
-            normalisers: Their log of the sum of exponentials; (m,).
-            targets: The tokens that follow; (m,).
-            rows: Predictions at a time, since some statistics copy the logits.
+        Logits are as the model would return them, (m, V), float32 or better; normalisers are the
+        log of their sum of exponentials, (m,). Some statistics copy the logits: ``rows`` at a time.
         """
         if self._closed:  # a chunk computed again in the backward pass
             return
@@ -79,12 +73,9 @@ class StatisticsCollector:
         self._closed = True
 
     def summed(self, token_index: Tensor, completion_index: Tensor, count: int) -> TokenStatistics:
-        """Return each statistic summed over the tokens of each completion; (N,).
+        """Return each statistic summed over the tokens of each of ``count`` completions; (N,).
 
-        Args:
-            token_index: The place among the predictions of each completion's tokens; (L,).
-            completion_index: The completion they belong to; (L,).
-            count: N.
+        The L tokens have a place among the predictions, and belong to a completion; (L,) both.
         """
         summed = {}
         for name, chunks in self._chunks.items():

@@ -12,12 +12,9 @@ def copy_sharing_weights(module: M, copy_trained: bool = False) -> M:
     """Return a copy of a module around the same weights, without gradients.
 
     The copy has modules of its own, which take no memory worth counting. Adapters, modes and
-    gradients of the original do not reach it; nor do weights that replace others there.
-
-    Args:
-        module: All its weights must be in this process.
-        copy_trained: Whether weights that require gradients are copied too, so that training the
-            original leaves the copy as it is.
+    gradients of the original do not reach it; nor do weights that replace others there. All weights
+    must be in this process. ``copy_trained`` copies weights that require gradients, so that
+    training the original leaves the copy as it is.
     """
     return copy.deepcopy(module, _not_copied(module, copy_trained))
 

@@ -126,15 +126,9 @@ def _softcap(cap: float | None) -> Callable[..., Tensor] | None:
 def make_block_mask(
     plan: AttentionPlan, window: int | None, device: torch.device
 ) -> flex.BlockMask:
-    """Return which tokens see which in a row, padded to whole blocks.
+    """Return which tokens see which, with a window in tokens, in a row padded to whole blocks.
 
-    Args:
-        plan: The segments.
-        window: A token sees itself and the ``window - 1`` tokens before it; None for all.
-        device: Where the mask is wanted.
-
-    Returns:
-        A block mask whose ``seq_lengths`` are the padded numbers of queries and of keys.
+    The mask's ``seq_lengths`` are the padded numbers of queries and of keys.
     """
     partly, whole = _block_relation(plan, window)
     counts, indices = _ordered(partly, device)

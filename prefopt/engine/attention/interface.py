@@ -35,21 +35,10 @@ def prefopt_attention(
     prefopt_plan: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers' ``AttentionInterface``.
+    """Attend in one layer; the function that transformers' ``AttentionInterface`` calls.
 
-    Args:
-        module: The calling attention layer.
-        query: (1, heads, T, head_dim).
-        key: (1, key-value heads, T, head_dim).
-        value: (1, key-value heads, T, head_dim).
-        attention_mask: Ignored with a plan, which replaces it.
-        scaling: Factor on the scores; None for 1 / sqrt(head_dim).
-        dropout: Probability of dropping an attention weight.
-        prefopt_plan: Which tokens see which in the packed row; None for a plain forward pass.
-        **kwargs: What the model passes besides: ``sliding_window``, ``softcap``, ``s_aux``, ...
-
-    Returns:
-        The attention output (1, T, heads, head_dim), and None for the weights.
+    Query (1, heads, T, head_dim), key and value (1, key-value heads, T, head_dim) become the output
+    (1, T, heads, head_dim), and None for the weights. A plan replaces the mask.
 
     Raises:
         NotImplementedError: If the layer adds a position bias to its scores, which no backend does.

@@ -228,15 +228,9 @@ def _flash_backward(
     normaliser: Tensor,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a call by its queries, keys and values.
+    """Return the gradients of a call by its queries, keys and values (kv_heads, S, d).
 
-    Args:
-        call: The call.
-        of_queries: Incoming gradient, queries, and output; (kv_heads, groups, T, d).
-        key: (kv_heads, S, d).
-        value: (kv_heads, S, d).
-        normaliser: As ``_flash`` returned it.
-        scale: Factor on the scores.
+    ``of_queries``: incoming gradient, queries, and output, (kv_heads, groups, T, d) each.
     """
     grad, query, output = of_queries
     groups = query.shape[1]
@@ -394,15 +388,8 @@ def sees(
 ) -> Tensor | None:
     """Return which keys of its path the tokens of a segment see; None for a plain causal mask.
 
-    Args:
-        plan: The segments.
-        index: The segment.
-        window: A token sees itself and the ``window - 1`` tokens before it; None for all.
-        device: Where the mask is wanted.
-        tokens: Which of its tokens; None for all.
-
-    Returns:
-        (tokens, keys up to the last of them), True where the key is seen.
+    A token sees itself and the ``window - 1`` tokens before it. True where a key is seen: (tokens,
+    keys up to the last of them), for all tokens of the segment or a slice of them.
     """
     first, last = (0, plan.lengths[index]) if tokens is None else (tokens.start, tokens.stop)
     before = int(plan.depths[index]) + first

@@ -125,16 +125,7 @@ def varlen_problem(
 
 
 def make_sequences(plan: AttentionPlan, window: int | None, device: torch.device) -> Sequences:
-    """Return the sequences of a row.
-
-    Args:
-        plan: The segments.
-        window: A token sees itself and the ``window - 1`` tokens before it; None for all.
-        device: Where the index tensors are wanted.
-
-    Returns:
-        The sequences; with a window, without keys that no query sees.
-    """
+    """Return the sequences of a row; with a window in tokens, without keys that no query sees."""
     firsts = [
         index
         for index in range(plan.first, len(plan.segments))

@@ -17,14 +17,10 @@ from prefopt.engine.memory.recompute import compiled_or_checkpointed
 
 
 def last_mlp(backbone: nn.Module) -> nn.Module | None:
-    """Return the MLP of a transformer's last layer, if it maps each token by itself.
+    """Return the MLP of a decoder's last layer, if it maps each token by itself.
 
-    Args:
-        backbone: A decoder; its layers are a list called ``layers`` or ``h``.
-
-    Returns:
-        None for anything else: mixtures of experts (whose routers count the tokens they see),
-        models of several towers, layers without an ``mlp``, one that takes more than hidden states.
+    None for anything else: mixtures of experts (whose routers count the tokens they see), models of
+    several towers, layers without an ``mlp``, one that takes more than hidden states.
     """
     layers = getattr(backbone, "layers", getattr(backbone, "h", None))
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
@@ -44,9 +40,7 @@ def last_mlp(backbone: nn.Module) -> nn.Module | None:
 def only_at(mlp: nn.Module | None, positions: Tensor) -> Iterator[None]:
     """Until the context ends, a module computes some tokens only and returns zeros for the others.
 
-    Args:
-        mlp: Maps hidden states (R, T, D) to such, token by token; None for no module.
-        positions: The tokens to compute, among R * T, in ascending order; (P,).
+    It maps hidden states (R, T, D) to such; the tokens are ascending positions among R * T; (P,).
     """
     if mlp is None:
         yield

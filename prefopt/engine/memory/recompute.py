@@ -31,11 +31,7 @@ _PROBE_TOKENS = 3
 
 
 class RecomputingLayers:
-    """The modules of a model that can recompute, each with its recomputing forward pass.
-
-    Args:
-        backbone: A decoder, before anything wraps it for parallel training.
-    """
+    """The modules of a decoder, not yet wrapped for parallel training, that can recompute."""
 
     def __init__(self, backbone: nn.Module) -> None:
         self._backbone = backbone
