@@ -1,7 +1,7 @@
 """Choose the attention backend: the one that was asked for, or the fastest that can be used."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,8 +10,6 @@ from prefopt.engine.attention.flex import attend_flex, flex_problem
 from prefopt.engine.attention.plan import Attend, LayerFacts
 from prefopt.engine.attention.segments import attend_by_segments
 from prefopt.engine.attention.varlen import attend_varlen, varlen_problem
-
-BackendName = Literal["segments", "varlen", "flex"]
 
 # What may be asked for; "padded" is no backend but the layout that needs none.
 BACKENDS = ("auto", "segments", "varlen", "flex", "padded")
@@ -38,9 +36,9 @@ def check_request(layout: str, attn_backend: str) -> str:
             f'attn_backend={attn_backend!r} attends in packed rows, but layout="padded" was asked '
             "for; leave one of them out"
         )
-    if attn_backend in ("auto", "padded"):
-        return "padded" if attn_backend == "padded" else layout
-    return "shared_prefix"
+    if attn_backend == "auto":
+        return layout
+    return "padded" if attn_backend == "padded" else "shared_prefix"
 
 
 def drops_weights(model: nn.Module) -> bool:
@@ -63,7 +61,7 @@ class Backend(NamedTuple):
         reason: Why it was chosen, for people.
     """
 
-    name: BackendName
+    name: str
     attend: Attend
     reason: str
 
@@ -100,8 +98,7 @@ def choose_backend(
         "flex": _first(flex_problem(layer, dropout, device, dtype) for layer in layers),
     }
     if request in problems:
-        problem = problems[request]
-        if problem is not None:
+        if (problem := problems[request]) is not None:
             raise ValueError(
                 f"attn_backend={request!r} was asked for, but {problem}; "
                 'use attn_backend="auto" or "segments"'
@@ -109,26 +106,19 @@ def choose_backend(
         return _backend(request, "asked for")
     if request != "auto":
         raise ValueError(f"no backend for packed rows: {request!r}")
-    return _fastest(problems["varlen"], problems["flex"], device, dtype)
-
-
-def _fastest(
-    varlen: str | None, flex: str | None, device: torch.device, dtype: torch.dtype
-) -> Backend:
-    """Return the fastest backend that has no problem."""
     if device.type != "cuda":
         return Backend("segments", attend_by_segments, f"the model is on {device.type}")
+    varlen = problems["varlen"]
     if varlen is None:
         return _backend("varlen", f"the model is on CUDA, in {str(dtype)[6:]}")
-    if flex is None and dtype in (torch.bfloat16, torch.float16):
-        return _backend("flex", f"not varlen: {varlen}")
-    return Backend("segments", attend_by_segments, f"not varlen: {varlen}")
+    reason = f"not varlen: {varlen}"
+    if problems["flex"] is None and dtype in (torch.bfloat16, torch.float16):
+        return _backend("flex", reason)
+    return Backend("segments", attend_by_segments, reason)
 
 
 def _backend(name: str, reason: str) -> Backend:
-    if name == "varlen":
-        return Backend("varlen", attend_varlen, reason)
-    return Backend("flex", attend_flex, reason)
+    return Backend(name, attend_varlen if name == "varlen" else attend_flex, reason)
 
 
 def _quoted(names: Iterable[str]) -> str:

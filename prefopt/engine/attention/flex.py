@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +37,7 @@ def attend_flex(
     """
     if options.dropout > 0:
         return attend_by_segments(query, key, value, plan, options)
-    at = (attend_flex, options.window, query.device)
-    if at not in plan.prepared:
-        plan.prepared[at] = make_block_mask(plan, options.window, query.device)
-    mask: flex.BlockMask = plan.prepared[at]
+    mask = plan.prepare(make_block_mask, options.window, query.device)
     queries, keys = mask.seq_lengths
     output, normaliser = _function(query.device.type)(
         _padded(query, queries),
@@ -140,7 +137,7 @@ def make_block_mask(
         whole_counts,
         whole_indices,
         BLOCK_SIZE=BLOCK,
-        mask_mod=_mask_function(_token_arrays(plan, window, lengths), device),
+        mask_mod=_mask_function(plan, window, lengths, device),
         seq_lengths=(lengths[0], lengths[1]),
     )
     for part in vars(mask).values():
@@ -149,41 +146,41 @@ def make_block_mask(
     return mask
 
 
-class _TokenArrays(NamedTuple):
-    """Facts of each query and key, from which the mask follows.
-
-    Attributes:
-        segment_of_query: Segment of each query; padding belongs to the last; (Q,).
-        segment_of_key: Segment of each key; padding to one more, which no query sees; (K,).
-        oldest: Position in its text of the first key that a query sees, by the window; (Q,).
-        newest: Position of the last one: its own; (Q,).
-        place: Position of each key in its text; (K,).
-        related: Whether a segment attends to another; (segments + 1, segments + 1).
-    """
-
-    segment_of_query: Ints
-    segment_of_key: Ints
-    oldest: Ints
-    newest: Ints
-    place: Ints
-    related: NDArray[np.bool_]
-
-
-def _mask_function(arrays: _TokenArrays, device: torch.device) -> Callable[..., Tensor]:
-    """Return which key a query sees, as a function of both their places in the row.
+def _mask_function(
+    plan: AttentionPlan, window: int | None, lengths: tuple[int, ...], device: torch.device
+) -> Callable[..., Tensor]:
+    """Return which key a query sees, as a function of both their places in the padded row.
 
     One function serves all windows, with tensors whose sizes may change: dynamo would compile again
     for each new function and each new number of segments.
     """
-    of_query, of_key, oldest, newest, place = (
-        _changeable(_move(array.astype(np.int32), device)) for array in arrays[:5]
+    count, offset = len(plan.segments), plan.query_offset
+    segments = np.repeat(np.arange(count), plan.lengths)
+    places = np.arange(len(segments)) - plan.starts[segments] + plan.depths[segments]
+    related = np.zeros((count + 1, count + 1), dtype=bool)
+    for index in range(count):
+        related[index, list(plan.path(index))] = True
+    missing_queries = lengths[0] - len(segments) + offset
+    missing_keys = lengths[1] - len(segments)
+    # Positions in the text of the first and the last key that a query sees.
+    newest = np.pad(places[offset:], (0, missing_queries), mode="edge")
+    oldest = np.zeros_like(newest) if window is None else newest - window + 1
+    # Padded queries belong to the last segment, padded keys to one more, which no query sees.
+    of_query = np.pad(segments[offset:], (0, missing_queries), mode="edge")
+    of_key = np.pad(segments, (0, missing_keys), constant_values=count)
+    arrays = (of_query, of_key, oldest, newest, np.pad(places, (0, missing_keys)))
+    segment_of_query, segment_of_key, first, last, place = (
+        _changeable(_move(array.astype(np.int32), device)) for array in arrays
     )
-    related = _changeable(_move(arrays.related, device))
+    attends = _changeable(_move(related, device))
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         at = place[key]
-        attends = related[of_query[query], of_key[key]]
-        return attends & (at >= oldest[query]) & (at <= newest[query])
+        return (
+            attends[segment_of_query[query], segment_of_key[key]]
+            & (at >= first[query])
+            & (at <= last[query])
+        )
 
     return seen
 
@@ -192,31 +189,6 @@ def _changeable(tensor: Tensor) -> Tensor:
     for dimension in range(tensor.ndim):
         torch._dynamo.maybe_mark_dynamic(tensor, dimension)
     return tensor
-
-
-def _token_arrays(
-    plan: AttentionPlan, window: int | None, lengths: tuple[int, ...]
-) -> _TokenArrays:
-    """Return these arrays, padded to ``lengths``: a number of queries and one of keys."""
-    count = len(plan.segments)
-    segments = np.repeat(np.arange(count), plan.lengths)
-    places = np.arange(len(segments)) - plan.starts[segments] + plan.depths[segments]
-    related = np.zeros((count + 1, count + 1), dtype=bool)
-    for index in range(count):
-        related[index, list(plan.path(index))] = True
-    offset = plan.query_offset
-    missing_queries = lengths[0] - len(segments) + offset
-    missing_keys = lengths[1] - len(segments)
-    newest = np.pad(places[offset:], (0, missing_queries), mode="edge")
-    oldest = np.zeros_like(newest) if window is None else newest - window + 1
-    return _TokenArrays(
-        np.pad(segments[offset:], (0, missing_queries), mode="edge"),
-        np.pad(segments, (0, missing_keys), constant_values=count),
-        oldest,
-        newest,
-        np.pad(places, (0, missing_keys)),
-        related,
-    )
 
 
 def _block_relation(

@@ -44,7 +44,8 @@ def prefopt_attention(
         NotImplementedError: If the layer adds a position bias to its scores, which no backend does.
     """
     if prefopt_plan is None:
-        return _plain(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+        kwargs |= {"scaling": scaling, "dropout": dropout}
+        return _plain(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention with a position bias cannot share prefixes")
     window = kwargs.get("sliding_window")
@@ -57,23 +58,12 @@ def prefopt_attention(
     return output.transpose(1, 2), None
 
 
-def _plain(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None,
-    dropout: float,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, None]:
+def _plain(module: nn.Module, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, None]:
     """Attend as the model's own attention would: by SDPA, or eagerly for what SDPA lacks."""
-    needs_eager = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+    needs_eager = options.get("softcap") is not None or options.get("s_aux") is not None
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = eager if needs_eager and eager is not None else sdpa_attention_forward
-    output, _ = attend(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-    )
+    output, _ = attend(module, *inputs, **options)
     return output, None
 
 

@@ -1,9 +1,9 @@
 """What the attention layers of one forward pass need: which tokens see which in the packed row."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from prefopt.engine.layout import Segment
 
 Ints = NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,13 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What a layer requires of a backend.
+    """What a layer requires of a backend: its options, and these.
 
     Attributes:
         heads: Query heads.
         kv_heads: Key-value heads.
         head_dim: Width of queries and keys.
         value_dim: Width of values.
-        scaling: Factor on the scores; None for 1 / sqrt(head_dim).
-        window: Its sliding window in tokens; None for none.
-        softcap: Cap of its scores; None for none.
         sinks: Whether its heads have attention sinks.
     """
 
@@ -63,10 +61,10 @@ class LayerFacts:
     def of(cls, query: Tensor, value: Tensor, options: AttentionOptions) -> "LayerFacts":
         """Describe a call."""
         return cls(
-            heads=query.shape[1],
-            kv_heads=value.shape[1],
-            head_dim=query.shape[-1],
-            value_dim=value.shape[-1],
+            query.shape[1],
+            value.shape[1],
+            query.shape[-1],
+            value.shape[-1],
             scaling=options.scaling,
             window=options.window,
             softcap=options.softcap,
@@ -91,11 +89,9 @@ class Attend(Protocol):
         """
 
 
+@dataclass
 class KVCache:
     """Keys and values of a row, for a later row that continues it.
-
-    Args:
-        segments: The row.
 
     Attributes:
         segments: The row.
@@ -103,47 +99,48 @@ class KVCache:
             gradient, (1, kv_heads, T, d) each.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = tuple(segments)
-        self.layers: list[tuple[Tensor, Tensor]] = []
+    segments: Sequence[Segment]
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class AttentionPlan:
     """The segments of a packed row, and what its forward pass shows of the attention layers.
 
-    Args:
-        segments: The runs of the row, in row order. Ancestors are counted from the first segment
-            of ``read_cache``.
+    Ancestors of its segments are counted from the first segment of ``read_cache``.
+
+    Attributes:
+        segments: The runs of the row, in row order; once made, behind those of ``read_cache``.
         attend: The backend.
         read_cache: Keys and values of an earlier row that this one continues; None for none.
         write_cache: Stores this row's keys and values for a later one; None for none.
-
-    Attributes:
-        segments: All runs, those of ``read_cache`` first.
-        lengths: Tokens of each of them.
-        first: Index of the first run of the row itself.
         calls: How often an attention layer has used this plan.
         seen: What those layers required.
-        prepared: What a backend derives from the segments once, for all layers.
+        first: Index of the first run of the row itself.
+        lengths: Tokens of each segment.
     """
 
-    def __init__(
-        self,
-        segments: Sequence[Segment],
-        attend: Attend,
-        read_cache: KVCache | None = None,
-        write_cache: KVCache | None = None,
-    ) -> None:
-        before = () if read_cache is None else read_cache.segments
-        self.segments = (*before, *segments)
+    segments: Sequence[Segment]
+    attend: Attend
+    read_cache: KVCache | None = None
+    write_cache: KVCache | None = None
+    calls: int = field(default=0, init=False)
+    seen: set[LayerFacts] = field(default_factory=set, init=False)
+    _prepared: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        before = () if self.read_cache is None else self.read_cache.segments
+        self.segments = (*before, *self.segments)
         self.first = len(before)
         self.lengths = [segment.length for segment in self.segments]
-        self.attend = attend
-        self.read_cache = read_cache
-        self.write_cache = write_cache
-        self.calls = 0
-        self.seen: set[LayerFacts] = set()
-        self.prepared: dict[Any, Any] = {}
+
+    def prepare(self, make: Callable[..., T], *arguments: Any) -> T:
+        """Return ``make(plan, *arguments)``, made once for all layers."""
+        at = (make, *arguments)
+        if at not in self._prepared:
+            self._prepared[at] = make(self, *arguments)
+        prepared: T = self._prepared[at]
+        return prepared
 
     @cached_property
     def starts(self) -> Ints:

@@ -36,7 +36,7 @@ def attend_by_segments(
     """Attend segment by segment; see ``prefopt.engine.attention.plan.Attend``."""
     plain = options.softcap is None and options.sinks is None and options.dropout == 0.0
     if plain and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-        calls = _calls(plan, options.window, query.dtype)
+        calls = plan.prepare(_calls, options.window, query.dtype)
         output: Tensor = _FlashOnCPU.apply(  # type: ignore[no-untyped-call] # as torch ships it
             query, key, value, calls, options.scaling
         )
@@ -78,7 +78,7 @@ class SegmentCall:
     def key(self, tensor: Tensor) -> Tensor:
         """Return the keys of (kv_heads, S, d) as (kv_heads, k, d)."""
         parts = [tensor[:, run] for run in self.runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return _join(parts, dim=1)
 
     def kernel_mask(self, kv_heads: int) -> Tensor | None:
         """Return the mask in the shape of the kernel's argument."""
@@ -186,11 +186,9 @@ class _FlashOnCPU(torch.autograd.Function):
             start(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)
         )
         grad_queries = _by_group(grad_query, kv_heads)
-        grouped = [_by_group(tensor, kv_heads) for tensor in (grads[0], query, output)]
+        of_queries = [_by_group(tensor, kv_heads) for tensor in (grads[0], query, output)]
         for call, normaliser in zip(ctx.calls, normalisers, strict=True):
-            parts = _flash_backward(
-                call, (grouped[0], grouped[1], grouped[2]), key[0], value[0], normaliser, ctx.scale
-            )
+            parts = _flash_backward(call, of_queries, key[0], value[0], normaliser, ctx.scale)
             call.put(grad_queries, parts[0])
             call.collect(grad_key[0], parts[1])
             call.collect(grad_value[0], parts[2])
@@ -222,7 +220,7 @@ def _flash(
 
 def _flash_backward(
     call: SegmentCall | BlockCall,
-    of_queries: tuple[Tensor, Tensor, Tensor],
+    of_queries: Sequence[Tensor],
     key: Tensor,
     value: Tensor,
     normaliser: Tensor,
@@ -265,15 +263,7 @@ def _over_groups(gradient: Tensor) -> Tensor:
 
 
 def _calls(plan: AttentionPlan, window: int | None, dtype: torch.dtype) -> Calls:
-    """Return the calls of a layer, made once for all layers of the same window."""
-    at = (attend_by_segments, window, dtype)
-    if at not in plan.prepared:
-        plan.prepared[at] = _make_calls(plan, window, dtype)
-    calls: Calls = plan.prepared[at]
-    return calls
-
-
-def _make_calls(plan: AttentionPlan, window: int | None, dtype: torch.dtype) -> Calls:
+    """Return the calls of a layer."""
     trees: dict[int, list[int]] = {}
     for index in range(plan.first, len(plan.segments)):
         trees.setdefault(plan.path(index)[0], []).append(index)
@@ -419,23 +409,14 @@ def _attend_each(
     outputs = []
     for part, index in zip(queries, range(plan.first, len(plan.segments)), strict=True):
         path = plan.path(index)
-        at = (_attend_each, index, options.window, query.device)
-        if at not in plan.prepared:
-            plan.prepared[at] = sees(plan, index, options.window, query.device)
-        outputs.append(
-            _attend(
-                part,
-                _join([keys[step] for step in path]),
-                _join([values[step] for step in path]),
-                plan.prepared[at],
-                options,
-            )
-        )
+        key, value = (_join([parts[step] for step in path]) for parts in (keys, values))
+        mask = plan.prepare(sees, index, options.window, query.device)
+        outputs.append(_attend(part, key, value, mask, options))
     return torch.cat(outputs, dim=2)
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def _join(parts: list[Tensor], dim: int = 2) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _attend(

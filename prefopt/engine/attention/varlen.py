@@ -84,10 +84,7 @@ def attend_varlen(
     kernel = kernel_for(options.softcap is not None, options.dropout > 0)
     if kernel is None or query.dtype not in HALF:
         return attend_by_segments(query, key, value, plan, options)
-    at = (attend_varlen, options.window, query.device)
-    if at not in plan.prepared:
-        plan.prepared[at] = make_sequences(plan, options.window, query.device)
-    sequences: Sequences = plan.prepared[at]
+    sequences = plan.prepare(make_sequences, options.window, query.device)
     keys, values = (tensor[0].transpose(0, 1) for tensor in (key, value))
     if sequences.gather is not None:
         keys = keys.index_select(0, sequences.gather)
@@ -197,41 +194,29 @@ def _torch_run(function: Any) -> Any:
     # Before 2.12 there is no such parameter, and fewer key-value heads are allowed without it.
     grouped = "enable_gqa" in inspect.signature(function).parameters
 
-    def run(
-        query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, options: AttentionOptions
-    ) -> Tensor:
-        output: Tensor = function(
-            query,
-            key,
-            value,
-            *sequences.borders(),
-            scale=options.scaling,
-            window_size=_window(options),
-            **({"enable_gqa": True} if grouped else {}),
-        )
-        return output
-
-    return run
+    return lambda query, key, value, sequences, options: function(
+        query,
+        key,
+        value,
+        *sequences.borders(),
+        scale=options.scaling,
+        window_size=_window(options),
+        **({"enable_gqa": True} if grouped else {}),
+    )
 
 
 def _flash_run(function: Any) -> Any:
-    def run(
-        query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, options: AttentionOptions
-    ) -> Tensor:
-        output: Tensor = function(
-            query,
-            key,
-            value,
-            *sequences.borders(),
-            dropout_p=options.dropout,
-            softmax_scale=options.scaling,
-            causal=True,
-            window_size=_window(options),
-            softcap=options.softcap or 0.0,
-        )
-        return output
-
-    return run
+    return lambda query, key, value, sequences, options: function(
+        query,
+        key,
+        value,
+        *sequences.borders(),
+        dropout_p=options.dropout,
+        softmax_scale=options.scaling,
+        causal=True,
+        window_size=_window(options),
+        softcap=options.softcap or 0.0,
+    )
 
 
 def _window(options: AttentionOptions) -> tuple[int, int]:
