@@ -25,17 +25,9 @@ logger = logging.getLogger("prefopt")
 # A layer type outside these restricts attention in a way that only its own mask function knows.
 _EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
-_LAYOUTS: tuple[LayoutName, ...] = ("shared_prefix", "padded")
-
 
 class Capability(NamedTuple):
-    """How a model's batches are laid out, and why.
-
-    Attributes:
-        layout: The layout that batches must have.
-        reason: Why it is that layout, for people.
-        backend: The attention backend of packed rows; None for the padded layout.
-    """
+    """How a model's batches are laid out, why, and the attention backend of packed rows."""
 
     layout: LayoutName
     reason: str
@@ -104,7 +96,8 @@ def probe_sharing(forward: Forward) -> str | None:
     with quiet_transformers():
         model.set_attn_implementation(attention.NAME)
         problem = _probe_layouts(forward, is_exact(forward.model))
-        if problem is None and _has_windows(model) and not _passes_windows(forward):
+        passed = any(layer.window for layer in forward.layers_seen)
+        if problem is None and _has_windows(model) and not passed:
             problem = "its attention hides its sliding window"
         if problem is not None:
             model.set_attn_implementation(before)
@@ -120,11 +113,6 @@ def _has_windows(model: Any) -> bool:
         and "sliding_attention" in layer_types
         and bool(getattr(config, "use_sliding_window", True))
     )
-
-
-def _passes_windows(forward: Forward) -> bool:
-    """Whether attention layers passed their windows to our attention function."""
-    return any(layer.window for layer in forward.layers_seen)
 
 
 def probed_backend(forward: Forward, request: str, context: Callable[[], Any]) -> attention.Backend:
@@ -185,9 +173,10 @@ def _probe_logps(forward: Forward) -> list[Tensor]:
         Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
         Example(tokens[2:6], [tokens[6:11], np.concatenate([tokens[6:8], tokens[:3]])]),
     ]
+    layouts = (build_layout(examples), build_layout(examples, "padded"))
     logps = []
     with evaluating(forward.model):
-        for layout in _LAYOUTS:
-            batch = build_layout(examples, layout).to(forward.causal_lm.device)
+        for layout in layouts:
+            batch = layout.to(forward.causal_lm.device)
             logps.append(forward(batch).logps.index_select(0, batch.token_index))
     return logps

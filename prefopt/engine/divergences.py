@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.engine.linear_head import (
-    HeadGradients,
-    LinearHead,
-    is_bare_linear,
-    rows_within,
-)
+from prefopt.engine.linear_head import HeadGradients, LinearHead, is_bare_linear, rows_within
 from prefopt.engine.logprobs import CHUNK_BYTES, LMHead
 from prefopt.engine.precision import at_least_float32, computing_dtype
 from prefopt.engine.weight_sharing import copy_sharing_weights
@@ -94,13 +89,9 @@ def divergences(head: LMHead, hidden: Tensor, reference: Predictions) -> Tensor:
     rows = head.rows_within(CHUNK_BYTES // 2)
     parts = [
         checkpoint(_module_divergences, head, hidden[block], reference, block, use_reentrant=False)
-        for block in _blocks(len(hidden), rows)
+        for block in (slice(start, start + rows) for start in range(0, len(hidden), rows))
     ]
     return torch.cat(parts) if parts else at_least_float32(hidden.sum(-1))
-
-
-def _blocks(count: int, rows: int) -> list[slice]:
-    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 def _module_divergences(

@@ -61,11 +61,8 @@ class _BackboneOutput(NamedTuple):
 class Forward:
     """The forward pass of one model: its backbone, then its output layer in chunks.
 
-    Args:
-        model: A causal language model, or a peft model around one.
-
     Attributes:
-        model: As given.
+        model: A causal language model, or a peft model around one.
         causal_lm: The transformers model in it.
         head: The output layer; None where only the model's own forward pass gives its logits.
         attend: The attention backend of packed rows.
@@ -217,18 +214,16 @@ def through_wrapper(
     """
     if wrapped is None or wrapped is model:
         return compute()
-    had_own = "forward" in vars(model)
-    original = model.forward
+    own = vars(model).get("forward")  # accelerate patches forward on the instance
 
     def forward(*args: Any, **kwargs: Any) -> ForwardOutput:
         restore()
         return compute()
 
     def restore() -> None:
-        if had_own:
-            model.forward = original  # accelerate patches forward on the instance
-        elif "forward" in vars(model):
-            del model.forward
+        vars(model).pop("forward", None)
+        if own is not None:
+            model.forward = own
 
     model.forward = forward
     try:

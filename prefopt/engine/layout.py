@@ -20,7 +20,6 @@ predictions in the same way, so that scoring need not distinguish them.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -203,36 +202,24 @@ def build_layout(
     return _shared_prefix(examples, continued, least_shared)
 
 
-class _Predictions:
-    """Collects, for each completion, which position predicts which token."""
+def _prediction_fields(completions: Sequence[tuple[Ints, Ints]]) -> dict[str, Any]:
+    """Return the fields of a layout; what several completions share is predicted once.
 
-    def __init__(self) -> None:
-        self._positions: list[Ints] = []
-        self._targets: list[Ints] = []
-
-    def complete(self, positions: Ints, targets: Ints) -> None:
-        """Add a completion: its scored tokens, and the position that predicts each; (n,) both."""
-        self._positions.append(positions)
-        self._targets.append(targets)
-
-    def tensors(self) -> dict[str, Any]:
-        """Return the fields of a layout; what several completions share is predicted once."""
-        lengths = np.array([len(targets) for targets in self._targets], dtype=np.int64)
-        targets = np.concatenate(self._targets)
-        radix = int(targets.max(initial=0)) + 1
-        distinct, token_index = np.unique(
-            np.concatenate(self._positions) * radix + targets, return_inverse=True
-        )
-        positions = distinct // radix
-        arrays = {
-            "predict_positions": positions,
-            "hidden_positions": np.unique(positions),
-            "target_ids": distinct % radix,
-            "token_index": token_index.reshape(-1),
-            "completion_index": np.repeat(np.arange(len(lengths)), lengths),
-            "lengths": lengths,
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    Each completion has the positions that predict its scored tokens, and these tokens; (n,) both.
+    """
+    lengths = np.array([len(targets) for _, targets in completions], dtype=np.int64)
+    positions, targets = map(np.concatenate, zip(*completions, strict=True))
+    radix = int(targets.max(initial=0)) + 1
+    distinct, token_index = np.unique(positions * radix + targets, return_inverse=True)
+    arrays = {
+        "predict_positions": distinct // radix,
+        "hidden_positions": np.unique(distinct // radix),
+        "target_ids": distinct % radix,
+        "token_index": token_index.reshape(-1),
+        "completion_index": np.repeat(np.arange(len(lengths)), lengths),
+        "lengths": lengths,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class _Text(NamedTuple):
@@ -243,12 +230,11 @@ class _Text(NamedTuple):
     counted: Bools
     end: Node
 
-    def predict(self, predictions: _Predictions) -> None:
-        """Add its scored tokens, when the nodes have been placed."""
+    def predicted(self) -> tuple[Ints, Ints]:
+        """Return the position that predicts each scored token, when the nodes have been placed."""
         counted = np.flatnonzero(self.counted)
         if len(counted) == 0:
-            predictions.complete(counted, counted)
-            return
+            return counted, counted
         # Places of the text in the row, from the one that predicts its first scored token.
         first = self.prompt_length + int(counted[0]) - 1
         places = np.concatenate(
@@ -258,34 +244,29 @@ class _Text(NamedTuple):
                 if node.end > first
             ]
         )
-        predictions.complete(
-            places[self.prompt_length + counted - 1 - first], self.completion[counted]
-        )
+        return places[self.prompt_length + counted - 1 - first], self.completion[counted]
 
 
 def _shared_prefix(
     examples: Sequence[Example], continued: Sequence[Example], least_shared: int
 ) -> Layout:
     tree = root()
-    texts: list[_Text] = []
-    for example in examples:
-        texts += _grow(tree, example, least_shared)
-    later: list[_Text] = []
-    waiting = iter(texts.copy())
-    for example, other in zip(examples, continued, strict=bool(continued)):
-        same_prompt = list(islice(waiting, len(example.completion_ids)))
-        later += _continue(same_prompt, other, least_shared)
-
+    grown = [_grow(tree, example, least_shared) for example in examples]
+    texts = [text for same_prompt in grown for text in same_prompt]
+    later = [
+        text
+        for same_prompt, other in zip(grown, continued, strict=bool(continued))
+        for text in _continue(same_prompt, other, least_shared)
+    ]
     own = {node for text in texts for node in text.end.path()}
     nodes = list(tree.walk())[1:]
     row = _place(node for node in nodes if node in own)
-    layout = _lay_out(row, texts, _sequence_tokens(examples))
+    layout = _lay_out(row, texts)
     if not continued:
         return layout
-    next_row = _place(
-        (node for node in nodes if node not in own), layout.input_ids.numel(), len(row)
-    )
-    return _continued(layout, _lay_out(next_row, later, _sequence_tokens(continued)))
+    others = (node for node in nodes if node not in own)
+    next_row = _place(others, layout.input_ids.numel(), len(row))
+    return _continued(layout, _lay_out(next_row, later))
 
 
 def _continued(layout: Layout, continuation: Layout) -> Layout:
@@ -366,11 +347,8 @@ def _place(nodes: Iterable[Node], tokens: int = 0, segments: int = 0) -> list[No
     return placed
 
 
-def _lay_out(row: Sequence[Node], texts: Iterable[_Text], sequence_tokens: int) -> Layout:
+def _lay_out(row: Sequence[Node], texts: Sequence[_Text]) -> Layout:
     nothing = np.zeros(0, dtype=np.int64)
-    predictions = _Predictions()
-    for text in texts:
-        text.predict(predictions)
     positions = [np.arange(node.depth, node.end) for node in row]
     return Layout(
         input_ids=torch.from_numpy(np.concatenate([nothing, *(node.tokens for node in row)]))[None],
@@ -380,8 +358,8 @@ def _lay_out(row: Sequence[Node], texts: Iterable[_Text], sequence_tokens: int) 
             Segment(len(node.tokens), tuple(step.index for step in node.path()[:-1]))
             for node in row
         ),
-        sequence_tokens=sequence_tokens,
-        **predictions.tensors(),
+        sequence_tokens=sum(text.prompt_length + len(text.completion) for text in texts),
+        **_prediction_fields([text.predicted() for text in texts]),
     )
 
 
@@ -393,21 +371,19 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
     ]
     input_ids, attention_mask = _in_rows([text[:-1] for text in texts], pad_token_id)
     width = input_ids.shape[1]
-    predictions = _Predictions()
-    row = 0
+    predicted: list[tuple[Ints, Ints]] = []
     for example in examples:
         for index, completion in enumerate(example.completion_ids):
             counted = np.flatnonzero(example.counted(index))
-            at = row * width + len(example.prompt_ids) + counted - 1
-            predictions.complete(at, completion[counted])
-            row += 1
+            start = len(predicted) * width + len(example.prompt_ids)
+            predicted.append((start + counted - 1, completion[counted]))
     return Layout(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.arange(width).repeat(len(input_ids), 1),
         attention_mask=torch.from_numpy(attention_mask),
         segments=(),
-        sequence_tokens=_sequence_tokens(examples),
-        **predictions.tensors(),
+        sequence_tokens=sum(map(len, texts)),
+        **_prediction_fields(predicted),
     )
 
 
@@ -420,11 +396,3 @@ def _in_rows(texts: Sequence[Ints], pad_token_id: int) -> tuple[Ints, Bools]:
         input_ids[row, : len(text)] = text
         attention_mask[row, : len(text)] = True
     return input_ids, attention_mask
-
-
-def _sequence_tokens(examples: Sequence[Example]) -> int:
-    return sum(
-        len(example.prompt_ids) + len(completion)
-        for example in examples
-        for completion in example.completion_ids
-    )

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.engine.linear_head import (
-    HeadGradients,
-    LinearHead,
-    is_bare_linear,
-    rows_within,
-)
+from prefopt.engine.linear_head import HeadGradients, LinearHead, is_bare_linear, rows_within
 from prefopt.engine.precision import at_least_float32, computing_dtype
 from prefopt.engine.token_statistics import StatisticsCollector
 

@@ -5,6 +5,7 @@ text. A run that is shared but short does not become a node: see ``LEAST_SHARED`
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ Ints = NDArray[np.int64]
 LEAST_SHARED = 8
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Node:
     """A run of tokens that follows its parent's.
 
@@ -29,16 +31,13 @@ class Node:
         index: Its number among the segments, once it has been placed.
     """
 
-    __slots__ = ("_by_start", "children", "depth", "index", "parent", "start", "tokens")
-
-    def __init__(self, tokens: Ints, depth: int, parent: "Node | None") -> None:
-        self.tokens = tokens
-        self.depth = depth
-        self.parent = parent
-        self.children: list[Node] = []
-        self._by_start: dict[bytes, Node] = {}
-        self.start = -1
-        self.index = -1
+    tokens: Ints
+    depth: int
+    parent: "Node | None"
+    children: list["Node"] = field(default_factory=list, init=False)
+    start: int = field(default=-1, init=False)
+    index: int = field(default=-1, init=False)
+    _by_start: dict[bytes, "Node"] = field(default_factory=dict, init=False)
 
     @property
     def end(self) -> int:

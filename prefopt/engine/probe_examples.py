@@ -44,7 +44,9 @@ def probe_examples(
     means = torch.stack([part.sum() / max(len(part), 1) for part in by_completion])
     worst = int(means.nan_to_num(torch.inf).argmax())
     if not means[worst] <= _TOLERANCE[_computes_exactly(scorer, context)]:
-        example, completion = _place(examples, worst)
+        counts = [range(len(example.completion_ids)) for example in examples]
+        places = [(example, one) for example, count in enumerate(counts) for one in count]
+        example, completion = places[worst]
         largest, mean = float(by_completion[worst].max()), float(means[worst])
         raise ValueError(
             f"the log-probs of example {example}, completion {completion}, differ by up to "
@@ -53,15 +55,6 @@ def probe_examples(
             'train with layout="padded", and report the model to prefopt'
         )
     return float(differences.max()) if len(differences) else 0.0
-
-
-def _place(examples: Sequence[Example], completion: int) -> tuple[int, int]:
-    """Return the example of a completion of the batch, and its number there."""
-    for number, example in enumerate(examples):
-        if completion < len(example.completion_ids):
-            return number, completion
-        completion -= len(example.completion_ids)
-    raise IndexError(completion)
 
 
 @contextmanager

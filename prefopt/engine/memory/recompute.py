@@ -156,11 +156,7 @@ def _output(forward: _Forward, hidden: Tensor) -> Tensor:
 
 def _with_any_keyword(forward: _Forward) -> _Forward:
     """Accept the one argument of a function under any name."""
-
-    def called(*arguments: Tensor, **named: Tensor) -> Tensor:
-        return forward(*arguments, *named.values())
-
-    return called
+    return lambda *arguments, **named: forward(*arguments, *named.values())
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
