@@ -89,7 +89,7 @@ class Attend(Protocol):
         """
 
 
-@dataclass
+@dataclass(eq=False)
 class KVCache:
     """Keys and values of a row, for a later row that continues it.
 
