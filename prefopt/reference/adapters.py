@@ -48,10 +48,8 @@ def trains_only_adapters(model: Any) -> bool:
 def copy_without_adapters(model: Any, copy_trained: bool = False) -> Any:
     """Return a second model without the adapters of the first, around the same weights.
 
-    Args:
-        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded; it stays as it is.
-        copy_trained: Whether weights that are trained are copied, so that training changes only the
-            first model.
+    The first model, which must not be sharded, stays as it is. With ``copy_trained`` the weights
+    that are trained are copied, so that training changes only the first model.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     bare = copy_sharing_weights(base, copy_trained)
@@ -76,11 +74,7 @@ def _wrapped_by(module: nn.Module) -> nn.Module | None:
 
 
 def with_adapter(base: Any, path: str) -> Any:
-    """Return a model with a saved adapter around it, frozen.
-
-    Args:
-        base: The model; it is changed.
-        path: Folder or id of the adapter.
+    """Return a model, which is changed, with a saved adapter (a folder or an id) around it, frozen.
 
     Raises:
         AdapterError: If there is no adapter, or it does not fit the model.

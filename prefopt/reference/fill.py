@@ -57,12 +57,7 @@ class CompletionIndex:
 
     @classmethod
     def of(cls, dataset: Dataset, with_kl: bool) -> "CompletionIndex":
-        """Return the completions of prepared rows.
-
-        Args:
-            dataset: Prepared rows.
-            with_kl: Whether KTO's mismatched completions are wanted too.
-        """
+        """Return the completions of prepared rows, with KTO's mismatched ones if ``with_kl``."""
         keys, rows, places, tokens = bytearray(), array("q"), array("i"), array("q")
         for row, example in enumerate(read_examples(dataset, with_kl)):
             completions = example.completion_ids
@@ -89,12 +84,7 @@ class CompletionIndex:
         return [key.tobytes() for key in self.keys[indices]]
 
     def examples(self, dataset: Dataset, groups: Sequence[Group]) -> list[Example]:
-        """Return completions with their prompts: an example for each group.
-
-        Args:
-            dataset: The rows of which this is the index.
-            groups: Completions of one row each.
-        """
+        """Return completions of a dataset with their prompts: an example for each group."""
         rows = [int(self.rows[group[0]]) for group in groups]
         found = read_examples(dataset, self.with_kl, rows)
         return [
@@ -105,13 +95,7 @@ class CompletionIndex:
     def batches(
         self, groups: Iterable[Group], most_tokens: int, most_groups: int | None = None
     ) -> Iterator[list[Group]]:
-        """Yield groups of completions for one forward pass each, one group at least.
-
-        Args:
-            groups: Completions of one row each.
-            most_tokens: Of a batch.
-            most_groups: Of a batch; None for no such limit.
-        """
+        """Yield groups for one forward pass each: one at least, or as many as the limits allow."""
         batch: list[Group] = []
         held = 0
         for group in groups:
@@ -127,11 +111,9 @@ class CompletionIndex:
     def missing(
         self, store: LogpStore, indices: NDArray[np.int64] | None = None
     ) -> NDArray[np.bool_]:
-        """Return which of them a store does not have; each is read, and a damaged one is missing.
+        """Return which of them (m,), None for all n, a store does not have.
 
-        Args:
-            store: Where they are looked up.
-            indices: Of which to look up; (m,), None for all n.
+        Each is read, and a damaged one is missing.
         """
         indices = np.arange(len(self)) if indices is None else indices
         missing = np.zeros(len(indices), dtype=bool)
@@ -185,12 +167,8 @@ class Filler:
     def fill(self, dataset: Dataset, wanted: CompletionIndex, name: str = "") -> int:
         """Compute what is missing, committing batch by batch; return how many completions.
 
-        Every process, on whatever node, ends with a store that has all that is wanted.
-
-        Args:
-            dataset: Prepared rows.
-            wanted: What of them is wanted.
-            name: Of the dataset, for the progress bar.
+        Every process, on whatever node, ends with a store that has all that is wanted of the
+        prepared rows. The progress bar shows the name.
         """
         missing = np.array(self._processes.all(wanted.missing(self.store)))
         everywhere = np.flatnonzero(missing.all(0))

@@ -128,13 +128,10 @@ def fingerprint_of(
 
 
 def weights_digest(model: Any, adapter_off: bool = False) -> str:
-    """Return a digest of all weights of a model: names, dtypes, shapes and values.
+    """Return a digest of all weights of a model, not sharded: names, dtypes, shapes and values.
 
-    About a second for a gigabyte and core. Tied weights are digested once.
-
-    Args:
-        model: A model, which must not be sharded.
-        adapter_off: Whether to leave out what belongs to adapters.
+    About a second for a gigabyte and core. Tied weights are digested once; what belongs to adapters
+    is left out if ``adapter_off``.
     """
     lines = set()
     known: dict[Any, str] = {}

@@ -162,11 +162,7 @@ class MovingCopy(FrozenCopy):
 
     @torch.no_grad()
     def follow(self, alpha: float) -> None:
-        """Move towards the policy: ``alpha`` of it and ``1 - alpha`` of what this is.
-
-        Args:
-            alpha: Share of the policy; above 0, at most 1.
-        """
+        """Move towards the policy: ``alpha`` of it, in (0, 1], and ``1 - alpha`` of this."""
         parameters = dict(self.scorer.model.named_parameters())
         for name, weight in self._weights.items():
             weight.mul_(1 - alpha).add_(parameters[name].to(weight.device), alpha=alpha)

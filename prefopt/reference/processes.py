@@ -36,15 +36,13 @@ class Processes:
     def all(self, value: Any) -> list[Any]:
         """Return an object of every process, in the order of ranks.
 
-        Args:
-            value: That of this process. Every process must call this, in the same order.
+        Every process must call this, in the same order.
         """
         return [value] if self.gather is None else list(self.gather(value))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes.
+        """Return the sum of a tensor, of one shape in all, over all processes.
 
-        Args:
-            tensor: That of this process, of one shape in all. Every process must call this.
+        Every process must call this.
         """
         return tensor if self.reduce is None else self.reduce(tensor)

@@ -88,9 +88,6 @@ class References:
     def switch_to(self, source: Source) -> None:
         """Serve another reference from now on; nothing of the one before is served any more.
 
-        Args:
-            source: What the reference is.
-
         Raises:
             ValueError: If it must score at each step and cannot be loaded.
         """
@@ -249,11 +246,7 @@ class References:
         }
 
     def is_of(self, record: Mapping[str, Any]) -> bool:
-        """Whether a record is of this reference, if perhaps computed in another precision.
-
-        Args:
-            record: What ``record`` returned in the run that is resumed.
-        """
+        """Whether a ``record`` is of this reference, if perhaps computed in another precision."""
         if self.fingerprint is None or record["fingerprint"] is None:
             return self.fingerprint is None and record["fingerprint"] is None
         if self.fingerprint.digest == record["fingerprint"]:

@@ -22,11 +22,7 @@ _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the commands on the store; return the exit code.
-
-    Args:
-        argv: Options of the command.
-    """
+    """Run one of the commands on the store; return the exit code."""
     name, rest = "".join(argv[:1]), argv[1:]
     if name == "fill" or (name == "verify" and _names_a_model(rest)):
         from prefopt.cli.cache.runs import fill, verify

@@ -28,11 +28,7 @@ from prefopt.reference.store.verify import check_store
 
 
 def info(options: argparse.Namespace) -> int:
-    """Print what the store holds; return the exit code.
-
-    Args:
-        options: ``cache_dir`` and ``json``.
-    """
+    """Print what the store holds; return the exit code."""
     folder = folder_of(options.cache_dir)
     with store_errors(folder):
         found = describe_store(open_store(folder, readonly=True))
@@ -44,11 +40,7 @@ def info(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Check every value of the store against its checksum; return 1 if anything is damaged.
-
-    Args:
-        options: ``cache_dir``.
-    """
+    """Check every value of the store against its checksum; return 1 if anything is damaged."""
     folder = folder_of(options.cache_dir)
     with store_errors(folder), _status("reading the store"):
         found = check_store(open_store(folder, readonly=True))
@@ -65,11 +57,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def prune(options: argparse.Namespace) -> int:
-    """Delete references from the store, or say which would be deleted; return the exit code.
-
-    Args:
-        options: ``cache_dir``, ``reference``, ``unused_days``, ``max_bytes`` and ``yes``.
-    """
+    """Delete references from the store, or say which would be deleted; return the exit code."""
     if not options.reference and options.unused_days is None and options.max_bytes is None:
         raise UserError("say what to prune: --reference, --unused-days or --max-bytes")
     folder = folder_of(options.cache_dir)
@@ -110,11 +98,7 @@ def _delete(database: Database, chosen: Sequence[ReferenceInfo]) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write log-probs to a parquet file; return 1 if damaged ones were left out.
-
-    Args:
-        options: ``cache_dir``, ``path`` and ``reference``.
-    """
+    """Write log-probs to a parquet file; return 1 if damaged ones were left out."""
     folder = folder_of(options.cache_dir)
     with store_errors(folder), _status("exporting"):
         database = open_store(folder, readonly=True)
@@ -133,11 +117,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def import_(options: argparse.Namespace) -> int:
-    """Add log-probs from parquet files to the store; return 1 if rows were refused.
-
-    Args:
-        options: ``cache_dir`` and ``path``.
-    """
+    """Add log-probs from parquet files to the store; return 1 if rows were refused."""
     folder = folder_of(options.cache_dir)
     with store_errors(folder), _status("importing"):
         parquet_files(options.path)  # an error here makes no empty store

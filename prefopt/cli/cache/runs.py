@@ -68,11 +68,7 @@ class _Prepared(NamedTuple):
 
 
 def fill(argv: Sequence[str]) -> int:
-    """Compute what a training run would look up; return the exit code.
-
-    Args:
-        argv: Options of ``prefopt train``.
-    """
+    """Compute what a training run would look up; return the exit code."""
     data_args, config, model_args = _parse(list(argv), "fill", _FILL)
     folder = folder_of(config.reference_cache_dir)
     _check_folder(folder)
@@ -113,11 +109,7 @@ def _print_filled(
 
 
 def verify(argv: Sequence[str]) -> int:
-    """Compute a sample of stored log-probs again and compare; return the exit code.
-
-    Args:
-        argv: Options of ``prefopt train``, and ``--sample``.
-    """
+    """Compute a sample of stored log-probs again and compare; return the exit code."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--sample", type=int, default=_SAMPLE)
     options, rest = own.parse_known_args(list(argv))

@@ -13,14 +13,7 @@ from prefopt.reference.store.maintain import explain
 
 @contextmanager
 def store_errors(folder: Path) -> Iterator[None]:
-    """Turn what can be wrong with a store or with input into ``UserError``.
-
-    Args:
-        folder: Of the store.
-
-    Raises:
-        UserError: For these.
-    """
+    """Turn what can be wrong with a store or with input into ``UserError``."""
     try:
         with user_errors():
             yield
@@ -29,9 +22,5 @@ def store_errors(folder: Path) -> Iterator[None]:
 
 
 def folder_of(cache_dir: str | Path | None) -> Path:
-    """Return where the store lies, as the trainer would find it.
-
-    Args:
-        cache_dir: What was asked for; None for the default.
-    """
+    """Return where the store lies, as the trainer would find it; None is the default."""
     return default_folder() if cache_dir is None else Path(cache_dir)

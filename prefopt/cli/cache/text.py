@@ -12,11 +12,7 @@ from prefopt.reference.store.maintain import ReferenceInfo, StoreInfo
 
 
 def describe(info: StoreInfo) -> dict[str, Any]:
-    """Return what a program may want to know about a store.
-
-    Args:
-        info: What it holds.
-    """
+    """Return what a program may want to know about a store."""
     return {
         "path": str(info.path),
         "bytes": info.size_bytes,
@@ -40,11 +36,7 @@ def describe(info: StoreInfo) -> dict[str, Any]:
 
 
 def print_store(info: StoreInfo) -> None:
-    """Print what a store holds.
-
-    Args:
-        info: What it holds.
-    """
+    """Print what a store holds."""
     print(f"{info.path}: {size_text(info.size_bytes)}, schema version {info.version}")
     if info.free_bytes:
         print(f"{size_text(info.free_bytes)} of it are free, and used before it grows")
@@ -58,12 +50,7 @@ def print_store(info: StoreInfo) -> None:
 
 
 def print_references(references: Sequence[ReferenceInfo], title: str) -> None:
-    """Print a table of references.
-
-    Args:
-        references: One row each.
-        title: Of the table.
-    """
+    """Print a table of references, one row each."""
     table = Table(title=title, title_justify="left", pad_edge=False)
     table.add_column("fingerprint", no_wrap=True)
     for heading in ("model", "computed in", "completions", "tokens", "about", "created", "used"):
@@ -86,11 +73,7 @@ def print_references(references: Sequence[ReferenceInfo], title: str) -> None:
 
 
 def model_text(facts: dict[str, Any]) -> str:
-    """Return which model a reference is, for people.
-
-    Args:
-        facts: Of the reference.
-    """
+    """Return which model a reference with these facts is, for people."""
     kind, name = facts.get("model", "unknown"), facts.get("name_or_path")
     adapters = [str(adapter.get("peft_type", "adapter")) for adapter in facts.get("adapters") or []]
     return " + ".join([f"{kind} ({name})" if name else str(kind), *adapters])
@@ -116,19 +99,12 @@ def _origin_text(origin: dict[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters: facts may come from another person's file.
-
-    Args:
-        text: From a store or an export.
-    """
+    """Return a text without control characters: facts may come from another person's file."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def size_text(size_bytes: int) -> str:
     """Return a size for people.
-
-    Args:
-        size_bytes: The size.
 
     Examples:
         >>> size_text(999), size_text(12_345), size_text(2_500_000_000)

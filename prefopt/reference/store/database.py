@@ -238,11 +238,7 @@ class Database:
             connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def pragma(self, name: str) -> int:
-        """Return one of SQLite's numbers about the file.
-
-        Args:
-            name: Of the pragma, such as ``"page_size"``.
-        """
+        """Return one of SQLite's numbers about the file, such as ``"page_size"``."""
         (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
         return int(value)
 
@@ -268,10 +264,7 @@ class Database:
     def reference(self, fingerprint: str, facts: Mapping[str, Any] | None = None) -> int | None:
         """Return the number of a reference in this file; None if it has none and cannot get one.
 
-        Args:
-            fingerprint: What determines its scores, beside the text.
-            facts: What it is; given, the reference is added if it is not known, and counts as used
-                now.
+        Given its facts, the reference is added if it is not known, and counts as used now.
         """
         if facts is not None and not self.readonly:
             now = time.time()

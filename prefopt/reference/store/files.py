@@ -27,10 +27,8 @@ _TICK_NS = 2_000_000_000
 def source_digest(name: str, options: Mapping[str, Any], database: Database | None) -> str | None:
     """Return what a model by name will be when loaded, as a digest; None if nothing tells.
 
-    Args:
-        name: A folder, or an id on the Hub.
-        options: Everything else that decides what is loaded: dtype, quantisation, revision...
-        database: Keeps digests of files; None to digest them all.
+    The name is a folder, or an id on the Hub; ``options`` is everything else that decides what is
+    loaded: dtype, quantisation, revision... Without a database all files are digested.
     """
     content = _content(name, options, database)
     if content is None:
@@ -97,9 +95,7 @@ def _with_base(folder: Path, content: Any, database: Database | None) -> Any:
 def digest_of_file(file: Path, database: Database | None = None) -> str:
     """Return a digest of the content of a file, computed again only if it has changed.
 
-    Args:
-        file: Read at about a gigabyte a second.
-        database: Keeps digests; None for none.
+    It is read at about a gigabyte a second; without a database no digest is kept.
     """
     file = file.resolve()
     stat = file.stat()

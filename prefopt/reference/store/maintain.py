@@ -106,12 +106,7 @@ def open_store(folder: Path, readonly: bool = False) -> Database:
 
 
 def explain(error: Exception, path: Path) -> str:
-    """Return what an error of SQLite means for the user of a store.
-
-    Args:
-        error: From opening, reading or writing it.
-        path: The file.
-    """
+    """Return what an error from opening, reading or writing a store means for its user."""
     if isinstance(error, DatabaseError):
         return str(error)
     if is_damage(error):
@@ -245,12 +240,9 @@ def choose_to_prune(
 ) -> list[ReferenceInfo]:
     """Return the references that any of the conditions names, the longest unused first.
 
-    Args:
-        references: All there are.
-        prefixes: Beginnings of fingerprints.
-        unused_days: Those that no run has asked for in so many days.
-        max_bytes: The longest unused, until the rest takes at most this.
-        now: Seconds since 1970; None for the time it is.
+    These are: a beginning of its fingerprint; that no run has asked for it in ``unused_days``; that
+    it is of the longest unused, without which the rest takes at most ``max_bytes``. ``now`` is in
+    seconds since 1970; None for the time it is.
 
     Raises:
         ValueError: If a prefix is of no reference, or of several.

@@ -33,10 +33,6 @@ def is_damage(error: Exception) -> bool:
 def set_aside(path: Path, reason: str) -> Path:
     """Rename a file that cannot be used, its log with it, so that a new one can take its place.
 
-    Args:
-        path: The file.
-        reason: Why it cannot be used, for people.
-
     Raises:
         OSError: If the folder cannot be written.
     """
@@ -57,10 +53,6 @@ def set_aside(path: Path, reason: str) -> Path:
 
 def replace_damaged(database: Database, reason: str) -> None:
     """Set a damaged file aside and start a new one, unless another process has done so already.
-
-    Args:
-        database: Opened on the damaged file; afterwards on the new one.
-        reason: What is wrong with it, for people.
 
     Raises:
         OSError: If the folder cannot be written.

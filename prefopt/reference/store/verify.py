@@ -123,11 +123,7 @@ class Comparison:
 
 
 def tolerance_of(facts: Mapping[str, Any]) -> float:
-    """Return what a token's log-prob may differ by between two computations; nats.
-
-    Args:
-        facts: Of the reference.
-    """
+    """Return what a token's log-prob may differ by between two computations; nats."""
     if facts.get("quantization"):
         return _HALF_TOLERANCE
     autocast = str(facts.get("autocast", "none"))
@@ -149,16 +145,8 @@ def recompute(
     """Compute a random sample of stored log-probs again, and compare.
 
     Each completion is scored with a prompt of its own, whatever it shared when it was stored.
-
-    Args:
-        datasets: Prepared rows.
-        store: What is verified.
-        score: Scores a batch with the reference.
-        scorer: In whose layout ``score`` takes batches.
-        with_kl: Whether KTO's mismatched completions are meant too.
-        sample: Completions to compare, at most.
-        seed: Of the sample.
-        tolerance: What a token's log-prob may differ by; nats.
+    ``sample`` is how many completions at most, ``tolerance`` what a token's log-prob may differ by,
+    in nats.
     """
     wanted = [CompletionIndex.of(dataset, with_kl) for dataset in datasets]
     known = [np.flatnonzero(~part.missing(store)) for part in wanted]
@@ -218,12 +206,7 @@ def _difference(stored: Floats, now: Floats) -> Floats:
 def nearest_reference(
     facts: Mapping[str, Any], references: Sequence[ReferenceInfo]
 ) -> tuple[ReferenceInfo, list[str]] | None:
-    """Return the reference of a store that differs in least from another, and in what.
-
-    Args:
-        facts: Of the other one.
-        references: Of the store.
-    """
+    """Return the reference of a store that differs in least from some facts, and in what."""
     filled = [info for info in references if info.completions]
     if not filled:
         return None
