@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
 from prefopt.data.prepared import KEY_BYTES, completion_keys, read_examples
@@ -148,15 +147,14 @@ class Filler:
 
     Args:
         store: Filled in place.
-        load: Returns the reference and the scorer in whose layout it takes batches; called only if
-            something must be computed.
+        load: Returns the reference; called only if something must be computed.
         options: How.
     """
 
     def __init__(
         self,
         store: LogpStore,
-        load: Callable[[], tuple[LiveReference, Scorer]],
+        load: Callable[[], LiveReference],
         options: FillOptions | None = None,
     ) -> None:
         self.store = store
@@ -183,7 +181,7 @@ class Filler:
         self, dataset: Dataset, wanted: CompletionIndex, indices: NDArray[np.int64], name: str
     ) -> None:
         """Score this process's share of the rows, longest first, and keep it batch by batch."""
-        reference, scorer = self._load()
+        reference = self._load()
         mine = partial(_by_row, wanted, indices, self._processes)
         bar = tqdm(
             total=sum(int(wanted.tokens[group].sum()) for group in mine()),
@@ -193,12 +191,12 @@ class Filler:
             disable=not self._options.show_progress,
         )
         score = partial(reference.score, context=self._options.context)
-        on_cpu = next(scorer.model.parameters()).device.type == "cpu"
+        on_cpu = next(reference.scorer.model.parameters()).device.type == "cpu"
         with bar, heap_kept() if on_cpu else nullcontext():
             for batch in wanted.batches(
                 mine(), self._options.tokens_per_batch, self._options.rows_per_batch
             ):
-                self._compute_batch(dataset, wanted, batch, score, scorer)
+                self._compute_batch(dataset, wanted, batch, score, reference.scorer)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
 
     def _compute_batch(
@@ -259,11 +257,6 @@ def score_completions(
     """
     batch = build_layout(examples, scorer.layout)
     per_token = score(scorer.to_device(batch)).per_token_logps
-    return whole_completions(examples, per_token)
-
-
-def whole_completions(examples: Sequence[Example], per_token: Tensor) -> list[Floats]:
-    """Return scored tokens (L,) as completions, (n,) each; what nothing predicts has 0."""
     counted = [
         example.counted(index)
         for example in examples

@@ -223,7 +223,7 @@ class References:
         assert self.store is not None
         if self._live is None:
             logger.warning("the store lacks a completion that it had: the reference is loaded")
-            self._live, _ = self.source.load()
+            self._live = self.source.load()
         # Masks are no part of what is kept: all tokens are scored.
         whole = [Example(example.prompt_ids, example.completion_ids) for example in examples]
         score = partial(self._live.score, context=self._options.context)

@@ -18,13 +18,7 @@ from prefopt.reference.adapters import (
     with_adapter,
 )
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
-from prefopt.reference.live import (
-    AdapterOff,
-    FrozenCopy,
-    LiveReference,
-    MovingCopy,
-    ReferenceModel,
-)
+from prefopt.reference.live import AdapterOff, FrozenCopy, LiveReference, MovingCopy, ReferenceModel
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.files import source_digest
 
@@ -49,20 +43,16 @@ class Source(ABC):
         return self._fingerprint
 
     @abstractmethod
-    def load(self) -> tuple[LiveReference, Scorer]:
+    def load(self) -> LiveReference:
         """Return the reference, ready to score in the layout of its scorer.
 
         Raises:
             ValueError: If the reference cannot be loaded any more.
         """
 
-    @abstractmethod
     def live(self) -> LiveReference:
-        """Return the reference for use at every step, on batches of the policy.
-
-        Raises:
-            ValueError: If the reference cannot be loaded any more.
-        """
+        """Return the reference for use at every step, on batches of the policy; see ``load``."""
+        return self.load()
 
     def release(self) -> None:  # noqa: B027 # most sources hold nothing of their own
         """Free the memory of what ``load`` returned."""
@@ -98,19 +88,19 @@ class InitialPolicy(Source):
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off)
         self.loaded_from = {} if self._has_adapter else loaded_from(scorer.model)
 
-    def load(self) -> tuple[LiveReference, Scorer]:
+    def load(self) -> LiveReference:
         """See ``Source``."""
         if self._is_unchanged():
-            return _reference_with(self._scorer, self.description)
+            return ReferenceModel(self._scorer, self.description)
         makers = [] if self._reload is None else [self._reload]
         model = _first_with(self._fingerprint, self._autocast, makers)
         if model is None:
             raise ValueError(self._lost())
-        return _reference_with(self._scorer_of(model), self.description)
+        return ReferenceModel(self._scorer_of(model), self.description)
 
     def live(self) -> LiveReference:
         """See ``Source``."""
-        return FrozenCopy(self._scorer) if self._is_unchanged() else self.load()[0]
+        return FrozenCopy(self._scorer) if self._is_unchanged() else self.load()
 
     def _is_unchanged(self) -> bool:
         if not self.moved:
@@ -142,11 +132,7 @@ class BaseModel(Source):
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off=True)
         self.loaded_from = loaded_from(scorer.model)
 
-    def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``."""
-        return self.live(), self._scorer
-
-    def live(self) -> LiveReference:
+    def load(self) -> LiveReference:
         """See ``Source``."""
         return AdapterOff(self._scorer)
 
@@ -190,20 +176,16 @@ class NamedAdapter(Source):
         self._scorer_of = scorer_of
         self._fingerprint = _fingerprint(self._attached(self._policy), autocast)
 
-    def load(self) -> tuple[LiveReference, Scorer]:
+    def load(self) -> LiveReference:
         """See ``Source``; each call makes a model of its own."""
         return self._loaded(copy_trained=False)
 
     def live(self) -> LiveReference:
         """See ``Source``; what of the base is trained is copied."""
-        return self._loaded(copy_trained=True)[0]
+        return self._loaded(copy_trained=True)
 
-    def _loaded(self, copy_trained: bool) -> tuple[LiveReference, Scorer]:
-        """Return the adapter on the policy's base, or on that base loaded again.
-
-        Args:
-            copy_trained: Whether weights that the policy trains are copied.
-        """
+    def _loaded(self, copy_trained: bool) -> LiveReference:
+        """Return the adapter on the policy's base, or on that base loaded again."""
         reload = self._reload
         makers = [lambda: self._attached(self._policy, copy_trained)]
         if reload is not None:
@@ -215,7 +197,7 @@ class NamedAdapter(Source):
                 "not what it was; pass the data as eval_dataset when making the trainer, or use "
                 "reference='live'"
             )
-        return _reference_with(self._scorer_of(model), self.description)
+        return ReferenceModel(self._scorer_of(model), self.description)
 
     def _attached(self, model: Any, copy_trained: bool = False) -> Any:
         return with_adapter(copy_without_adapters(model, copy_trained), self._path)
@@ -297,18 +279,11 @@ class OtherModel(Source):
             self._model = model
         return self._model
 
-    def _ready_scorer(self) -> Scorer:
+    def load(self) -> LiveReference:
+        """See ``Source``."""
         if self._scorer is None:
             self._scorer = self._scorer_of(self._ready_model())
-        return self._scorer
-
-    def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``."""
-        return _reference_with(self._ready_scorer(), self.description)
-
-    def live(self) -> LiveReference:
-        """See ``Source``."""
-        return ReferenceModel(self._ready_scorer(), self.description)
+        return ReferenceModel(self._scorer, self.description)
 
     def release(self) -> None:
         """See ``Source``: a model that was loaded is dropped, one that was given is the user's."""
@@ -332,14 +307,9 @@ class MovingPolicy(Source):
     def __init__(self, scorer: Scorer, start: Callable[[], Any] | None = None) -> None:
         if is_sharded(scorer.model):
             raise ValueError("sync_ref_model needs all weights of the policy in each process")
-        self._scorer = scorer
         self.copy = MovingCopy(scorer, None if start is None else named_weights(start()))
 
-    def load(self) -> tuple[LiveReference, Scorer]:
-        """See ``Source``."""
-        return self.copy, self._scorer
-
-    def live(self) -> LiveReference:
+    def load(self) -> LiveReference:
         """See ``Source``."""
         return self.copy
 
@@ -368,7 +338,7 @@ class ResumedReference(Source):
         self._candidates = candidates
         self._found: Source | None = None
 
-    def load(self) -> tuple[LiveReference, Scorer]:
+    def load(self) -> LiveReference:
         """See ``Source``."""
         return self._find().load()
 
@@ -420,10 +390,6 @@ def loaded_from(model: Any) -> dict[str, str]:
 def _absolute(name: str) -> str:
     folder = Path(name).expanduser()
     return str(folder.absolute()) if folder.exists() else name
-
-
-def _reference_with(scorer: Scorer, description: str) -> tuple[LiveReference, Scorer]:
-    return ReferenceModel(scorer, description), scorer
 
 
 def _fingerprint(model: Any, autocast: str, adapter_off: bool = False) -> Fingerprint | None:

@@ -69,7 +69,7 @@ def fill(folder: Path, rows: int, delay_s: float, tell: Callable[[str, int], obj
     store.add = keep_and_tell
     dataset = dataset_of(rows)
     options = FillOptions(rows_per_batch=ROWS_PER_BATCH, show_progress=False)
-    filler = Filler(store, lambda: (ReferenceModel(scorer), scorer), options)
+    filler = Filler(store, lambda: ReferenceModel(scorer), options)
     tell("ready", 0)
     tell("computed", filler.fill(dataset, CompletionIndex.of(dataset, with_kl=False)))
     store.database.close()

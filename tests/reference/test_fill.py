@@ -63,7 +63,7 @@ class Counted:
 
     def load(self):
         self.loads += 1
-        return self, self.scorer
+        return self
 
 
 def stored(store, prompt, completion):

@@ -79,7 +79,7 @@ def test_a_saved_adapter_scores_as_the_model_it_was_saved_from(saved, batch, pol
     wanted = logps(saved[1], batch)
     own = logps(model, batch)
     source = named(saved, model)
-    for reference in (source.load()[0], source.live()):
+    for reference in (source.load(), source.live()):
         got = reference.score(batch).per_token_logps
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     assert (own - wanted).abs().max() > 1e-3
@@ -116,7 +116,7 @@ def test_the_policy_stays_exactly_as_it_is(saved, batch):
     scorer = Scorer(model)
     before = state_of(model)
     source = NamedAdapter(saved[0], scorer, "none", None, Scorer)
-    source.load()[0].score(batch)
+    source.load().score(batch)
     source.live().score(batch)
     assert state_of(model) == before
 
@@ -135,7 +135,7 @@ def test_a_live_adapter_stays_where_the_base_began_though_that_is_trained(saved,
         saved[0], Scorer(tiny_model("llama")), "none", lambda: tiny_model("llama"), Scorer
     )
     move(again._policy)
-    got = again.load()[0].score(batch).per_token_logps
+    got = again.load().score(batch).per_token_logps
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -157,10 +157,10 @@ def test_an_adapter_on_a_4_bit_base_copies_no_weights(batch, tmp_path):
 
     wanted = logps(peft.PeftModel.from_pretrained(load(), saved[0]), batch)
     policy = lora(load())
-    reference, scorer = named(saved, policy).load()
+    reference = named(saved, policy).load()
     torch.testing.assert_close(reference.score(batch).per_token_logps, wanted)
     mine = dict(policy.get_base_model().model.layers[0].mlp.named_modules())["up_proj"]
-    shared = scorer.model.get_base_model().model.layers[0].mlp.up_proj
+    shared = reference.scorer.model.get_base_model().model.layers[0].mlp.up_proj
     assert shared is not mine
     assert shared.weight.data_ptr() == mine.weight.data_ptr()
     assert shared.weight.quant_state is mine.weight.quant_state
@@ -168,10 +168,10 @@ def test_an_adapter_on_a_4_bit_base_copies_no_weights(batch, tmp_path):
 
 def test_nothing_of_it_stays_in_memory(saved, batch):
     source = named(saved, lora())
-    reference, scorer = source.load()
+    reference = source.load()
     reference.score(batch)
-    model = weakref.ref(scorer.model)
-    del reference, scorer
+    model = weakref.ref(reference.scorer.model)
+    del reference
     source.release()
     gc.collect()
     assert model() is None
@@ -241,7 +241,7 @@ def test_a_given_model_is_let_go_and_taken_again_while_its_owner_keeps_it(batch)
     model = tiny_model("llama", seed=4)
     source = other(model, Loading())
     source.fingerprint()
-    source.load()[0].score(batch)
+    source.load().score(batch)
     source.release()
     source.load()
     source.release()
@@ -262,7 +262,7 @@ def test_a_given_model_that_is_gone_is_loaded_from_where_it_came(folder, batch):
     source.release()
     del model
     gc.collect()
-    got = source.load()[0].score(batch).per_token_logps
+    got = source.load().score(batch).per_token_logps
     torch.testing.assert_close(got, logps(tiny_model("llama"), batch))
     assert load.count == 2
 
@@ -323,7 +323,7 @@ def test_a_recorded_reference_is_the_first_candidate_that_has_its_fingerprint(fo
     )
     assert source.fingerprint() is fingerprint
     assert (wrong.count, right.count) == (0, 0)
-    got = source.load()[0].score(batch).per_token_logps
+    got = source.load().score(batch).per_token_logps
     torch.testing.assert_close(got, logps(tiny_model("llama"), batch))
     assert (wrong.count, right.count) == (1, 1)
 

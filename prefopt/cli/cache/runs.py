@@ -157,7 +157,7 @@ def _check_known(database: Database, fingerprint: Fingerprint) -> None:
 def _compare(
     prepared: _Prepared, source: Source, database: Database, fingerprint: Fingerprint, sample: int
 ) -> Comparison:
-    reference, scorer = source.load()
+    reference = source.load()
     context = prepared.launch.accelerator.autocast
     # A copy that is not written to: looking does not count as a run's use of the reference.
     store = FileStore(Database(database.path, readonly=True), *fingerprint, origin={})
@@ -165,7 +165,7 @@ def _compare(
         [dataset for _, dataset in prepared.datasets if dataset is not None],
         store,
         lambda batch: reference.score(batch, context),
-        scorer,
+        reference.scorer,
         with_kl=prepared.run.objective.needs_kl,
         sample=sample,
         seed=prepared.args.seed,

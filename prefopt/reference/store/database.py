@@ -14,8 +14,7 @@ Keys are random, so the index fills its pages to some 70%; log-probs are appende
 pages full whatever the length of a completion. Measured, all in all: 50 bytes for a completion of
 one token, 5.0 bytes a token for those of HH (53 tokens on average), 4.1 for such of 2000.
 
-A version of the schema that changes tables brings the statements that lead to it (``MIGRATIONS``);
-an older file without them is set aside, and a newer one is left alone and not used.
+An older file is set aside, and a newer one is left alone and not used.
 
 A value is bound to its key by a CRC-32 over fingerprint, key and values: a damaged page makes it
 unknown, and never wrong. Commits are atomic (write-ahead log): a kill loses the current commit, and
@@ -72,9 +71,6 @@ CREATE TABLE file (path TEXT PRIMARY KEY, stat TEXT NOT NULL, digest TEXT NOT NU
 CREATE TABLE loaded (source TEXT PRIMARY KEY, fingerprint TEXT NOT NULL) WITHOUT ROWID;
 """
 
-# The statements that lead from a version to the next one; a version without them is set aside.
-MIGRATIONS: dict[int, str] = {}
-
 # The types are SQLite's to check: in a damaged file a column may hold anything.
 _FIND = f"""
 SELECT c.tokens, c.checksum, c.first, CAST(coalesce(p.logps, '') AS BLOB) FROM completion c
@@ -92,7 +88,7 @@ class DatabaseError(RuntimeError):
 
 
 class OlderVersionError(DatabaseError):
-    """The file was written by an earlier version of prefopt, and nothing leads from it to this."""
+    """The file was written by an earlier version of prefopt."""
 
 
 class NewerVersionError(DatabaseError):
@@ -114,8 +110,7 @@ class Database:
         readonly: Whether the file must be left as it is; it must then exist.
 
     Raises:
-        OlderVersionError: If an earlier version of prefopt wrote the file, and it cannot be
-            migrated, or not without being written.
+        OlderVersionError: If an earlier version of prefopt wrote the file.
         NewerVersionError: If a later version of prefopt wrote the file.
         ForeignFileError: If another program did.
         sqlite3.Error: If the file or its folder cannot be read or written, or is damaged.
@@ -210,7 +205,10 @@ class Database:
                 f"one knows {VERSION})"
             )
         if version < VERSION:
-            self._migrate(version)
+            raise OlderVersionError(
+                f"{self.path} was written by an earlier version of prefopt (schema {version}; "
+                f"this one needs {VERSION})"
+            )
         if not self.readonly:
             self.connection.execute("PRAGMA journal_mode = WAL")
 
@@ -223,18 +221,6 @@ class Database:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-
-    def _migrate(self, version: int) -> None:
-        if self.readonly or any(step not in MIGRATIONS for step in range(version, VERSION)):
-            raise OlderVersionError(
-                f"{self.path} was written by an earlier version of prefopt (schema {version}; "
-                f"this one needs {VERSION})"
-            )
-        with self.writing() as connection:
-            for step in range(self.pragma("user_version"), VERSION):  # unless another process did
-                for statement in MIGRATIONS[step].split(";"):
-                    connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def pragma(self, name: str) -> int:

@@ -219,13 +219,11 @@ def open_database(folder: Path) -> Database | None:
 
 
 def _opened(path: Path) -> Database:
-    """Return the database of a file; what cannot be opened, or migrated, is set aside first."""
+    """Return the database of a file; what cannot be opened, or is older, is set aside first."""
     try:
         return Database(path)
-    except OlderVersionError as error:
-        set_aside(path, str(error))
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
+    except (OlderVersionError, sqlite3.DatabaseError) as error:
+        if not isinstance(error, OlderVersionError) and not is_damage(error):
             raise
         set_aside(path, str(error))
     return Database(path)

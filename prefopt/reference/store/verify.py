@@ -1,13 +1,12 @@
 """Whether a store is right: intact, by its checksums, and correct, by computing a sample again."""
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 
 from prefopt.engine import Scorer
 from prefopt.engine.layout import Layout
@@ -152,21 +151,18 @@ def recompute(
     known = [np.flatnonzero(~part.missing(store)) for part in wanted]
     count = sum(map(len, known))
     chosen = np.random.default_rng(seed).permutation(count)[:sample]
-    ends = np.cumsum([0, *map(len, known)])
-    differences = [
-        difference
-        for dataset, part, indices, start, end in zip(
-            datasets, wanted, known, ends[:-1], ends[1:], strict=True
-        )
-        for difference in _differences(
-            dataset,
-            part,
-            indices[chosen[(chosen >= start) & (chosen < end)] - start],
-            store,
-            score,
-            scorer,
-        )
-    ]
+    starts = np.cumsum([0, *map(len, known)])[:-1]
+    differences: list[Floats] = []  # of each token's log-prob; (n,) each, nats
+    for dataset, part, indices, start in zip(datasets, wanted, known, starts, strict=True):
+        here = chosen[(chosen >= start) & (chosen < start + len(indices))] - start
+        for groups in part.batches(np.sort(indices[here]).reshape(-1, 1), FILL_TOKENS):
+            fresh = score_completions(part.examples(dataset, groups), score, scorer)
+            stored = store.look_up(part.keys_at(np.concatenate(groups)))
+            differences += [
+                _difference(old, new)
+                for old, new in zip(stored, fresh, strict=True)
+                if old is not None
+            ]
     joined = np.concatenate([*differences, np.zeros(0, dtype=np.float32)])
     return Comparison(
         completions=len(differences),
@@ -177,23 +173,6 @@ def recompute(
         mean=float(joined.mean(dtype=np.float64)) if len(joined) else 0.0,
         tolerance=tolerance,
     )
-
-
-def _differences(
-    dataset: Dataset,
-    wanted: CompletionIndex,
-    indices: NDArray[np.int64],
-    store: LogpStore,
-    score: Callable[[Layout], Scores],
-    scorer: Scorer,
-) -> Iterator[Floats]:
-    """Yield how far the log-prob of each token of some completions is off; (n,) each, nats."""
-    for groups in wanted.batches(np.sort(indices).reshape(-1, 1), FILL_TOKENS):
-        fresh = score_completions(wanted.examples(dataset, groups), score, scorer)
-        keys = wanted.keys_at(np.concatenate(groups))
-        for stored, now in zip(store.look_up(keys), fresh, strict=True):
-            if stored is not None:
-                yield _difference(stored, now)
 
 
 def _difference(stored: Floats, now: Floats) -> Floats:

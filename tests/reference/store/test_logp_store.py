@@ -347,7 +347,7 @@ def test_a_newer_store_is_left_alone(filled, caplog):
     assert (folder / FILE_NAME).read_bytes() == before
 
 
-def test_an_older_store_that_cannot_be_migrated_is_set_aside(filled, caplog, monkeypatch):
+def test_an_older_store_is_set_aside(filled, caplog, monkeypatch):
     folder, values = filled
     monkeypatch.setattr(schema, "VERSION", 2)
     assert goes_on(folder, values, caplog) == 0

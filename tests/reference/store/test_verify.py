@@ -38,9 +38,7 @@ def scorer():
 @pytest.fixture
 def store(scorer):
     store, dataset = MemoryStore(), Dataset.from_dict(ROWS)
-    filler = Filler(
-        store, lambda: (ReferenceModel(scorer), scorer), FillOptions(show_progress=False)
-    )
+    filler = Filler(store, lambda: ReferenceModel(scorer), FillOptions(show_progress=False))
     filler.fill(dataset, CompletionIndex.of(dataset, with_kl=False))
     return store
 
