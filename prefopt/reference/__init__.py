@@ -6,7 +6,6 @@ from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.live import (
     AdapterOff,
     FrozenCopy,
-    LiveReference,
     MovingCopy,
     ReferenceModel,
     adapter_starts_as_identity,
@@ -43,7 +42,6 @@ __all__ = [
     "Fingerprint",
     "FrozenCopy",
     "InitialPolicy",
-    "LiveReference",
     "LogpStore",
     "MemoryStore",
     "MovingCopy",

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prefopt.engine.weight_sharing import copy_sharing_weights
 
@@ -115,8 +115,3 @@ def with_adapter(base: Any, path: str) -> Any:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if isinstance(error, RuntimeError) and lines else (lines or [""])[0]
-
-
-def named_weights(model: Any) -> dict[str, Tensor]:
-    """Return the parameters of a model by name, detached."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -21,7 +21,7 @@ from prefopt.engine import Scorer, build_layout
 from prefopt.engine.cpu import heap_kept
 from prefopt.engine.layout import Example, Layout
 from prefopt.engine.score import Scores
-from prefopt.reference.live import LiveReference
+from prefopt.reference.live import ReferenceModel
 from prefopt.reference.processes import Processes
 from prefopt.reference.store.database import Floats
 from prefopt.reference.store.logp_store import LogpStore
@@ -154,7 +154,7 @@ class Filler:
     def __init__(
         self,
         store: LogpStore,
-        load: Callable[[], LiveReference],
+        load: Callable[[], ReferenceModel],
         options: FillOptions | None = None,
     ) -> None:
         self.store = store

@@ -108,7 +108,7 @@ def fingerprint_of(
         # The module of code that came with a checkpoint is named after its content.
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "weights": weights or weights_digest(model, adapter_off),
-        "config": _digest_json(config_facts(base.config)),
+        "config": _digest_json(_score_fields(base.config.to_dict())),
         "quantization": quantization_facts(base),
         "adapters": [] if adapter_off else adapter_facts(model),
         "scalings": _digest_json({} if adapter_off else _scalings(model)),
@@ -199,12 +199,8 @@ def _tensor_digest(tensor: Tensor, pool: ThreadPoolExecutor) -> str:
 # The rest -----------------------------------------------------------------------------------------
 
 
-def config_facts(config: Any) -> dict[str, Any]:
-    """Return the fields of a model's configuration that may change scores, nested ones too."""
-    return _score_fields(config.to_dict())
-
-
 def _score_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a configuration that may change scores, nested ones too."""
     return {
         name: _score_fields(value) if isinstance(value, Mapping) else value
         for name, value in fields.items()

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,35 +19,8 @@ from prefopt.engine.layout import Example, Layout, in_padded_rows
 from prefopt.engine.score import Scores
 
 
-class LiveReference(Protocol):
-    """Scores batches with the reference.
-
-    Attributes:
-        description: What the reference is, for people.
-        scorer: Scores with the model of the reference.
-    """
-
-    description: str
-    scorer: Scorer
-
-    def score(
-        self,
-        batch: Layout,
-        context: Callable[[], Any] = nullcontext,
-        keep_predictions: bool = False,
-    ) -> Scores:
-        """Return reference log-probs of the completions of a batch; nats, no gradient.
-
-        Args:
-            batch: As ``Scorer.score`` takes it.
-            context: Makes the context of the forward pass.
-            keep_predictions: Whether the policy's divergences from the reference are wanted, and so
-                ``Scores.predictions``.
-        """
-
-
 class ReferenceModel:
-    """A reference that is a model as it is now: another one, or the policy before it is trained.
+    """Scores with a model as it is now: another one, or the policy before it is trained.
 
     Args:
         scorer: Scores with that model. Where it cannot share prefixes and the batches do, they are
@@ -67,7 +40,14 @@ class ReferenceModel:
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
     ) -> Scores:
-        """See ``LiveReference``."""
+        """Return reference log-probs of the completions of a batch; nats, no gradient.
+
+        Args:
+            batch: As ``Scorer.score`` takes it.
+            context: Makes the context of the forward pass.
+            keep_predictions: Whether the policy's divergences from the reference are wanted, and so
+                ``Scores.predictions``.
+        """
         if batch.name == "padded" or self.scorer.layout == "shared_prefix":
             return self._scored(batch, context, keep_predictions)
         scores = self._scored(in_padded_rows(batch), context, keep_predictions)
@@ -153,7 +133,7 @@ class MovingCopy(FrozenCopy):
         if start is None:
             return
         policy = dict(scorer.model.named_parameters())
-        _check_same_names(policy, start, "the given ref_model", "the policy")
+        _check_same_names(policy, start, "the given ref_model")
         for name, parameter in policy.items():
             weight = start[name].detach().to(parameter, copy=True)
             # What the policy does not train is held only where the start differs from it.
@@ -179,20 +159,18 @@ class MovingCopy(FrozenCopy):
         """
         parameters = dict(self.scorer.model.named_parameters())
         held = {name: parameters[name] for name in weights if name in parameters} | self._weights
-        _check_same_names(held, weights, "the saved reference", "the policy")
+        _check_same_names(held, weights, "the saved reference")
         self._weights = {
             name: weight.to(parameters[name], copy=True) for name, weight in weights.items()
         }
 
 
-def _check_same_names(
-    mine: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, whose: str
-) -> None:
+def _check_same_names(mine: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str) -> None:
     for name in sorted(mine.keys() | other.keys()):
         if name not in mine or name not in other or mine[name].shape != other[name].shape:
             both = name in mine and name in other
             raise ValueError(
-                f"sync_ref_model mixes weight by weight, but {what} and {whose} differ: {name} "
+                f"sync_ref_model mixes weight by weight, but {what} and the policy differ: {name} "
                 + ("has another shape" if both else "is in one of them only")
             )
 

@@ -18,7 +18,7 @@ from prefopt.engine.divergences import Predictions
 from prefopt.engine.layout import Example
 from prefopt.engine.score import sum_by_completion
 from prefopt.reference.fill import CompletionIndex, Filler, FillOptions, score_completions
-from prefopt.reference.live import LiveReference
+from prefopt.reference.live import ReferenceModel
 from prefopt.reference.sources import Source
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
@@ -81,7 +81,7 @@ class References:
         self._with_kl = with_kl
         self._options = options
         self._origin = dict(origin)
-        self._live: LiveReference | None = None
+        self._live: ReferenceModel | None = None
         self.computed = 0
         self.switch_to(source)
 
@@ -122,10 +122,6 @@ class References:
         place = self.store.database.path if isinstance(self.store, FileStore) else "memory"
         how = "computed once" if self._live is None else "computed when first seen"
         return f"{self.source.description}{name}, {how}, kept in {place}"
-
-    def policy_moves(self) -> None:
-        """Called before training: from now on the policy is no longer the initial one."""
-        self.source.moved = True
 
     def prepare(self, *datasets: tuple[str, Any]) -> int:
         """Make sure that datasets can be served; return how many completions were computed.

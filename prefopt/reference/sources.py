@@ -11,14 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from prefopt.engine import Scorer
-from prefopt.reference.adapters import (
-    copy_without_adapters,
-    is_sharded,
-    named_weights,
-    with_adapter,
-)
+from prefopt.reference.adapters import copy_without_adapters, is_sharded, with_adapter
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
-from prefopt.reference.live import AdapterOff, FrozenCopy, LiveReference, MovingCopy, ReferenceModel
+from prefopt.reference.live import AdapterOff, FrozenCopy, MovingCopy, ReferenceModel
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.files import source_digest
 
@@ -43,14 +38,14 @@ class Source(ABC):
         return self._fingerprint
 
     @abstractmethod
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """Return the reference, ready to score in the layout of its scorer.
 
         Raises:
             ValueError: If the reference cannot be loaded any more.
         """
 
-    def live(self) -> LiveReference:
+    def live(self) -> ReferenceModel:
         """Return the reference for use at every step, on batches of the policy; see ``load``."""
         return self.load()
 
@@ -88,7 +83,7 @@ class InitialPolicy(Source):
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off)
         self.loaded_from = {} if self._has_adapter else loaded_from(scorer.model)
 
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """See ``Source``."""
         if self._is_unchanged():
             return ReferenceModel(self._scorer, self.description)
@@ -98,7 +93,7 @@ class InitialPolicy(Source):
             raise ValueError(self._lost())
         return ReferenceModel(self._scorer_of(model), self.description)
 
-    def live(self) -> LiveReference:
+    def live(self) -> ReferenceModel:
         """See ``Source``."""
         return FrozenCopy(self._scorer) if self._is_unchanged() else self.load()
 
@@ -132,7 +127,7 @@ class BaseModel(Source):
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off=True)
         self.loaded_from = loaded_from(scorer.model)
 
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """See ``Source``."""
         return AdapterOff(self._scorer)
 
@@ -176,15 +171,15 @@ class NamedAdapter(Source):
         self._scorer_of = scorer_of
         self._fingerprint = _fingerprint(self._attached(self._policy), autocast)
 
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """See ``Source``; each call makes a model of its own."""
         return self._loaded(copy_trained=False)
 
-    def live(self) -> LiveReference:
+    def live(self) -> ReferenceModel:
         """See ``Source``; what of the base is trained is copied."""
         return self._loaded(copy_trained=True)
 
-    def _loaded(self, copy_trained: bool) -> LiveReference:
+    def _loaded(self, copy_trained: bool) -> ReferenceModel:
         """Return the adapter on the policy's base, or on that base loaded again."""
         reload = self._reload
         makers = [lambda: self._attached(self._policy, copy_trained)]
@@ -279,7 +274,7 @@ class OtherModel(Source):
             self._model = model
         return self._model
 
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """See ``Source``."""
         if self._scorer is None:
             self._scorer = self._scorer_of(self._ready_model())
@@ -307,9 +302,10 @@ class MovingPolicy(Source):
     def __init__(self, scorer: Scorer, start: Callable[[], Any] | None = None) -> None:
         if is_sharded(scorer.model):
             raise ValueError("sync_ref_model needs all weights of the policy in each process")
-        self.copy = MovingCopy(scorer, None if start is None else named_weights(start()))
+        weights = None if start is None else dict(start().named_parameters())
+        self.copy = MovingCopy(scorer, weights)
 
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """See ``Source``."""
         return self.copy
 
@@ -338,11 +334,11 @@ class ResumedReference(Source):
         self._candidates = candidates
         self._found: Source | None = None
 
-    def load(self) -> LiveReference:
+    def load(self) -> ReferenceModel:
         """See ``Source``."""
         return self._find().load()
 
-    def live(self) -> LiveReference:
+    def live(self) -> ReferenceModel:
         """See ``Source``."""
         return self._find().live()
 

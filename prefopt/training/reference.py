@@ -297,7 +297,7 @@ class ReferenceSetup:
         if folder is not None:
             self._resume(folder, self.references)
         self.serve(*datasets)
-        self.references.policy_moves()
+        self.references.source.moved = True
 
     # Checkpoints ----------------------------------------------------------------------------------
 

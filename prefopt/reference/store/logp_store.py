@@ -95,8 +95,12 @@ class FileStore:
         self._told_unreadable = False
         self._reference: int | None = None
         self._origin_id = 0
-        if not self._try_to_write(self._register):
-            self._recognise()
+        if self._try_to_write(self._register):
+            return
+        try:  # in a file that cannot be written
+            self._reference = database.reference(fingerprint)
+        except sqlite3.DatabaseError as error:
+            self._warn_unreadable(error)
 
     @property
     def in_memory(self) -> int:
@@ -108,24 +112,14 @@ class FileStore:
         self._reference = self.database.reference(self.fingerprint, self._facts)
         self._origin_id = self.database.origin(self._origin)
 
-    def _recognise(self) -> None:
-        """Find the number of the reference in a file that cannot be written."""
-        try:
-            self._reference = self.database.reference(self.fingerprint)
-        except sqlite3.DatabaseError as error:
-            self._warn_unreadable(error)
-
     def look_up(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """See ``LogpStore``; what lies on a damaged page is not known."""
         return [self._find(key) for key in keys]
 
     def _find(self, key: bytes) -> Floats | None:
-        if self._memory:
-            (found,) = self._memory.look_up([key])
-            if found is not None:
-                return found
-        if self._reference is None:
-            return None
+        (found,) = self._memory.look_up([key])
+        if found is not None or self._reference is None:
+            return found
         try:
             return self.database.get(self._reference, self.fingerprint, key)
         except sqlite3.DatabaseError as error:

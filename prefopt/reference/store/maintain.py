@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,19 +143,22 @@ def describe_store(database: Database) -> StoreInfo:
 
 def references_of(database: Database) -> list[ReferenceInfo]:
     """Return what a store holds of each reference, the last used first."""
-    connection = database.connection
-    rows = connection.execute(
+    rows = database.connection.execute(
         "SELECT id, fingerprint, facts, created, used FROM reference ORDER BY used DESC, id DESC"
     ).fetchall()
-    counts = _counts(database)
-    weights = {
-        number: sum(4 * tokens + _COMPLETION_BYTES * count for _, count, tokens in parts)
-        for number, parts in counts.items()
-    }
-    page, pages, free = (
-        database.pragma(name) for name in ("page_size", "page_count", "freelist_count")
-    )
-    per_weight = page * (pages - free) / max(1, sum(weights.values()))
+    origins = origins_of(database)
+    completions: Counter[int] = Counter()
+    tokens: Counter[int] = Counter()
+    computed: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for number, origin, count, length in database.connection.execute(
+        "SELECT reference, origin, count(*), sum(tokens) FROM completion GROUP BY 1, 2"
+    ):
+        completions[number] += count
+        tokens[number] += length
+        computed[number].append(origins.get(origin, {}) | {"completions": count})
+    pages = database.pragma("page_count") - database.pragma("freelist_count")
+    weight = 4 * tokens.total() + _COMPLETION_BYTES * completions.total()
+    per_weight = database.pragma("page_size") * pages / max(1, weight)
     return [
         ReferenceInfo(
             number=number,
@@ -162,26 +166,15 @@ def references_of(database: Database) -> list[ReferenceInfo]:
             facts=json.loads(facts),
             created=created,
             used=used,
-            completions=sum(count for _, count, _ in counts.get(number, [])),
-            tokens=sum(tokens for _, _, tokens in counts.get(number, [])),
-            size_bytes=round(per_weight * weights.get(number, 0)),
-            origins=tuple(
-                origin | {"completions": count} for origin, count, _ in counts.get(number, [])
+            completions=completions[number],
+            tokens=tokens[number],
+            size_bytes=round(
+                per_weight * (4 * tokens[number] + _COMPLETION_BYTES * completions[number])
             ),
+            origins=tuple(computed[number]),
         )
         for number, fingerprint, facts, created, used in rows
     ]
-
-
-def _counts(database: Database) -> dict[int, list[tuple[dict[str, Any], int, int]]]:
-    """Return origin, completions and tokens of the values of each reference, by its number."""
-    origins = origins_of(database)
-    counts: dict[int, list[tuple[dict[str, Any], int, int]]] = {}
-    for reference, origin, count, tokens in database.connection.execute(
-        "SELECT reference, origin, count(*), sum(tokens) FROM completion GROUP BY 1, 2"
-    ):
-        counts.setdefault(reference, []).append((origins.get(origin, {}), count, tokens))
-    return counts
 
 
 def origins_of(database: Database) -> dict[int, dict[str, Any]]:
