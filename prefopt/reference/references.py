@@ -59,7 +59,6 @@ class References:
         origin: How values are computed here, for the record.
 
     Attributes:
-        source: What the reference is.
         fingerprint: Of the reference, as the main process sees it; None where its weights are not
             all in that process, or move.
         store: What was computed; None if nothing is kept.

@@ -5,7 +5,7 @@ A source is asked for its fingerprint first, and for a model only if the store l
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -87,9 +87,8 @@ class InitialPolicy(Source):
         """See ``Source``."""
         if self._is_unchanged():
             return ReferenceModel(self._scorer, self.description)
-        makers = [] if self._reload is None else [self._reload]
-        model = _first_with(self._fingerprint, self._autocast, makers)
-        if model is None:
+        model = None if self._reload is None else self._reload()
+        if model is None or not _has(model, self._fingerprint, self._autocast):
             raise ValueError(self._lost())
         return ReferenceModel(self._scorer_of(model), self.description)
 
@@ -182,10 +181,11 @@ class NamedAdapter(Source):
     def _loaded(self, copy_trained: bool) -> ReferenceModel:
         """Return the adapter on the policy's base, or on that base loaded again."""
         reload = self._reload
-        makers = [lambda: self._attached(self._policy, copy_trained)]
+        makers: list[Callable[[], Any]] = [lambda: self._attached(self._policy, copy_trained)]
         if reload is not None:
             makers.append(lambda: self._attached(reload()))
-        model = _first_with(self._fingerprint, self._autocast, makers)
+        models = (make() for make in makers)
+        model = next((it for it in models if _has(it, self._fingerprint, self._autocast)), None)
         if model is None:
             raise ValueError(
                 f"the reference has not scored this data, and it is gone: {self.description} is "
@@ -399,11 +399,3 @@ def _has(model: Any, fingerprint: Fingerprint | None, autocast: str) -> bool:
     """Whether a model has a fingerprint."""
     now = _fingerprint(model, autocast)
     return now is not None and fingerprint is not None and now.digest == fingerprint.digest
-
-
-def _first_with(
-    fingerprint: Fingerprint | None, autocast: str, makers: Iterable[Callable[[], Any]]
-) -> Any:
-    """Return the first model that has a fingerprint; None if none has."""
-    models = (make() for make in makers)
-    return next((model for model in models if _has(model, fingerprint, autocast)), None)

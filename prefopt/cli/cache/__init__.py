@@ -18,7 +18,7 @@ Reference log-probs are computed once and kept in a store that all runs share.
 """
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,10 +109,9 @@ def _names_a_model(argv: Sequence[str]) -> bool:
 
 def _size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    units = _UNITS | _BINARY_UNITS
-    if found is None or found[2] not in units:
+    if found is None or found[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"not a size such as 500M, 2G or 1GiB: {text!r}")
-    return int(float(found[1]) * units[found[2]])
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _days(text: str) -> float:
