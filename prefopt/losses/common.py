@@ -15,44 +15,20 @@ _warned: set[tuple[str, str]] = set()
 
 
 def average_logps(logps: Tensor, lengths: Tensor) -> Tensor:
-    """Return log-probs per token.
-
-    Args:
-        logps: Log-prob of a completion, summed over tokens; (B,), nats.
-        lengths: Its length; (B,), tokens. A completion without tokens averages to its sum, 0.
-
-    Returns:
-        Mean log-probs; (B,), nats per token.
-    """
+    """Return summed log-probs, (B,), nats, per token; a completion without tokens keeps its 0."""
     return logps / lengths.clamp(min=1)
 
 
 def head_and_tail(logps: Tensor, head_logps: Tensor, alpha: float) -> Tensor:
-    """Return the log-prob of the first tokens plus alpha times that of the others.
-
-    Args:
-        logps: Log-prob of a completion, summed over tokens; (B,), nats.
-        head_logps: That of its first tokens; (B,), nats.
-        alpha: Weight of the others; 1 gives ``logps``.
-
-    Returns:
-        Weighted sums; (B,), nats.
-    """
+    """Return the log-prob of the first tokens plus alpha times that of the others; (B,), nats."""
     return alpha * logps + (1 - alpha) * head_logps
 
 
 def require_margin(ref_chosen_logps: Tensor, offsets: Tensor, beta: float) -> Tensor:
     """Return reference log-probs with which the margin of rewards must exceed an offset.
 
-    What a loss calls the reward of the chosen completion is then less by the offset.
-
-    Args:
-        ref_chosen_logps: Reference log-prob of the chosen completion; (B,), nats.
-        offsets: The offsets, in units of reward; (B,).
-        beta: Reward per nat of log-ratio.
-
-    Returns:
-        Log-probs; (B,), nats.
+    Log-probs are (B,), in nats; offsets (B,), in units of reward. What a loss calls the reward of
+    the chosen completion is then less by the offset.
     """
     return ref_chosen_logps + offsets / beta
 
@@ -60,15 +36,8 @@ def require_margin(ref_chosen_logps: Tensor, offsets: Tensor, beta: float) -> Te
 def exponential(exponents: Tensor) -> Tensor:
     """Return exp(x), continued along its tangent where it leaves the range of the number format.
 
-    The tangent takes over at an exponent of 44.3 in float32 and 665.4 in float64. Up to there the
-    values are exact; beyond, nothing overflows, in float32 not even the squares of gradients, which
-    a gradient norm needs.
-
-    Args:
-        exponents: Any shape; float32 or better.
-
-    Returns:
-        The same shape; convex, increasing and once continuously differentiable.
+    The tangent takes over at an exponent of 44.3 in float32 and 665.4 in float64. Beyond it nothing
+    overflows, in float32 not even the squares of gradients, which a gradient norm needs.
     """
     limit = math.log(torch.finfo(exponents.dtype).max) - 44.4
     exact = exponents.clamp(max=limit)
@@ -76,45 +45,27 @@ def exponential(exponents: Tensor) -> Tensor:
 
 
 def check_positive(**values: float) -> None:
-    """Raise ValueError unless every value is greater than 0 and finite.
-
-    Args:
-        **values: Hyper-parameters by name.
-    """
+    """Raise ValueError unless every value is greater than 0 and finite."""
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be greater than 0 and finite, got {value}")
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise ValueError unless every value is at least 0 and finite.
-
-    Args:
-        **values: Hyper-parameters by name.
-    """
+    """Raise ValueError unless every value is at least 0 and finite."""
     for name, value in values.items():
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices.
-
-    Args:
-        name: Name of the hyper-parameter.
-        value: Its value.
-        choices: The values it can have.
-    """
+    """Raise ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """Raise ValueError unless the probability of a flipped label is at least 0 and below 0.5.
-
-    Args:
-        label_smoothing: The probability.
-    """
+    """Raise ValueError unless the probability of a flipped label is at least 0 and below 0.5."""
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
 
@@ -124,13 +75,6 @@ def warn_outside(name: str, value: float, low: float, high: float, source: str) 
 
     A range of one hyper-parameter is declared where the loss is registered (``published``); this is
     for what is no hyper-parameter itself, such as a ratio of two.
-
-    Args:
-        name: Name of the loss and of the hyper-parameter.
-        value: Its value.
-        low: Smallest published value.
-        high: Largest published value.
-        source: Where they were published.
     """
     if low <= value <= high or (source, name) in _warned:
         return
@@ -145,12 +89,7 @@ def warn_outside(name: str, value: float, low: float, high: float, source: str) 
 
 
 def published_range(low: float, high: float) -> str:
-    """Return a range of published values in words.
-
-    Args:
-        low: Smallest value.
-        high: Largest value.
-    """
+    """Return a range of published values in words."""
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 

@@ -1,13 +1,12 @@
 """The inputs that a loss may take: one record each, which says all that others must know of it.
 
-Nothing else reads the name of an input to learn what it is: an input is found, and its counterpart
-of the reference or its lengths, by side and quantity.
+Nothing reads the name of an input to learn what it is: inputs are found by side and quantity.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -65,13 +64,9 @@ class InputSpec:
     def made_up(
         self, size: int, places: int, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Tensor:
-        """Return random values, the same at every call; a leaf with gradient if differentiable.
+        """Return random values of some examples, with ``places`` completions in a ranking.
 
-        Args:
-            size: Number of examples.
-            places: Completions in a ranking.
-            dtype: Of the values, unless they are no floating-point numbers.
-            seed: Of the values.
+        They are the same at every call; a leaf with gradient if differentiable.
         """
         generator = torch.Generator().manual_seed(sum(map(ord, self.name)) + seed)
         values = self.draw(self._sizes(size, places), generator)
@@ -80,12 +75,7 @@ class InputSpec:
         return values.to(dtype).requires_grad_(self.differentiable)
 
     def examples(self, size: int = 1, places: int = 2) -> Tensor:
-        """Return the harmless value, for every example.
-
-        Args:
-            size: Number of examples.
-            places: Completions in a ranking.
-        """
+        """Return the harmless value for every example, with ``places`` in a ranking."""
         return torch.full(self._sizes(size, places), self.example)
 
     def _sizes(self, size: int, places: int) -> tuple[int, ...]:
@@ -114,46 +104,25 @@ def _draw_labels(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 # The table ----------------------------------------------------------------------------------------
 
-# With one token each, sums are means.
-_lengths = partial(
-    InputSpec, quantity="lengths", draw=_draw_lengths, example=1, unit="tokens", extremes=(1,)
-)
-_divergences = partial(
-    InputSpec,
-    quantity="divergences",
-    draw=_draw_fractions,
-    example=0.0,
-    needs_reference=True,
-    differentiable=True,
-    gradient_optional=True,
-    unit="nats",
-)
-_column = partial(InputSpec, draw=_draw_fractions, example=1.0)
-_mean = partial(
-    InputSpec, draw=_draw_fractions, example=0.0, needs_reference=True, shape=(), unit="nats"
-)
+# What the name of an input has before its quantity, by side.
+_PREFIXES = {"chosen": "chosen_", "rejected": "rejected_", "ranking": "ranked_"}
 
 
-def _logps(
-    name: str, side: str, quantity: str, description: str, shape: tuple[str, ...] = ("B",)
-) -> tuple[InputSpec, InputSpec]:
+def _input(side: str, quantity: str, description: str, **fields: Any) -> InputSpec:
+    """Return the record of an input that is named after its side and quantity."""
+    shape = ("B", "K") if side == "ranking" else ("B",)
+    fields = {"draw": _draw_fractions, "example": 1.0, "shape": shape, **fields}
+    return InputSpec(_PREFIXES.get(side, "") + quantity, side, quantity, description, **fields)
+
+
+def _logps(side: str, quantity: str, description: str) -> tuple[InputSpec, InputSpec]:
     """Return log-probs that the policy computes, and their counterpart of the reference."""
-    policy = InputSpec(
-        name,
-        side,
-        quantity,
-        description,
-        _draw_logps,
-        example=-1.0,
-        differentiable=True,
-        shape=shape,
-        unit="nats",
-        extremes=(0.0, -1e3),
-    )
+    values = {"draw": _draw_logps, "example": -1.0, "unit": "nats", "extremes": (0.0, -1e3)}
+    policy = _input(side, quantity, description, differentiable=True, **values)
     reference = replace(
         policy,
-        name=f"ref_{name}",
-        description=f"reference counterpart of {name}",
+        name=f"ref_{policy.name}",
+        description=f"reference counterpart of {policy.name}",
         of_reference=True,
         needs_reference=True,
         differentiable=False,
@@ -161,69 +130,66 @@ def _logps(
     return policy, reference
 
 
+def _lengths(side: str, description: str) -> InputSpec:
+    # With one token each, sums are means.
+    values = {"draw": _draw_lengths, "example": 1, "unit": "tokens", "extremes": (1,)}
+    return _input(side, "lengths", description, **values)
+
+
+def _divergences(side: str, description: str) -> InputSpec:
+    policy = {"differentiable": True, "gradient_optional": True}
+    values = {"example": 0.0, "needs_reference": True, "unit": "nats", **policy}
+    return _input(side, "divergences", description, **values)
+
+
+def _mean(side: str, quantity: str, description: str, **fields: Any) -> InputSpec:
+    values = {"example": 0.0, "needs_reference": True, "shape": (), "unit": "nats"}
+    return _input(side, quantity, description, **{**values, **fields})
+
+
 _SPECS = (
+    *_logps("chosen", "logps", "policy log-prob of the chosen completion, summed over tokens"),
+    *_logps("rejected", "logps", "policy log-prob of the rejected completion, summed over tokens"),
+    _lengths("chosen", "length of the chosen completion"),
+    _lengths("rejected", "length of the rejected completion"),
     *_logps(
-        "chosen_logps",
-        "chosen",
-        "logps",
-        "policy log-prob of the chosen completion, summed over tokens",
-    ),
-    *_logps(
-        "rejected_logps",
-        "rejected",
-        "logps",
-        "policy log-prob of the rejected completion, summed over tokens",
-    ),
-    _lengths("chosen_lengths", "chosen", description="length of the chosen completion"),
-    _lengths("rejected_lengths", "rejected", description="length of the rejected completion"),
-    *_logps(
-        "chosen_head_logps",
         "chosen",
         "head_logps",
         "policy log-prob of the first min(chosen, rejected length) tokens of the chosen completion",
     ),
-    *_logps("rejected_head_logps", "rejected", "head_logps", "the same of the rejected completion"),
+    *_logps("rejected", "head_logps", "the same of the rejected completion"),
     _divergences(
-        "chosen_divergences",
         "chosen",
-        description="KL(reference || policy) at each token of the chosen completion, over the "
-        "vocabulary, summed over tokens, with gradient",
+        "KL(reference || policy) at each token of the chosen completion, over the vocabulary, "
+        "summed over tokens, with gradient",
     ),
-    _divergences(
-        "rejected_divergences", "rejected", description="the same of the rejected completion"
-    ),
-    _column(
-        "margins",
+    _divergences("rejected", "the same of the rejected completion"),
+    _input(
         "pair",
         "margins",
         "by how much the chosen completion is better on the data's own scale: column margin, else "
         "the difference of the scores",
     ),
-    _column(
-        "preference_probabilities",
+    _input(
         "pair",
         "preference_probabilities",
         "probability that the chosen completion is preferred, 1 where the data do not say",
     ),
-    _column(
-        "chosen_win_rates",
+    _input(
         "chosen",
         "win_rates",
         "how often the chosen completion wins against the policy's own, its preference "
         "probability where the data do not say",
     ),
-    _column(
-        "rejected_win_rates",
+    _input(
         "rejected",
         "win_rates",
         "the same of the rejected completion, 1 less its opponent's preference probability where "
         "the data do not say",
         example=0.0,
     ),
-    *_logps(
-        "logps", "completion", "logps", "policy log-prob of the completion, summed over tokens"
-    ),
-    _lengths("lengths", "completion", description="length of the completion"),
+    *_logps("completion", "logps", "policy log-prob of the completion, summed over tokens"),
+    _lengths("completion", "length of the completion"),
     InputSpec(
         "desirable",
         "completion",
@@ -233,50 +199,33 @@ _SPECS = (
         True,
         unit="bool",
     ),
-    *_logps(
-        "ranked_logps",
-        "ranking",
-        "logps",
-        "policy log-probs of ranked completions, best first",
-        shape=("B", "K"),
-    ),
-    _lengths(
-        "ranked_lengths",
-        "ranking",
-        description="lengths of the ranked completions",
-        shape=("B", "K"),
-    ),
-    _column(
-        "ranked_scores",
+    *_logps("ranking", "logps", "policy log-probs of ranked completions, best first"),
+    _lengths("ranking", "lengths of the ranked completions"),
+    _input(
         "ranking",
         "scores",
         "scores of the ranked completions on the data's own scale, K - 1 to 0 where the data have "
         "none",
-        shape=("B", "K"),
     ),
     _mean(
-        "kl",
         "mismatched",
         "kl",
         "mean log-ratio of mismatched completions, at least 0, without gradient",
         extremes=(0.0, 1e3),
     ),
     _mean(
-        "mean_kl",
         "mismatched",
         "mean_kl",
         "kl of log-ratios per token, without gradient",
         unit="nats per token",
     ),
     _mean(
-        "mean_log_ratio",
         "training",
         "mean_log_ratio",
         "mean log-ratio of all completions the loss has been given in training, the step's own "
         "included, without gradient",
     ),
     _mean(
-        "mean_margin",
         "training",
         "mean_margin",
         "running mean over training of chosen minus rejected log-ratio, without gradient",
@@ -291,24 +240,14 @@ SCALARS = frozenset(spec.name for spec in _SPECS if spec.scalar)
 
 
 def specs_of(names: Iterable[str]) -> list[InputSpec]:
-    """Return the records of some inputs.
-
-    Args:
-        names: Names in the vocabulary.
-    """
+    """Return the records of some inputs."""
     return [VOCABULARY[name] for name in names]
 
 
 def counterpart(name: str, *, quantity: str | None = None, of_reference: bool = False) -> str:
-    """Return the name of another input of the same side, such as the lengths of log-probs.
+    """Return the name of another input of the same side, or raise ValueError if there is none.
 
-    Args:
-        name: The input.
-        quantity: What is looked for; None for the same quantity.
-        of_reference: Whether it must be the reference's.
-
-    Raises:
-        ValueError: If there is none.
+    It is of the same quantity unless one is given, such as the lengths of log-probs.
 
     Examples:
         >>> counterpart("chosen_logps", of_reference=True)
