@@ -57,11 +57,7 @@ class BatchLoss(TensorRecord):
     rewards: Tensor | None = None
 
     def output(self, inputs: Mapping[str, Tensor]) -> LossOutput:
-        """Return the losses of the micro-batch with the gradient of all losses of the step.
-
-        Args:
-            inputs: The loss's inputs in this micro-batch, with gradient.
-        """
+        """Return the losses of these inputs with the gradient of all losses of the step."""
         losses = self.losses
         for name, gradient in self.gradients.items():
             value = inputs[name].to(gradient.dtype)
@@ -70,12 +66,7 @@ class BatchLoss(TensorRecord):
 
 
 def compute_together(term: Term, micro_batches: Sequence[BatchInputs]) -> list[BatchLoss]:
-    """Return a batch-dependent loss of all micro-batches together, for each of them.
-
-    Args:
-        term: A term whose loss is batch-dependent.
-        micro_batches: Its inputs in each micro-batch of each process.
-    """
+    """Return a batch-dependent loss of all micro-batches of all processes, for each of them."""
     sizes = [len(inputs.first) for inputs in micro_batches]
     if not sum(sizes):
         return [BatchLoss(inputs.first[:0], {}) for inputs in micro_batches]

@@ -47,16 +47,10 @@ class Completions:
 def loss_inputs(
     term: Term, index: PreferenceIndex, completions: Completions
 ) -> list[dict[str, Tensor]]:
-    """Return what the loss of a term takes: of the completions of a batch, its options applied.
+    """Return what the loss of a term takes of a batch, by name, its options applied.
 
-    Args:
-        term: Whose loss.
-        index: Which completions are compared, of the rows that the term looks at.
-        completions: What is known of the completions.
-
-    Returns:
-        Tensors by the names of the loss's parameters; for a ranked loss once for each number of
-        completions that is ranked, else once.
+    The index is of the rows that the term looks at. A ranked loss is given inputs for each number
+    of completions that is ranked, any other once.
     """
     return [
         transformed(term.options, term.loss, term.hyperparameters, inputs)
@@ -107,13 +101,13 @@ def _gathered(
     term: Term, names: Sequence[str], index: PreferenceIndex, completions: Completions
 ) -> list[dict[str, Tensor]]:
     """Return the inputs of these names, as far as they are known."""
-    everything = (
-        {spec.name: _computed(spec, compared) for spec in specs_of(names)}
-        for compared in _compared(term.loss.data_kind, index, completions)
-    )
     return [
-        {name: value for name, value in values.items() if value is not None}
-        for values in everything
+        {
+            spec.name: value
+            for spec in specs_of(names)
+            if (value := _computed(spec, compared)) is not None
+        }
+        for compared in _compared(term.loss.data_kind, index, completions)
     ]
 
 
@@ -175,15 +169,9 @@ _COMPUTED: dict[str, Callable[[InputSpec, _Compared], Tensor | None]] = {
 
 
 def term_counts(term: Term, index: PreferenceIndex, lengths: Tensor) -> Tensor:
-    """Return what a term's mean is taken over in this batch: its units, known before any forward.
+    """Return how many units, (), a term's mean is taken over in this batch, before any forward.
 
-    Args:
-        term: A term of the objective.
-        index: Of the whole batch.
-        lengths: Scored tokens of each completion; (N,).
-
-    Returns:
-        Scalar: pairs, completions, rankings or tokens, as the loss counts.
+    Units are pairs, completions, rankings or tokens, as the loss counts; ``lengths`` are (N,).
     """
     # Log-probs are not known yet and not looked at.
     nothing = lengths.new_zeros(lengths.shape).float()

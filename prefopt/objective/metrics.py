@@ -18,13 +18,7 @@ class MetricSums:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
-        """Add to a metric.
-
-        Args:
-            name: The metric.
-            total: Sum of its values; scalar.
-            count: How many values; scalar.
-        """
+        """Add a sum of values, (), and their number to a metric."""
         total = total.detach().to(torch.float64)
         # A number is filled in, not copied: a copy to a GPU would wait for what it computes.
         count = count.double() if isinstance(count, Tensor) else torch.full_like(total, count)
@@ -32,13 +26,7 @@ class MetricSums:
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def add_values(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Add each value of a tensor; an empty one counts as nothing and keeps the name known.
-
-        Args:
-            name: The metric.
-            values: The values; (n,).
-            mask: Which of them count; (n,), None for all.
-        """
+        """Add each value, (n,), that the mask counts; none at all keep the name known."""
         if mask is None:
             self.add(name, values.detach().sum(), float(values.numel()))
         else:
@@ -47,8 +35,7 @@ class MetricSums:
     def means(self, reduce: Any = None) -> dict[str, float]:
         """Return sum / count of every metric that has a count, and forget everything.
 
-        Args:
-            reduce: Sums a tensor over all processes; None for one process.
+        ``reduce`` sums a tensor over all processes; None for one process.
         """
         names = sorted(self._sums)
         if not names:
@@ -76,14 +63,8 @@ def add_batch_metrics(
     ``rewards/margins`` is the mean reward of the desirable minus that of the undesirable, taken
     where both are known.
 
-    Args:
-        sums: Where to add.
-        objective: The terms the outputs belong to.
-        outputs: One per term.
-        counts: Over what each term takes its mean in this batch; (terms,).
-        index: Which of the completions are compared.
-        logps: Policy log-probs of the completions; (N,), nats.
-        lengths: Their scored tokens; (N,).
+    There is an output for each term, and in ``counts``, (terms,), what it takes its mean over.
+    ``logps``, in nats, and ``lengths``, in tokens, are those of the completions, (N,).
     """
     if len(outputs) > 1:
         for term, output, count in zip(objective.terms, outputs, counts, strict=True):
@@ -121,14 +102,8 @@ def add_token_metrics(
     ``entropy`` is over all completions; ``mean_token_accuracy``, the share of tokens that were the
     most probable ones, over chosen (or desirable) completions; ``logits/*`` over either side.
 
-    Args:
-        sums: Where to add.
-        objective: Says whether completions are compared in pairs or judged by labels.
-        index: Which of the completions are compared.
-        lengths: Scored tokens of each completion; (N,).
-        entropies: Of the predictions, summed over each completion's tokens; (N,), nats.
-        hits: Tokens of each completion that were the most probable ones; (N,).
-        mean_logits: Mean logits, summed over each completion's tokens; (N,).
+    All tensors are sums over the tokens of each completion, (N,): ``entropies`` of the predictions
+    in nats, ``hits`` how many tokens were the most probable ones, ``mean_logits``.
     """
     sums.add("entropy", entropies.sum(), lengths.sum())
     for side, numbers, mask in _sides(objective, index):

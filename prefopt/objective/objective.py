@@ -53,11 +53,7 @@ class Term:
         return self.hyperparameters.get("beta", self.loss.hyperparameters.get("beta"))
 
     def at(self, progress: float) -> "Term":
-        """Return the term at a point of training, its beta as scheduled.
-
-        Args:
-            progress: Share of the optimiser steps that are done, from 0 to 1.
-        """
+        """Return the term, its beta as scheduled, after a share of the optimiser steps (0 to 1)."""
         if self.options.beta_final is None or self.beta is None:
             return self
         beta = scheduled_beta(self.options, self.beta, progress)
@@ -192,11 +188,10 @@ def parse_objective(
         'paired: dpo, unpaired: kto'
     """
     rows_and_parts = _read_parts(loss_type)
-    parts = [part for _, part in rows_and_parts]
-    losses = [get_loss(name) for _, name in parts]
-    if not losses:
+    if not rows_and_parts:
         raise ValueError("loss_type is empty: name at least one loss")
-    rows = [its for its, _ in rows_and_parts]
+    rows, parts = zip(*rows_and_parts, strict=True)
+    losses = [get_loss(name) for _, name in parts]
     listed = [(its, loss.name) for its, loss in zip(rows, losses, strict=True)]
     repeated = sorted({name for its, name in listed if listed.count((its, name)) > 1})
     if repeated:

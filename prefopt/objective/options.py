@@ -155,12 +155,7 @@ class LossOptions:
 def fit_options(
     options: LossOptions, losses: Sequence[Loss], settings: Sequence[Settings]
 ) -> list[LossOptions]:
-    """Return for each loss of a sum those of the options that it can take.
-
-    Args:
-        options: What was asked for.
-        losses: The losses.
-        settings: The hyper-parameters of each that are not at their default.
+    """Return for each loss of a sum, with its hyper-parameters, the options that it can take.
 
     Raises:
         ValueError: If none of the losses can take an option, with the reason of each.
@@ -313,16 +308,10 @@ def _shifted_together(
 def transformed(
     options: LossOptions, loss: Loss, settings: Settings, inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the inputs of a loss under the options that it takes.
+    """Return the inputs of a loss under the options that ``fit_options`` left to it.
 
-    Args:
-        options: As ``fit_options`` left them for this loss.
-        loss: The loss.
-        settings: Its hyper-parameters that are not at their default.
-        inputs: Its inputs and the options' ``extra_inputs``.
-
-    Returns:
-        The loss's inputs; rewards that it makes of them lack ``margin_offsets``.
+    It is given those and the options' ``extra_inputs``. Rewards that the loss makes of what is
+    returned lack the offset of the margin.
     """
     moved = dict(inputs)
     if options.ld_alpha < 1:
@@ -343,7 +332,7 @@ def transformed(
             moved["kl"] = moved[counterpart("kl", quantity="mean_kl")]
     if options.margin_scale:
         beta = settings.get("beta", loss.hyperparameters.get("beta", 1.0))
-        offsets = margin_offsets(options, moved["margins"])
+        offsets = options.margin_scale * moved["margins"]
         if "ref_chosen_logps" in moved:  # the policy's own are left as they are
             moved["ref_chosen_logps"] = require_margin(moved["ref_chosen_logps"], offsets, beta)
         else:
@@ -354,13 +343,9 @@ def transformed(
 def divergence_scores(log_ratios: Tensor, divergence: str, coefficient: float = 0.5) -> Tensor:
     """Return f'(r) of an f-divergence, 0 at r = 1.
 
+    Log-ratios log r, of any shape, are in nats; the coefficient is that of the alpha-divergence.
     Exponentials go on along their tangent where they leave what a square of them can hold: beyond
     22 nats in float32, 643 in float64.
-
-    Args:
-        log_ratios: log r, policy to reference; any shape, nats.
-        divergence: One of ``F_DIVERGENCES``.
-        coefficient: That of the alpha-divergence.
     """
     if divergence == "forward_kl":
         return -_exponential_less_1(-log_ratios)
@@ -371,37 +356,20 @@ def divergence_scores(log_ratios: Tensor, divergence: str, coefficient: float = 
     return log_ratios
 
 
-def margin_offsets(options: LossOptions, margins: Tensor) -> Tensor:
-    """Return by how much the reward of the chosen completion must be the higher; (B,).
-
-    Args:
-        options: With their ``margin_scale``.
-        margins: Those of the data; (B,).
-    """
-    return options.margin_scale * margins
-
-
 def with_whole_rewards(
     options: LossOptions, margins: Tensor | None, output: LossOutput
 ) -> LossOutput:
-    """Return an output whose rewards are the policy's again, before the offset of the margin.
+    """Return what a loss made of transformed inputs with rewards before the offset of the margin.
 
-    Args:
-        options: As ``fit_options`` left them.
-        margins: Of the data; (B,), None if they have none.
-        output: What the loss made of the transformed inputs.
+    Margins of the data are (B,), None if they have none.
     """
     if not options.margin_scale or margins is None:
         return output
-    return output.add_to_chosen(margin_offsets(options, margins))
+    return output.add_to_chosen(options.margin_scale * margins)
 
 
 def policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Return the names of the policy's log-probs, each with that of the reference.
-
-    Args:
-        inputs: Inputs of a loss, by name.
-    """
+    """Return the names of the policy's log-probs, each with that of the reference."""
     return [
         (counterpart(spec.name), spec.name)
         for spec in specs_of(inputs)
@@ -410,13 +378,7 @@ def policy_and_reference(inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
 
 
 def scheduled_beta(options: LossOptions, first: float, progress: float) -> float:
-    """Return beta at a point of training.
-
-    Args:
-        options: With schedule and final value.
-        first: Beta at the beginning.
-        progress: Share of the optimiser steps that are done, from 0 to 1.
-    """
+    """Return beta, which was ``first``, after a share of the optimiser steps, from 0 to 1."""
     if options.beta_final is None:
         return first
     gone = progress if options.beta_schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
@@ -430,14 +392,8 @@ def wpo_weights(
 
     The mean over tokens of log p minus the log of the sum of squared probabilities says how usual a
     completion is for the policy; the weight is the exponential of the sum of both completions'.
-
-    Args:
-        logps: Policy log-probs, summed over tokens; (N,), nats.
-        log_collisions: Log of the sum of squared probabilities over the vocabulary, summed over
-            tokens; (N,).
-        lengths: Scored tokens; (N,).
-        chosen: Chosen completion of each pair; (P,).
-        rejected: Rejected completion of each pair; (P,).
+    Log-probs, log-collisions (both summed over tokens) and lengths are those of ``Completions``,
+    (N,); ``chosen`` and ``rejected`` the numbers of the completions of each pair, (P,).
     """
     usual = average_logps(logps.detach() - log_collisions.detach(), lengths)
     return (usual[chosen] + usual[rejected]).clamp(max=0).exp()

@@ -61,19 +61,11 @@ class PreferenceIndex(TensorRecord):
     by_kind: Mapping[str, "PreferenceIndex"] = field(default_factory=dict)
 
     def of_rows(self, kind: str | None) -> "PreferenceIndex":
-        """Return the index of the rows of one kind, or of all.
-
-        Args:
-            kind: ``paired``, ``unpaired`` or ``ranked``; None for all.
-        """
+        """Return the index of the rows of one kind (``paired``, ...), or of all."""
         return self if kind is None else self.by_kind[kind]
 
     def weights_of(self, data_kind: str) -> Tensor | None:
-        """Return the weight of each unit that a loss sees; None where all count as one.
-
-        Args:
-            data_kind: Of the loss: ``paired``, ``unpaired``, ``ranked`` or ``preferred``.
-        """
+        """Return the weight of each unit that a loss sees; None where all count as one."""
         return {
             "paired": self.pair_weights,
             "unpaired": self.unpaired_weights,

@@ -22,9 +22,6 @@ class RunningMeans:
 
     - ``mean_log_ratio``: of all completions so far, each counted as often as it is given;
     - ``mean_margin``: of chosen minus rejected log-ratios, step by step with momentum 0.9, from 0.
-
-    Args:
-        terms: How many terms the objective has.
     """
 
     def __init__(self, terms: int) -> None:
@@ -34,8 +31,7 @@ class RunningMeans:
     def updated(self, sums: Tensor) -> list[dict[str, Tensor]]:
         """Take a step into account and return the means of each term, () each, nats.
 
-        Args:
-            sums: ``running_sums`` of each term, over all micro-batches and processes; (terms, 4).
+        ``sums`` are the ``running_sums`` of its micro-batches in all processes; (terms, 4).
         """
         sums = sums.detach().double()
         self._total = self._total.to(sums.device) + sums[:, :2]
@@ -74,15 +70,9 @@ class RunningMeans:
 
 
 def running_sums(term: Term, index: PreferenceIndex, completions: Completions) -> Tensor:
-    """Return what a micro-batch adds to the running means of a term.
+    """Return sum and count of log-ratios, and of margins, as the loss is given them; (4,), float64.
 
-    Args:
-        term: Whose loss may or may not ask for one.
-        index: Of the rows that it looks at.
-        completions: What is known of the completions.
-
-    Returns:
-        Sum and count of log-ratios, and of margins, as the loss is given them; (4,), float64.
+    They are 0 where the loss asks for no running mean; the index is of the rows it looks at.
 
     Raises:
         ValueError: If the loss asks for a running mean of log-ratios that it is not given.
