@@ -123,18 +123,9 @@ def aot_unpaired_loss(
 def _sorted_losses(
     sorted_margins: Tensor, order: Tensor, beta: float, label_smoothing: float
 ) -> Tensor:
-    """Return the loss of each margin, at the place its rank is taken from.
-
-    Args:
-        sorted_margins: Differences of two sorted batches; (B,), nats.
-        order: Example that holds each rank; (B,).
-        beta: Steepness of the cost, per nat.
-        label_smoothing: Probability that a label is flipped.
-    """
+    """Return the loss of each margin, (B,), nats, at the example that holds its rank."""
     check_positive(beta=beta)
     check_label_smoothing(label_smoothing)
     margins = beta * sorted_margins
-    sorted_losses = (label_smoothing - 1) * logsigmoid(margins) - label_smoothing * logsigmoid(
-        -margins
-    )
-    return sorted_losses[order.argsort()]
+    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    return losses[order.argsort()]

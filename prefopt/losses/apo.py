@@ -32,8 +32,6 @@ def apo_zero_loss(
         \ell = 1 - \sigma(\beta \rho_c) + \sigma(\beta \rho_r),
         \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-    For data whose chosen completions are better than what the policy writes.
-
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.
         rejected_logps: The same of the rejected completion; (B,), nats.
@@ -75,8 +73,6 @@ def apo_down_loss(
     .. math::
         \ell = \sigma(\beta \rho_c) + 1 - \sigma\bigl(\beta (\rho_c - \rho_r)\bigr),
         \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
-
-    For data whose chosen completions are worse than what the policy writes.
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.

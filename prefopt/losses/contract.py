@@ -54,13 +54,7 @@ def broken_checks(loss: Loss) -> dict[str, str]:
 def make_inputs(
     loss: Loss, dtype: torch.dtype = torch.float32, size: int = SIZE
 ) -> dict[str, Tensor]:
-    """Return made-up inputs of a loss; what the policy's gradient flows through are leaves.
-
-    Args:
-        loss: The loss.
-        dtype: Of everything that is no length and no label.
-        size: Number of examples.
-    """
+    """Return made-up inputs of a loss; what the policy's gradient flows through are leaves."""
     return {spec.name: spec.made_up(size, PLACES, dtype) for spec in specs_of(loss.inputs)}
 
 
@@ -235,11 +229,7 @@ def a_loss_of_prefopt_has_what_the_guide_is_made_of(loss: Loss) -> None:
 
 
 def guide_gaps(loss: Loss) -> list[str]:
-    """Return what the guide does not find in a loss, as what to write there.
-
-    Args:
-        loss: The loss.
-    """
+    """Return what the guide does not find in a loss, as what to write there."""
     wanted = {
         "family= in register_loss": loss.family,
         "'Use it when:' in the docstring": loss.use_when,

@@ -54,10 +54,7 @@ def cpo_loss(
 
 @register_loss("cpo_hinge", family="no_reference")
 def cpo_hinge_loss(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    *,
-    beta: float = 0.1,
+    chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float = 0.1
 ) -> LossOutput:
     r"""CPO with a hinge: zero once the chosen log-prob is ahead by 1/beta nats; no reference.
 

@@ -1,9 +1,8 @@
 r"""Siblings of DiscoPOP: the other losses an LLM proposed in the same search, beta at 0.05.
 
 In the search, beta was left out of whatever the LLM did to the margin besides the loss itself. The
-paper puts it back: it divides the reward margin m = beta (rho_c - rho_r) by tau = 0.05 there, which
-changes nothing at beta = 0.05 and keeps the shape of the loss at any other. Here, and in the
-formulas below,
+paper puts it back: it divides the reward margin m by tau = 0.05 there, which changes nothing at
+beta = 0.05 and keeps the shape of the loss at any other. In the formulas below,
 
 .. math::
     m = \beta (\rho_c - \rho_r),
@@ -61,10 +60,9 @@ def dbaql_loss(
     Raises:
         ValueError: If ``beta`` or ``tau`` is not greater than 0.
     """
-    chosen_rewards, rejected_rewards = _rewards(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-    )
-    check_positive(tau=tau)
+    check_positive(beta=beta, tau=tau)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
     variance = _spread(margins / tau) ** 2
     # 1 - c is lost in rounding from a variance of 17 on, and then multiplies an exponential.
@@ -113,10 +111,9 @@ def aql_loss(
     Raises:
         ValueError: If a hyper-parameter is not greater than 0.
     """
-    chosen_rewards, rejected_rewards = _rewards(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-    )
-    check_positive(tau=tau, blend_temperature=blend_temperature)
+    check_positive(beta=beta, tau=tau, blend_temperature=blend_temperature)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
     quantile = 0.5 + 0.01 * (torch.sigmoid((margins / tau).mean()) - 0.5)
     losses = _logistic_or_hinge(margins, (tau * quantile - margins) / blend_temperature)
@@ -158,9 +155,9 @@ def padll_loss(
     Raises:
         ValueError: If ``beta`` is not greater than 0.
     """
-    chosen_rewards, rejected_rewards = _rewards(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-    )
+    check_positive(beta=beta)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
     logistic = -logsigmoid(margins)
     losses = torch.where(margins < 0, 0.45 * logistic, 0.9 * logistic)
@@ -207,10 +204,9 @@ def aqfl_loss(
     Raises:
         ValueError: If ``beta`` or ``tau`` is not greater than 0.
     """
-    chosen_rewards, rejected_rewards = _rewards(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-    )
-    check_positive(tau=tau)
+    check_positive(beta=beta, tau=tau)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
     scaled = margins / tau
     quantile = _spread(scaled) * torch.sigmoid(-scaled).mean()
@@ -252,9 +248,9 @@ def cell_loss(
     Raises:
         ValueError: If ``beta`` is not greater than 0.
     """
-    chosen_rewards, rejected_rewards = _rewards(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-    )
+    check_positive(beta=beta)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
     losses = (exponential(-margins) - logsigmoid(margins)) / 2
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
@@ -297,28 +293,14 @@ def pfl_loss(
     Raises:
         ValueError: If ``beta`` or ``tau`` is not greater than 0.
     """
-    chosen_rewards, rejected_rewards = _rewards(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta
-    )
-    check_positive(tau=tau)
+    check_positive(beta=beta, tau=tau)
+    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = (chosen_rewards - rejected_rewards) / tau
     losses = torch.where(
         chosen_logps > rejected_logps, -logsigmoid(margins) / 2, 2 * relu(1 - margins)
     )
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
-
-
-def _rewards(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the rewards of the chosen and the rejected completions, after a check of beta."""
-    check_positive(beta=beta)
-    chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
-    return chosen_rewards, beta * (rejected_logps - ref_rejected_logps)
 
 
 def _spread(values: Tensor) -> Tensor:

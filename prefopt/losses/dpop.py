@@ -8,8 +8,7 @@ Not when: the chosen completions should become less likely (see ``apo_down``).
     \ell = -\log \sigma\Bigl(\beta \bigl[\rho_c - \rho_r - \lambda \max(0, -\rho_c)\bigr]\Bigr),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-For pairs that differ in a few tokens, where DPO lowers the log-prob of both completions. The paper
-compares lambda at 5, 50 and 500, which changes little, and beta at 0.1, 0.3 and 1.
+The paper compares lambda at 5, 50 and 500, which changes little, and beta at 0.1, 0.3 and 1.
 """
 
 from torch import Tensor

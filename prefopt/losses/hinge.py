@@ -10,9 +10,7 @@ as the SLiC setting: it is not SLiC-HF, see ``slic``.
     \ell = \max\bigl(0,\, 1 - \beta (\rho_c - \rho_r)\bigr),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-This is ``hinge`` of TRL's DPOTrainer and ``RSOLoss`` of torchtune, which both have beta at 0.1; the
-paper's gamma, 0.05, is the default here. In nats the margin is 1 / beta. SLiC-HF, which has no
-reference and a likelihood term, is ``slic``.
+TRL and torchtune have beta at 0.1; the paper's gamma, 0.05, is the default here.
 """
 
 from torch import Tensor

@@ -13,10 +13,9 @@ up to 0.28 only the policy's, which is ``reference="full"``.
     \log \hat\pi(y \mid x) = \log \pi(y_{\le n} \mid x)
         + \alpha \log \pi(y_{> n} \mid x, y_{\le n})
 
-with n the length of the shorter completion. TRL 1.16 weighs down the tail of the reference like
-that of the policy. TRL up to 0.28 and LLaMA-Factory leave the reference whole
-(``reference="full"``): a policy equal to it then starts with a margin, in favour of the longer
-completion. The default of alpha is what the paper suggests, according to TRL's list of papers.
+with n the length of the shorter completion. With ``reference="full"`` a policy equal to the
+reference starts with a margin, in favour of the longer completion. The default of alpha is what the
+paper suggests, according to TRL's list of papers.
 """
 
 from torch import Tensor

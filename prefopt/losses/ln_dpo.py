@@ -11,8 +11,7 @@ default of beta: 0.1 in TRL, 5 in open-instruct and here.
     \ell = -\log \sigma\Bigl(\beta \Bigl[\frac{\rho_c}{|y_c|} - \frac{\rho_r}{|y_r|}\Bigr]\Bigr),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-TRL calls it ``sigmoid_norm`` and leaves beta at 0.1, 50 times smaller than the paper's. Of 2, 5, 10
-and 15 (its Table 18) the paper takes 5.
+Of 2, 5, 10 and 15 (its Table 18) the paper takes 5.
 """
 
 from torch import Tensor

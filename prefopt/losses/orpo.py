@@ -34,14 +34,8 @@ def log_odds_ratio(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Te
     """Return log(odds of chosen / odds of rejected), odds being p / (1 - p).
 
     Exact, with its gradient, up to the smallest log-prob below 0 that the dtype holds. At 0, where
-    the odds are infinite, that smallest log-prob stands in, and no gradient flows.
-
-    Args:
-        chosen_mean_logps: Mean log-prob per token of the chosen completion; (B,), nats.
-        rejected_mean_logps: The same of the rejected completion; (B,), nats.
-
-    Returns:
-        Log odds ratios; (B,).
+    the odds are infinite, that smallest log-prob stands in, and no gradient flows. Mean log-probs
+    are (B,), in nats per token.
     """
     return _log_odds(chosen_mean_logps) - _log_odds(rejected_mean_logps)
 

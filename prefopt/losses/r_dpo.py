@@ -8,10 +8,9 @@ Not when: length is itself what people prefer: that part of the preference is no
     \ell = -\log \sigma\bigl(\beta (\rho_c - \rho_r) + \alpha (|y_c| - |y_r|)\bigr),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-It is DPO for the reward r(y) - alpha |y|: whatever part of a preference the length explains is not
-learnt, so a longer chosen completion pulls less, a shorter one more. With the opposite sign, which
-some implementations have, it would pull more. The default of alpha is ours, that of beta is that of
-``dpo``; the paper's could not be checked.
+It is DPO for the reward r(y) - alpha |y|: a longer chosen completion pulls less. With the opposite
+sign, which some implementations have, it would pull more. The default of alpha is ours, that of
+beta is that of ``dpo``; the paper's could not be checked.
 """
 
 from torch import Tensor

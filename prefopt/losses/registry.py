@@ -45,11 +45,7 @@ class LossOutput(NamedTuple):
     rewards: Tensor | None = None
 
     def add_to_chosen(self, offsets: Tensor) -> "LossOutput":
-        """Return the same with higher rewards of the chosen completions, where there are any.
-
-        Args:
-            offsets: By how much; (B,).
-        """
+        """Return the same with rewards of the chosen, if there are any, higher by offsets, (B,)."""
         if self.chosen_rewards is None:
             return self
         return self._replace(chosen_rewards=self.chosen_rewards + offsets)
@@ -266,17 +262,9 @@ def register_loss(
 ) -> Callable[[F], F]:
     """Return a decorator that registers a loss function and leaves it as it is.
 
-    Registering the same function again (a notebook cell run twice) replaces it.
-
-    Args:
-        name: The name it is picked by.
-        family: See ``Loss.family``.
-        aliases: Other names of the same function.
-        counts: See ``Loss.counts``.
-        batch_dependent: See ``Loss.batch_dependent``.
-        published: See ``Loss.published``. Values outside are warned of with the paper that the
-            docstring gives as its source.
-        refuses: See ``Loss.refuses``.
+    Registering the same function again (a notebook cell run twice) replaces it. The arguments are
+    attributes of ``Loss``; values that are not in ``published`` are warned of with the paper that
+    the docstring gives as its source.
 
     Raises:
         ValueError: If a name is taken, the signature does not follow the contract, or ``published``

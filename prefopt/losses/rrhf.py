@@ -9,9 +9,8 @@ Not when: a margin is wanted: pairs in the right order have no gradient.
     \ell = \sum_{s_i > s_j} \max(0,\, p_j - p_i),
     \quad p_i = \frac{\log \pi(y_i \mid x)}{|y_i|}
 
-There is no reference model and no hyper-parameter. Completions with equal scores are not compared.
-The authors' code has a weight of the ranking loss against the likelihood (``rrhf_weight``): that is
-a weight of the sum, ``100*rrhf + sft``.
+Completions with equal scores are not compared. The weight of the ranking loss in the authors' code
+(``rrhf_weight``) is a weight of the sum, ``100*rrhf + sft``.
 """
 
 from torch import Tensor

@@ -21,24 +21,13 @@ from prefopt.losses.registry import LossOutput, register_loss
 
 
 def sft_counts(chosen_lengths: Tensor, *, normalize: str) -> Tensor:
-    """Return what each loss weighs in the mean's denominator: its tokens, or one.
-
-    Args:
-        chosen_lengths: Length of the preferred completion; (B,), tokens.
-        normalize: As in ``sft_loss``.
-
-    Returns:
-        Counts; (B,).
-    """
+    """Return what each loss weighs in the mean's denominator, (B,): its tokens, or one."""
     return chosen_lengths if normalize == "token" else torch.ones_like(chosen_lengths)
 
 
 @register_loss("sft", family="term", counts=sft_counts)
 def sft_loss(
-    chosen_logps: Tensor,
-    chosen_lengths: Tensor,
-    *,
-    normalize: str = "token",
+    chosen_logps: Tensor, chosen_lengths: Tensor, *, normalize: str = "token"
 ) -> LossOutput:
     """Return the negative log-likelihood of each preferred completion, unreduced.
 

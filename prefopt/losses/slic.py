@@ -14,8 +14,6 @@ Differs from: what TRL and torchtune list as SLiC or RSO is ``hinge``; TRL CPO's
 .. math::
     \ell = \max\bigl(0,\, \delta - \log \pi(y_c \mid x) + \log \pi(y_r \mid x)\bigr)
         - \lambda \log \pi(y_c \mid x)
-
-There is no reference model.
 """
 
 from torch import Tensor
@@ -27,11 +25,7 @@ from prefopt.losses.registry import LossOutput, register_loss
 
 @register_loss("slic", family="no_reference")
 def slic_loss(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    *,
-    delta: float = 1.0,
-    lambda_: float = 0.1,
+    chosen_logps: Tensor, rejected_logps: Tensor, *, delta: float = 1.0, lambda_: float = 0.1
 ) -> LossOutput:
     """Return the SLiC-HF loss of each pair, unreduced.
 

@@ -79,8 +79,7 @@ def geometric_dpo_loss(
         \ell = -\log \sigma\bigl((2 p - 1) \, \beta (\rho_c - \rho_r)\bigr),
         \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-    It is DPO between two weighted geometric means of the completions' likelihoods. Unlike soft DPO
-    it never pulls a margin back.
+    It is DPO between two weighted geometric means of the completions' likelihoods.
 
     Args:
         chosen_logps: Policy log-prob of the chosen completion, summed over tokens; (B,), nats.

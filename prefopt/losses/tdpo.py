@@ -12,9 +12,7 @@ Not when: no live reference fits in memory: cached log-probs do not suffice.
         \pi(\cdot \mid x, y_{<t})\bigr),
     \quad \rho_y = \log \frac{\pi(y \mid x)}{\pi_{\mathrm{ref}}(y \mid x)}
 
-sg stops the gradient. The divergences need the reference's distribution at each token, not only the
-log-prob of the one that follows: a live reference model, no cached log-probs. The defaults are
-those of the authors' configuration.
+sg stops the gradient. The defaults are those of the authors' configuration.
 """
 
 from torch import Tensor

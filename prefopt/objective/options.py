@@ -142,7 +142,7 @@ class LossOptions:
         if self.ld_alpha < 1:
             extra += map(_head_of, (spec.name for spec in logps))
         if self.length_normalize:
-            extra += [_lengths_of(spec.name) for spec in logps if not spec.of_reference]
+            extra += [counterpart(s.name, quantity="lengths") for s in logps if not s.of_reference]
             extra += [counterpart("kl", quantity="mean_kl")] if "kl" in loss.inputs else []
         if self.margin_scale:
             extra.append("margins")
@@ -175,16 +175,11 @@ def fit_options(
         for its, problem in zip(refused, problems, strict=True):
             if problem:
                 its.add(name)
-    return [_without(options, its) for its in refused]
-
-
-def _without(options: LossOptions, refused: set[str]) -> LossOptions:
-    values = {
-        item.name: getattr(options, item.name)
-        for item in fields(options)
-        if _OF_OPTION.get(item.name, item.name) not in refused
-    }
-    return LossOptions(**values)
+    chosen = options.chosen()
+    return [
+        LossOptions(**{k: v for k, v in chosen.items() if _OF_OPTION.get(k, k) not in its})
+        for its in refused
+    ]
 
 
 def _length_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
@@ -203,10 +198,6 @@ def _f_divergence_problem(loss: Loss, settings: Settings, options: LossOptions) 
     return problem
 
 
-def _ld_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
-    return _not_on_pairs(loss) or _of_divergences(loss) or _of_sums(loss)
-
-
 def _margin_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
     if "margins" in loss.inputs:
         return "uses the margins of the data itself: leave margin_scale out"
@@ -223,17 +214,13 @@ def _schedule_problem(loss: Loss, settings: Settings, options: LossOptions) -> s
     return None
 
 
-def _weighting_problem(loss: Loss, settings: Settings, options: LossOptions) -> str | None:
-    return _not_on_pairs(loss) or _of_several_pairs(loss)
-
-
 _PROBLEMS: dict[str, Callable[[Loss, Settings, LossOptions], str | None]] = {
     "length_normalize": _length_problem,
     "f_divergence_type": _f_divergence_problem,
-    "ld_alpha": _ld_problem,
+    "ld_alpha": lambda loss, *_: _not_on_pairs(loss) or _of_divergences(loss) or _of_sums(loss),
     "margin_scale": _margin_problem,
     "beta_schedule": _schedule_problem,
-    "use_weighting": _weighting_problem,
+    "use_weighting": lambda loss, *_: _not_on_pairs(loss) or _of_several_pairs(loss),
 }
 
 
@@ -327,7 +314,7 @@ def transformed(
             moved[reference] = torch.zeros_like(moved[reference])
     if options.length_normalize:
         for name in _inputs_of(loss, "logps", "divergences"):
-            moved[name] = average_logps(moved[name], moved[_lengths_of(name)])
+            moved[name] = average_logps(moved[name], moved[counterpart(name, quantity="lengths")])
         if "kl" in moved:
             moved["kl"] = moved[counterpart("kl", quantity="mean_kl")]
     if options.margin_scale:
@@ -411,7 +398,3 @@ def _head_of(name: str) -> str:
     """Return the name of the log-probs of the first tokens beside those of a whole completion."""
     reference = VOCABULARY[name].of_reference
     return counterpart(name, quantity="head_logps", of_reference=reference)
-
-
-def _lengths_of(name: str) -> str:
-    return counterpart(name, quantity="lengths")
