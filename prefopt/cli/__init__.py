@@ -40,11 +40,7 @@ PREFOPT_DEBUG=1 shows the traceback of an error.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a failure, 2 for a mistake of the user.
-
-    Args:
-        argv: The command and its options; those of the process by default.
-    """
+    """Run a command, by default the process's, and return 0, 1 (failure) or 2 (user's mistake)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)

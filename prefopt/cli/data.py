@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``prefopt data report``; return the exit code.
-
-    Args:
-        argv: Options of the command.
-    """
+    """Run ``prefopt data report``; return the exit code."""
     options = make_parser().parse_args(list(argv))
     with user_errors():
         reports = make_reports(options)
@@ -67,14 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_reports(options: argparse.Namespace) -> "list[DataReport]":
-    """Return the report of each split that is asked for.
-
-    Args:
-        options: Of the command.
-
-    Raises:
-        ValueError: If the data cannot be read, or holds no preferences.
-    """
+    """Return the report of each split that is asked for."""
     from prefopt.data import load_rows, report_for
 
     splits: list[str | None] = [options.split]

@@ -41,11 +41,7 @@ NEXT_LOSSES = ("discopop", "hinge", "ipo", "dpo")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo; return the exit code.
-
-    Args:
-        argv: Options of the command.
-    """
+    """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="prefopt demo",
         description="Align a tiny language model on embedded data with several methods, and plot "
@@ -137,13 +133,7 @@ def run_demo(
 
 
 def next_command(output_dir: Path, losses: Sequence[str], size: "ExperimentSize") -> str:
-    """Return a command that trains from the demo's start, on its pairs, with another loss.
-
-    Args:
-        output_dir: Of the demo.
-        losses: What the demo trained with.
-        size: Of the demo.
-    """
+    """Return a command that trains from the demo's start, on its pairs, with another loss."""
     from prefopt.toy.experiment import METHODS, TRAINING
 
     name = next((name for name in NEXT_LOSSES if name not in losses), NEXT_LOSSES[0])

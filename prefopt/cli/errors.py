@@ -10,12 +10,7 @@ class UserError(Exception):
 
     @classmethod
     def unknown(cls, what: str, name: str, known: Iterable[str]) -> "UserError":
-        """Return the error of a name that does not exist, with the nearest that do.
-
-        Args:
-            what: What it is a name of, such as ``command``.
-            name: The unknown name.
-            known: All names there are; they are listed if they are few.
+        """Return the error of a name that does not exist, with the nearest that do, or all.
 
         Examples:
             >>> print(UserError.unknown("command", "trian", ["train", "losses"]))
@@ -34,9 +29,6 @@ def user_errors() -> Iterator[None]:
 
     The libraries below raise ``ValueError`` and ``OSError`` for wrong input (a bad option, a path
     that does not exist, a dataset without the columns) and ``ImportError`` for a missing extra.
-
-    Raises:
-        UserError: For these.
     """
     try:
         yield

@@ -22,14 +22,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Situation:
-    """A row of the decision guide.
-
-    Attributes:
-        data: Kind of data.
-        wish: What is wanted, or what went wrong.
-        losses: Losses or sums of losses to try, the first first.
-        why: Why these.
-    """
+    """A row of the decision guide: losses, or sums of losses, to try first for data and a wish."""
 
     data: str
     wish: str
@@ -208,9 +201,6 @@ def losses_by_family(losses: Sequence[Loss]) -> list[tuple[Family, list[Loss]]]:
     """Return the families that have losses, each with its losses, in the order to show them.
 
     A family that is not in ``FAMILIES`` comes after those; losses without a family come last.
-
-    Args:
-        losses: The losses; within a family their order is kept.
     """
     known = {family.name: family for family in FAMILIES}
     others = sorted({loss.family for loss in losses} - {*known, ""})

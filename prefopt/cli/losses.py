@@ -18,11 +18,7 @@ from prefopt.losses.common import published_range
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the losses; return the exit code.
-
-    Args:
-        argv: Options of the command.
-    """
+    """Print the losses; return the exit code."""
     if argv and argv[0] == "check":
         return losses_check.main(argv[1:])
     parser = argparse.ArgumentParser(
@@ -48,11 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(loss: Loss) -> dict[str, Any]:
-    """Return what a program may want to know about a loss.
-
-    Args:
-        loss: The loss.
-    """
+    """Return what a program may want to know about a loss."""
     return {
         "name": loss.name,
         "aliases": list(loss.aliases),
@@ -72,11 +64,7 @@ def describe(loss: Loss) -> dict[str, Any]:
 
 
 def render(loss: Loss) -> str:
-    """Return the loss in full, as plain text.
-
-    Args:
-        loss: The loss.
-    """
+    """Return the loss in full, as plain text."""
     facts = {
         "aliases": ", ".join(loss.aliases) or "none",
         "data": loss.data_kind,
@@ -96,11 +84,7 @@ def render(loss: Loss) -> str:
 
 
 def print_table(losses: Sequence[Loss]) -> None:
-    """Print one line per loss, or more where the terminal is narrow.
-
-    Args:
-        losses: The losses, in the order to print.
-    """
+    """Print one line per loss, or more where the terminal is narrow."""
     headings = ("name", "aliases", "data", "reference", "defaults", "source")
     table = _table(f"{len(losses)} losses", *headings)
     for loss in losses:
@@ -118,12 +102,7 @@ def print_table(losses: Sequence[Loss]) -> None:
 
 
 def print_guide(losses: Sequence[Loss], whole: bool) -> None:
-    """Print which loss to try for which data and wish, and when to use each: as the documentation.
-
-    Args:
-        losses: The losses to print.
-        whole: Print every situation, not only those with one of the losses.
-    """
+    """Print which loss to try for what, every situation or those of these losses, and when."""
     wanted = {loss.name for loss in losses}
     table = _table("Which loss", "the data", "the wish, or what went wrong", "try", "because")
     table.show_lines = True

@@ -17,14 +17,7 @@ from prefopt.losses.registry import ENTRY_POINT_GROUP
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check losses and print a table of the result; return 1 if a check fails.
-
-    Args:
-        argv: Options of the command.
-
-    Raises:
-        UserError: If a name is no package, entry point or loss, or the package has no losses.
-    """
+    """Check losses and print a table of the result; return 1 if a check fails."""
     parser = argparse.ArgumentParser(
         prog="prefopt losses check",
         description="Run the checks of prefopt.losses.contract over the losses of a package. "
@@ -42,11 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def losses_of(name: str) -> list[Loss]:
-    """Return the losses that a name stands for.
-
-    Args:
-        name: A package or module whose functions are registered once it is imported; an entry
-            point of the group ``prefopt.losses``; or the name or alias of one loss.
+    """Return the losses of a package, a module, an entry point, or a loss by name or alias.
 
     Raises:
         UserError: If there is no such thing, it cannot be imported, or it registers no loss.
@@ -74,12 +63,7 @@ def losses_of(name: str) -> list[Loss]:
 
 
 def print_results(losses: Sequence[Loss], broken: dict[str, dict[str, str]]) -> None:
-    """Print a row per loss, or one per check that it does not hold.
-
-    Args:
-        losses: The losses that were checked.
-        broken: By loss: the checks it does not hold, with what is wrong.
-    """
+    """Print a row per loss, or one per check it does not hold, with what is wrong."""
     failing = sum(map(bool, broken.values()))
     title = f"{len(CHECKS)} checks of each loss; {len(losses) - failing} of {len(losses)} hold all"
     table = Table(title=title, title_justify="left", pad_edge=False)

@@ -82,11 +82,7 @@ class DataArguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train, save, and evaluate where there is data for it; return the exit code.
-
-    Args:
-        argv: Options of the command.
-    """
+    """Train, save, and evaluate where there is data for it; return the exit code."""
     parser = make_parser()
     data_args, config, model_args = parse(parser, list(argv))
     with user_errors():
@@ -138,15 +134,7 @@ def make_parser() -> Any:
 
 
 def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
-    """Return data arguments, ``PreferenceConfig`` and TRL's ``ModelConfig`` of a command line.
-
-    Args:
-        parser: From ``make_parser``.
-        argv: Options of the command.
-
-    Raises:
-        UserError: If an option is unknown, missing, or has a wrong value.
-    """
+    """Return data arguments, ``PreferenceConfig`` and TRL's ``ModelConfig`` of a command line."""
     options = {name for action in parser._actions for name in action.option_strings}
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config")
@@ -175,14 +163,7 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Return the options of a YAML file; its ``env`` mapping sets environment variables.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If it cannot be read, or is no mapping of options.
-    """
+    """Return the options of a YAML file; its ``env`` mapping sets environment variables."""
     import yaml
 
     try:
@@ -207,16 +188,7 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
-    """Return the rows to train on, and those to evaluate on or None.
-
-    Args:
-        data_args: Which data.
-        config: The run's ``PreferenceConfig``: its seed, and whether it evaluates.
-
-    Raises:
-        UserError: If a split does not exist.
-        ValueError: If the data cannot be read.
-    """
+    """Return the rows to train on, and those to evaluate on or None."""
     from prefopt.data import load_rows
 
     name = str(data_args.dataset_name)
@@ -249,12 +221,7 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
 
 
 def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
-    """Return what a command line says of model and options, as ``PreferenceTrainer`` takes it.
-
-    Args:
-        config: The run's ``PreferenceConfig``.
-        model_args: TRL's ``ModelConfig``.
-    """
+    """Return what a command line says of model and options, as ``PreferenceTrainer`` takes it."""
     from trl import get_peft_config, get_quantization_config
 
     from_flags = {
@@ -275,12 +242,7 @@ def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
 
 
 def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
-    """Train, save model, tokenizer, state and metrics, evaluate; return the metrics.
-
-    Args:
-        trainer: A ``PreferenceTrainer``.
-        data_args: For the model card.
-    """
+    """Train, save model, tokenizer, state and metrics, evaluate; return the metrics."""
     config = trainer.args
     result = trainer.train(resume_from_checkpoint=checkpoint_of(config.resume_from_checkpoint))
     metrics = dict(result.metrics)
@@ -297,21 +259,12 @@ def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
 
 
 def checkpoint_of(value: str | None) -> str | bool | None:
-    """Return the checkpoint to resume from; True means the latest.
-
-    Args:
-        value: From a command line, where it is text.
-    """
+    """Return the checkpoint to resume from; True means the latest."""
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def print_metrics(metrics: Mapping[str, float], output_dir: str) -> None:
-    """Print the final metrics as a table, and what to do next.
-
-    Args:
-        metrics: Names and values.
-        output_dir: Where the model was saved.
-    """
+    """Print the final metrics as a table, and what to do next."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,6 +1,7 @@
 """From prepared rows to batches: laid-out tokens, and how the completions are compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -9,10 +10,9 @@ from torch import Tensor
 
 from prefopt.batch import Batch, Texts
 from prefopt.data.index import index_of
+from prefopt.data.prepared import Row
 from prefopt.data.split_by_tokens import laid_out_tokens, split_by_tokens
 from prefopt.engine.layout import Example, LayoutName, build_layout
-
-Row = Mapping[str, Any]
 
 # Under this name the batches stand in the dictionary that transformers hands on.
 BATCHES = "batches"
@@ -20,6 +20,7 @@ BATCHES = "batches"
 TOKENS = "input_ids"
 
 
+@dataclass(frozen=True)
 class PreferenceCollator:
     """Makes batches of prepared rows.
 
@@ -37,19 +38,11 @@ class PreferenceCollator:
         KeyError: When called, if a row lacks a column of prepared data.
     """
 
-    def __init__(
-        self,
-        layout: LayoutName = "shared_prefix",
-        pad_token_id: int = 0,
-        mismatched: Literal["separate", "continued"] | None = None,
-        max_tokens: int | None = None,
-        by_kind: bool = False,
-    ) -> None:
-        self.layout = layout
-        self.pad_token_id = pad_token_id
-        self.mismatched = mismatched
-        self.max_tokens = max_tokens
-        self.by_kind = by_kind
+    layout: LayoutName = "shared_prefix"
+    pad_token_id: int = 0
+    mismatched: Literal["separate", "continued"] | None = None
+    max_tokens: int | None = None
+    by_kind: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the batches of the rows, in a dictionary since transformers hands on no other."""
@@ -72,7 +65,7 @@ class PreferenceCollator:
         index = index_of(rows, self.by_kind)
         if self.mismatched is None:
             return Batch(self._texts(examples), index)
-        others = [_mismatched(row) for row in rows]
+        others = [_example(row, "kl_completion_ids") for row in rows]
         if not (alone and self.mismatched == "continued"):
             return Batch(self._texts(examples), index, self._texts(others))
         texts = self._texts(examples, continued=others)
@@ -93,17 +86,10 @@ def _tokens(batch: Batch) -> Tensor:
     return ids.flatten() if mask is None else ids[mask]
 
 
-def _example(row: Row) -> Example:
-    masks = row.get("completion_masks")
+def _example(row: Row, completions: str = "completion_ids") -> Example:
+    masks = row.get("completion_masks") if completions == "completion_ids" else None
     return Example(
         prompt_ids=np.asarray(row["prompt_ids"], dtype=np.int64),
-        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row["completion_ids"]],
+        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row[completions]],
         completion_masks=[np.asarray(mask, dtype=bool) for mask in masks] if masks else None,
-    )
-
-
-def _mismatched(row: Row) -> Example:
-    return Example(
-        prompt_ids=np.asarray(row["prompt_ids"], dtype=np.int64),
-        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row["kl_completion_ids"]],
     )

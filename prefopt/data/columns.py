@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from prefopt.data.errors import DataError
-from prefopt.data.index import COLUMNS
+from prefopt.data.prepared import COLUMNS
 
 __all__ = ["check_columns", "check_datasets", "check_margins"]
 
@@ -23,10 +23,6 @@ _ANY = (-np.inf, np.inf, "a number")
 
 def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
     """Check that there is a dataset, and that each is of one of the two accepted classes.
-
-    Args:
-        train_dataset: One dataset or None.
-        eval_dataset: One dataset, a dictionary of such by name, or None.
 
     Raises:
         ValueError: If there is none.
@@ -46,9 +42,6 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
 def check_columns(dataset: Dataset) -> None:
     """Check the numbers of weights, margins, scores and soft labels; null counts as not given.
 
-    Args:
-        dataset: Rows in any format.
-
     Raises:
         DataError: If one is no finite number or out of its range, or if there is a win rate of one
             side alone; it names row and column.
@@ -62,15 +55,7 @@ def check_columns(dataset: Dataset) -> None:
 
 
 def check_margins(columns: Iterable[str], inputs: Iterable[str]) -> None:
-    """Check that the data have margins if a loss takes them; without, all would be 0.
-
-    Args:
-        columns: Names of the columns of prepared rows.
-        inputs: Names of the tensors that the losses take.
-
-    Raises:
-        DataError: If they have none.
-    """
+    """Check that the data have margins if a loss takes them; without, all would be 0."""
     if "margins" in set(inputs) and not {"margin", "scores", "score_chosen"} & set(columns):
         raise DataError(
             "the loss takes margins (by how much the chosen completion is better), and the data "

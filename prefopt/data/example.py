@@ -48,15 +48,9 @@ class PreferenceExample:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a row says of its completions.
+    """What a row says of its completions: as ``PreferenceExample``, all in the order of ``order``.
 
-    Attributes:
-        kind: Paired, unpaired or ranked.
-        order: Indices of the completions as the row gives them, best first.
-        desirable: Whether each is wanted, in this order; empty if ranked.
-        ranks: Rank of each, in this order; empty if unpaired.
-        scores: Score of each, in this order, if ranked with scores.
-        unusable: Why nothing is preferred; None if something is.
+    ``order`` holds the indices of the completions as the row gives them, best first.
     """
 
     kind: Kind
@@ -105,11 +99,7 @@ class Cells:
 
 
 def read_label(row: Cells) -> bool:
-    """Return whether the completion of an unpaired row is desirable.
-
-    Raises:
-        DataError: If ``label`` is none of True, False, 1 and 0.
-    """
+    """Return whether the completion of an unpaired row is desirable."""
     label = row.need("label", "an unpaired row needs True, False, 1 or 0")
     if not isinstance(label, bool | int | float) or label not in (0, 1):
         raise row.wrong(
@@ -121,12 +111,7 @@ def read_label(row: Cells) -> bool:
 
 
 def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> Judgement:
-    """Return the order of the completions of a ranked row.
-
-    Args:
-        row: The row, with ``ranks``, ``scores``, both (then ranks decide) or neither.
-        count: Number of its completions.
-        ranked_as_given: Whether they are best first if it has neither.
+    """Return the order of a ranked row's completions, by its ranks, else its scores.
 
     Raises:
         DataError: If ranks or scores are no finite numbers, one a completion, or are missing.

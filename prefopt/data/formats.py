@@ -220,7 +220,8 @@ def _plain(row: Cells, prompt: str, completions: list[str]) -> Texts:
 
 def _implicit_text(row: Cells, texts: list[str], column: str) -> Texts:
     """Split texts that begin with the prompt into prompt and completions."""
-    shared = _shared_characters(texts)
+    first, last = min(texts), max(texts)  # what these two share, all between them share
+    shared = first[: shared_length(first, last)]
     turn = shared.rfind(TURN)
     if turn >= 0:
         end = turn + len(TURN)
@@ -242,11 +243,6 @@ def _implicit_text(row: Cells, texts: list[str], column: str) -> Texts:
         # The space belongs to the first word of the completion, as in most tokenizers.
         end = len(shared) - shared.endswith(" ")
     return _plain(row, shared[:end], [text[end:] for text in texts])
-
-
-def _shared_characters(texts: Sequence[str]) -> str:
-    first, last = min(texts), max(texts)  # what these two share, all between them share
-    return first[: shared_length(first, last)]
 
 
 def _read_conversation(

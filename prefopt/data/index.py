@@ -6,31 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from prefopt.data.prepared import Row
 from prefopt.objective.preference_index import PreferenceIndex, Ranking
-
-Row = Mapping[str, Any]
-
-# Columns of the data beside prompt, completions and their ranks, scores or labels.
-COLUMNS = (
-    "weight",
-    "margin",
-    "preference_probability",
-    "score_chosen",
-    "score_rejected",
-    "win_rate_chosen",
-    "win_rate_rejected",
-)
 
 
 class _RowIndex(NamedTuple):
-    """The completions of one row, by their numbers in the batch.
-
-    Attributes:
-        row: The prepared row.
-        first: Number of its first completion.
-        pairs: Better and worse completion of each pair.
-        preferred: The best completion, or the desirable ones.
-    """
+    """The completions of one prepared row, by their numbers in the batch; pairs better first."""
 
     row: Row
     first: int
@@ -39,27 +20,17 @@ class _RowIndex(NamedTuple):
 
     @classmethod
     def of(cls, row: Row, first: int) -> "_RowIndex":
-        ranks, labels = row["ranks"], row["desirable"]
-        pairs = [
-            (first + better, first + worse)
-            for better in range(len(ranks))
-            for worse in range(len(ranks))
-            if ranks[better] < ranks[worse]
-        ]
-        if len(ranks):
-            preferred = [first + int(np.argmin(ranks))]
+        ranks = list(enumerate(row["ranks"], first))
+        pairs = [(better, worse) for better, a in ranks for worse, b in ranks if a < b]
+        if ranks:
+            preferred = [first + int(np.argmin(row["ranks"]))]
         else:
-            preferred = [first + place for place, label in enumerate(labels) if label]
+            preferred = [place for place, label in enumerate(row["desirable"], first) if label]
         return cls(row, first, pairs, preferred)
 
 
 def index_of(rows: Sequence[Row], by_kind: bool = False) -> PreferenceIndex:
-    """Return the index of the completions of some rows.
-
-    Args:
-        rows: Prepared rows.
-        by_kind: Whether to add the index of the rows of each kind.
-    """
+    """Return the index of the completions of prepared rows, with one for each kind if asked."""
     firsts = np.cumsum([0, *(len(row["completion_ids"]) for row in rows)])[:-1].tolist()
     parts = [_RowIndex.of(row, first) for row, first in zip(rows, firsts, strict=True)]
     kinds = ("paired", "unpaired", "ranked") if by_kind else ()

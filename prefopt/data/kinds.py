@@ -26,7 +26,6 @@ NEEDS = {
 HINTS = {
     "ranked": " A pairwise loss learns from rankings; or turn them into pairs or unpaired rows.",
     "unpaired": " An unpaired row has one completion, so there is none to compare it with.",
-    "paired": "",
 }
 
 
@@ -44,11 +43,7 @@ def detect_kind(row: Mapping[str, Any]) -> Kind:
 
 
 def first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
-    """Return the kind of the first row of the data, raw or prepared.
-
-    Raises:
-        ValueError: If the data have no rows.
-    """
+    """Return the kind of the first row of the data, raw or prepared."""
     dataset = train_dataset if train_dataset is not None else eval_dataset
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
@@ -85,8 +80,8 @@ def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> 
     unfit = unused[0] if unused else found[0]
     data = f"the data is {' and '.join(found)}" if without_data else f"some of the data is {unfit}"
     raise DataError(
-        f"{data}, but the loss needs {NEEDS[kind]}.{HINTS[unfit]} Losses that take {unfit} data: "
-        f"{', '.join(_fitting(unfit)) or 'none is registered'}."
+        f"{data}, but the loss needs {NEEDS[kind]}.{HINTS.get(unfit, '')} Losses that take {unfit} "
+        f"data: {', '.join(_fitting(unfit)) or 'none is registered'}."
     )
 
 

@@ -99,10 +99,9 @@ def report_for(
         from transformers import AutoTokenizer
 
         tokenizer = cast(Tokenizer, AutoTokenizer.from_pretrained(str(tokenizer)))
-    if tokenizer is None:
-        report = prepare_dataset(rows, _Bytes(), max_length=None, name=name).report
-    else:
-        report = prepare_dataset(rows, tokenizer, max_length=max_length, name=name).report
+    elif tokenizer is None:
+        tokenizer, max_length = _Bytes(), None
+    report = prepare_dataset(rows, tokenizer, max_length=max_length, name=name).report
     assert report is not None  # only streams have none
     return report
 

@@ -1,7 +1,8 @@
 """Chat messages: role/content or ShareGPT's from/value, checked, and returned as role/content."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prefopt.data.errors import DataError
@@ -32,14 +33,6 @@ def read_messages(value: Any, row: int, column: str) -> list[Message]:
     One message counts as a list of one. Keys that are null are left out: Arrow adds the keys that
     other messages have, with null.
 
-    Args:
-        value: Messages of one cell, role/content or from/value.
-        row: Number of the row, for errors.
-        column: Name of the column, for errors.
-
-    Returns:
-        At least one message.
-
     Raises:
         DataError: If it holds no messages, or one of them lacks its role or content.
 
@@ -47,32 +40,27 @@ def read_messages(value: Any, row: int, column: str) -> list[Message]:
         >>> read_messages([{"from": "human", "value": "Hi"}], row=0, column="conversations")
         [{'role': 'user', 'content': 'Hi'}]
     """
+    wrong = partial(DataError, row=row, column=column)
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, list | tuple):
-        raise DataError(
-            f"needs text or a list of messages, got {type(value).__name__}", row, column
-        )
+        raise wrong(f"needs text or a list of messages, got {type(value).__name__}")
     if not turns:
-        raise DataError("holds no messages; it needs at least one", row, column)
-    return [_read_message(turn, place, row, column) for place, turn in enumerate(turns)]
+        raise wrong("holds no messages; it needs at least one")
+    return [_read_message(turn, place, wrong) for place, turn in enumerate(turns)]
 
 
-def _read_message(turn: Any, place: int, row: int, column: str) -> Message:
+def _read_message(turn: Any, place: int, wrong: Callable[[str], DataError]) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(
+        raise wrong(
             f"message {place} is a {type(turn).__name__}; a message has 'role' and 'content' "
-            "(or 'from' and 'value')",
-            row,
-            column,
+            "(or 'from' and 'value')"
         )
     # Keys of the other style are null where Arrow merged both.
     if turn.get("role") is None and turn.get("from") is not None:
         speaker = turn["from"]
         if speaker not in ROLES:
-            raise DataError(
-                f"message {place} is from {speaker!r}; known speakers are {', '.join(ROLES)}",
-                row,
-                column,
+            raise wrong(
+                f"message {place} is from {speaker!r}; known speakers are {', '.join(ROLES)}"
             )
         message: Message = {"role": ROLES[speaker], "content": turn.get("value")}
     else:
@@ -82,17 +70,15 @@ def _read_message(turn: Any, place: int, row: int, column: str) -> Message:
             if (value is not None and key not in ("from", "value")) or key == "content"
         }
     if not isinstance(message.get("role"), str):
-        raise DataError(
+        raise wrong(
             f"message {place} has no role: its keys are {sorted(turn)}, it needs 'role' and "
-            "'content' (or 'from' and 'value')",
-            row,
-            column,
+            "'content' (or 'from' and 'value')"
         )
-    _check_content(message, place, row, column)
+    _check_content(message, place, wrong)
     return message
 
 
-def _check_content(message: Message, place: int, row: int, column: str) -> None:
+def _check_content(message: Message, place: int, wrong: Callable[[str], DataError]) -> None:
     content = message.get("content")
     if isinstance(content, str) or (content is None and message.get("tool_calls")):
         return
@@ -101,11 +87,9 @@ def _check_content(message: Message, place: int, row: int, column: str) -> None:
         message["content"] = [without_nulls(part) for part in parts]
         return
     found = "null" if content is None else type(content).__name__
-    raise DataError(
+    raise wrong(
         f"message {place} has content of type {found}; it needs text (images and sound are not "
-        "supported)",
-        row,
-        column,
+        "supported)"
     )
 
 
@@ -132,11 +116,7 @@ def common_messages(conversations: Sequence[Sequence[Message]]) -> int:
 
 
 def read_tools(value: Any, row: int) -> list[Any] | None:
-    """Return the tools of a row: a list of schemas, or JSON text of one; None for none.
-
-    Raises:
-        DataError: If it is neither.
-    """
+    """Return the tools of a row: a list of schemas, or JSON text of one; None for none."""
     tools = _read_json(value, row, "tools")
     if tools is None or isinstance(tools, list):
         return None if tools is None else [without_nulls(tool) for tool in tools]
@@ -148,11 +128,7 @@ def read_tools(value: Any, row: int) -> list[Any] | None:
 
 
 def read_options(value: Any, row: int) -> dict[str, Any]:
-    """Return the chat template's keyword arguments of a row: a dictionary, or JSON text of one.
-
-    Raises:
-        DataError: If it is neither.
-    """
+    """Return the chat template's keyword arguments of a row: a dictionary, or JSON text of one."""
     options = _read_json(value, row, "chat_template_kwargs")
     if options is None:
         return {}

@@ -5,16 +5,16 @@ for the first). If that row has the same prompt or the same completion, the one 
 Nothing is drawn at random, so nothing depends on batch size, shuffling or seed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
-from numpy.typing import NDArray
 
 from prefopt.data.errors import DataError
-from prefopt.data.prepared import OPTIONAL, VERSION, list_lengths, read_chunks
+from prefopt.data.prepared import OPTIONAL, VERSION, Ints, list_lengths, read_chunks
 
 __all__ = ["Donors", "StreamMismatch", "add_mismatched", "find_donors"]
 
@@ -23,8 +23,6 @@ NO_DONOR = (
     "no other row has a mismatched completion for the KL estimate: that needs rows of at least two "
     "prompts with different completions"
 )
-
-Ints = NDArray[np.int64]
 
 
 class Donors(NamedTuple):
@@ -109,11 +107,6 @@ def add_mismatched(
 ) -> tuple[Dataset, int]:
     """Add ``kl_completion_ids`` to prepared rows: a mismatched completion for each completion.
 
-    Args:
-        dataset: Rows as ``prefopt.data.prepare`` makes them.
-        max_length: Most tokens of prompt + mismatched completion; None for no limit.
-        num_proc: Number of processes.
-
     Returns:
         The rows, and how many completions could not get theirs from the row before.
 
@@ -147,9 +140,7 @@ def add_mismatched(
     return mapped, donors.skipped
 
 
-def _donors_of(
-    lengths: NDArray[np.int64], keys: NDArray[np.int64]
-) -> tuple[Donors, NDArray[np.int64]]:
+def _donors_of(lengths: Ints, keys: Ints) -> tuple[Donors, Ints]:
     """Return donors and number of completions of rows, from the prompt's and completions' keys."""
     starts = np.cumsum(lengths) - lengths
     donors = find_donors(keys[starts], np.delete(keys, starts), lengths - 1)
@@ -162,7 +153,7 @@ def _mismatched_batch(
     *,
     source: Dataset,
     donors: Donors,
-    starts: NDArray[np.int64],
+    starts: Ints,
     max_length: int | None,
 ) -> dict[str, list[Any]]:
     """Return the mismatched completions of a batch of rows; the function that ``datasets`` maps."""
@@ -187,24 +178,17 @@ def _cut_to_room(
     ]
 
 
+@dataclass
 class StreamMismatch:
     """Adds mismatched completions to the rows of a stream.
 
     A row gets them from rows before it, the first rows of the stream from the end of its first
-    batch.
-
-    Args:
-        max_length: Most tokens of prompt + mismatched completion; None for no limit.
-        name: What the data set is called, for errors.
-
-    Raises:
-        DataError: When called, if there is no mismatched completion for a row.
+    batch. ``before`` holds the keys and completions of those rows.
     """
 
-    def __init__(self, max_length: int | None, name: str) -> None:
-        self.max_length = max_length
-        self.name = name
-        self.before: list[tuple[list[int], list[list[int]]]] = []  # keys, completions
+    max_length: int | None
+    name: str
+    before: list[tuple[list[int], list[list[int]]]] = field(default_factory=list)
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]
@@ -222,16 +206,8 @@ class StreamMismatch:
         ]
         if (donors.rows[len(donors.rows) - sum(map(len, mismatched)) :] < 0).any():
             raise DataError(f"{NO_DONOR} among {len(rows)} successive rows", dataset=self.name)
-        self.before = list(_last_of_each_prompt(rows))[:REMEMBERED_ROWS][::-1]
+        last_of_prompt: dict[int, tuple[list[int], list[list[int]]]] = {}
+        for row_keys, completions in reversed(rows):
+            last_of_prompt.setdefault(row_keys[0], (row_keys, completions))
+        self.before = list(last_of_prompt.values())[:REMEMBERED_ROWS][::-1]
         return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], mismatched, self.max_length)}
-
-
-def _last_of_each_prompt(
-    rows: Sequence[tuple[list[int], list[list[int]]]],
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yield the last row of each prompt, last first."""
-    seen = set()
-    for keys, completions in reversed(rows):
-        if keys[0] not in seen:
-            seen.add(keys[0])
-            yield keys, completions

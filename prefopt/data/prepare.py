@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from logging import getLogger
 from typing import Any, NamedTuple
@@ -206,12 +206,12 @@ def _prepare_stream_batch(
         raise error.within(name) from error.__cause__
 
 
+@dataclass
 class _KeepUsable:
     """Keeps the usable rows of a stream; warns once of each reason why a row is not."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.warned_of: set[str] = set()
+    name: str
+    warned_of: set[str] = field(default_factory=set)
 
     def __call__(self, row: Mapping[str, Any], number: int) -> bool:
         reason = row["_reason"]
@@ -227,23 +227,14 @@ class _KeepUsable:
 
 
 class ColumnPlan(NamedTuple):
-    """Which columns of a data set are kept, and which are added.
-
-    Attributes:
-        extra: Columns that are kept as they are.
-        outputs: Columns that ``prepare_batch`` returns.
-    """
+    """The columns of a data set that are kept, and those that ``prepare_batch`` returns."""
 
     extra: list[str]
     outputs: list[str]
 
     @classmethod
     def of(cls, columns: Sequence[str]) -> "ColumnPlan":
-        """Return the plan for a data set with these columns.
-
-        Raises:
-            DataError: If a column has the name of one that is added.
-        """
+        """Return the plan for a data set with these columns."""
         has_ids = "prompt_ids" in columns
         wanted = {
             "completion_masks": has_ids and any(column in MASKS for column in columns),
@@ -253,9 +244,7 @@ class ColumnPlan(NamedTuple):
             and any(c in columns for c in ("kl_completion_ids", "KL_completion_ids")),
         }
         outputs = [*OUTPUTS, *(column for column, want in wanted.items() if want), *FACTS]
-        read = {*SOURCE_COLUMNS}
-        if not wanted["scores"]:
-            read -= {"scores"}
+        read = {*SOURCE_COLUMNS} - (set() if wanted["scores"] else {"scores"})
         if not has_ids:
             for column in {*OUTPUTS, *OPTIONAL} & {*columns} - {"ranks", "scores"}:
                 raise DataError(
@@ -290,14 +279,6 @@ def prepare_batch(
 
     All that decides the result is an argument: ``datasets`` names its cache files after them.
 
-    Args:
-        batch: Columns of the rows.
-        numbers: Numbers of the rows in the data set.
-        tokenizer: As in ``prepare_dataset``.
-        max_length: As in ``prepare_dataset``.
-        outputs: Columns to return.
-        version: Version of this function, for the cache of ``datasets``.
-
     Raises:
         DataError: If a row is none of the formats.
     """
@@ -321,17 +302,14 @@ def _prepare_row(
 ) -> dict[str, Any]:
     """Return the prepared row, cut to ``max_length``, and its facts."""
     prompt, whole, moved = tokenized
-    longest = max(map(len, [*whole, *(example.kl_completions or [])]), default=0)
-    room = len(prompt) + longest if max_length is None else max_length
-    room -= len(prompt)
-    completions = [ids[: max(room, 0)] for ids in whole]
-    mismatched = [ids[: max(room, 0)] for ids in example.kl_completions or []]
-    masks = example.masks or [[True] * len(ids) for ids in whole]
-    masks = [mask[: max(room, 0)] for mask in masks]
+    room = None if max_length is None else max(max_length - len(prompt), 0)
+    completions = [ids[:room] for ids in whole]
+    mismatched = [ids[:room] for ids in example.kl_completions or []]
+    masks = [mask[:room] for mask in example.masks or [[True] * len(ids) for ids in whole]]
     # Nothing predicts the first token of a text.
     counted = [mask[1:] if not prompt else mask for mask in masks]
     reason = example.unusable
-    if reason is None and room <= 0 and any(whole):
+    if reason is None and room == 0 and any(whole):
         reason = NO_ROOM
     if reason is None and not all(map(any, counted)):
         reason = NO_TOKENS

@@ -11,16 +11,18 @@ from datasets import Dataset, List, Value
 from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
-from prefopt.data.index import COLUMNS
 from prefopt.engine.layout import Example
 
 __all__ = [
+    "COLUMNS",
     "FACTS",
     "KEY_BYTES",
     "OPTIONAL",
     "OUTPUTS",
     "PREPARED_COLUMNS",
     "VERSION",
+    "Ints",
+    "Row",
     "completion_key",
     "completion_keys",
     "examples_of",
@@ -58,10 +60,21 @@ FACTS = {
     "_layout_tokens": Value("int64"),
     "_keys": List(Value("int64")),
 }
+# Columns of the data beside prompt, completions and their ranks, scores or labels.
+COLUMNS = (
+    "weight",
+    "margin",
+    "preference_probability",
+    "score_chosen",
+    "score_rejected",
+    "win_rate_chosen",
+    "win_rate_rejected",
+)
 PREPARED_COLUMNS = [*OUTPUTS, *OPTIONAL, *COLUMNS]
 KEY_BYTES = 16
 
 Ints = NDArray[np.int64]
+Row = Mapping[str, Any]
 
 
 def is_prepared(dataset: Any, needs_kl: bool) -> bool:
@@ -114,7 +127,7 @@ def list_lengths(lists: pa.Array) -> Ints:
     return np.asarray(pc.list_value_length(lists), dtype=np.int64)
 
 
-def examples_of(rows: Iterable[Mapping[str, Any]], with_kl: bool) -> Iterator[Example]:
+def examples_of(rows: Iterable[Row], with_kl: bool) -> Iterator[Example]:
     """Return the prompts and completions of prepared rows, those of KTO's KL estimate included."""
     for row in rows:
         prompt = np.asarray(row["prompt_ids"], dtype=np.int64)
@@ -127,13 +140,7 @@ def examples_of(rows: Iterable[Mapping[str, Any]], with_kl: bool) -> Iterator[Ex
 def read_examples(
     dataset: Dataset, with_kl: bool, rows: Sequence[int] | None = None
 ) -> Iterator[Example]:
-    """Return what ``examples_of`` does, of some rows of a map-style dataset or of all.
-
-    Args:
-        dataset: Prepared rows.
-        with_kl: Whether KTO's mismatched completions are among the completions.
-        rows: Their numbers; None for all.
-    """
+    """Return what ``examples_of`` does, of the rows with these numbers or of all."""
     columns = ["prompt_ids", "completion_ids"] + (["kl_completion_ids"] if with_kl else [])
     plain = dataset.select_columns(columns).with_format("arrow")
     if rows is not None:

@@ -196,13 +196,7 @@ def _plural(count: int, noun: str) -> str:
 
 
 def count_rows(dataset: Dataset, name: str, batch_size: int) -> DataReport:
-    """Return the report of prepared rows of which none was set aside.
-
-    Args:
-        dataset: The rows, with the columns of ``prefopt.data.prepared.FACTS``.
-        name: What to call the data.
-        batch_size: Rows in a batch, for ``padded_tokens``.
-    """
+    """Return the report of prepared rows of which none was set aside."""
     kinds = np.asarray(dataset["kind"][:])
     prompts = np.concatenate([list_lengths(p) for p in read_chunks(dataset, "prompt_ids")])
     nested = [

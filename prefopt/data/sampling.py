@@ -44,11 +44,7 @@ class MixedLabels(Sampler[int]):
 
 
 def unpaired_labels(dataset: Dataset) -> np.ndarray | None:
-    """Return the label of each row; (n,), bool; None if not all are unpaired, or all are alike.
-
-    Args:
-        dataset: Prepared rows.
-    """
+    """Return the label of each row; (n,), bool; None if not all are unpaired, or all are alike."""
     labels = [chunk.flatten().to_numpy(False) for chunk in read_chunks(dataset, "desirable")]
     kinds = {kind for chunk in read_chunks(dataset, "kind") for kind in chunk.unique().to_pylist()}
     if kinds != {"unpaired"} or not labels:

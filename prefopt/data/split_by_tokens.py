@@ -20,12 +20,7 @@ def laid_out_tokens(example: Example, layout: LayoutName) -> int:
 def split_by_tokens(sizes: Sequence[int], most: int) -> list[slice]:
     """Split a sequence into as few parts as possible, all of about the same size.
 
-    Args:
-        sizes: Size of each item, in order.
-        most: Largest sum of the sizes of a part; a larger item is a part by itself.
-
-    Returns:
-        The parts, in order.
+    A part's sizes add up to ``most`` at most; a larger item is a part by itself.
 
     Examples:
         >>> [len([4, 4, 4, 4, 4][part]) for part in split_by_tokens([4, 4, 4, 4, 4], 16)]

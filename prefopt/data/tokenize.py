@@ -24,13 +24,7 @@ class Tokenizer(Protocol):
 
 
 class Tokenized(NamedTuple):
-    """Token ids of a prompt and its completions.
-
-    Attributes:
-        prompt_ids: Tokens of the prompt.
-        completion_ids: Tokens of each completion.
-        boundary_moved: Whether the completions begin before the prompt's own tokens end.
-    """
+    """Token ids; and whether the completions begin before the prompt's own tokens end."""
 
     prompt_ids: list[int]
     completion_ids: list[list[int]]
@@ -63,10 +57,6 @@ def split_prompt(prompt_ids: list[int], texts: Sequence[list[int]]) -> Tokenized
     differently when an answer follows. So the prompt ends with the last token that it shares with
     all the texts, and its own tokens beyond are not used.
 
-    Args:
-        prompt_ids: Tokens of the prompt alone.
-        texts: Tokens of prompt + completion, one for each completion.
-
     Examples:
         >>> split_prompt([5, 6, 7], [[5, 6, 7, 8], [5, 6, 9]])
         Tokenized(prompt_ids=[5, 6], completion_ids=[[7, 8], [9]], boundary_moved=True)
@@ -82,11 +72,6 @@ def tokenize(
 
     Text gets the tokenizer's special tokens, and the end-of-sequence token where it does not end
     with it. Messages are rendered by the chat template. Token ids stay as they are.
-
-    Args:
-        examples: The examples.
-        numbers: Their rows, for errors.
-        tokenizer: The tokenizer; None will do if all examples hold token ids.
 
     Raises:
         DataError: If the tokenizer has no chat template, or the template refuses a row.

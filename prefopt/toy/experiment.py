@@ -128,13 +128,7 @@ class ExperimentSize:
 
 
 class SampleSummary(NamedTuple):
-    """What the samples of a policy show.
-
-    Attributes:
-        reward: True reward, in points.
-        kl: KL(policy || reference) of whole completions, in nats.
-        grammatical: Share of the samples that are texts of the grammar.
-    """
+    """What the samples of a policy show: the last three fields of ``Measurement``."""
 
     reward: Estimate
     kl: Estimate
@@ -216,19 +210,11 @@ class PolicyEvaluator:
     def measure(
         self, policy: Any, objective: Objective, *, step: int = 0, samples_per_prompt: int = 96
     ) -> Measurement:
-        """Return a policy's measurement.
-
-        Args:
-            policy: The model; its training mode is put back.
-            objective: Defines the implicit reward of the held-out accuracy.
-            step: Optimiser steps so far, for the record.
-            samples_per_prompt: Completions drawn for each of the held-out prompts.
-        """
+        """Return a policy's measurement; the objective defines the implicit rewards."""
         training = policy.training
         policy.eval()
-        logps = self._pair_logps(policy)
-        rewards = implicit_rewards(objective, logps, self._reference_logps)
-        reference = self._reference_logps
+        logps, reference = self._pair_logps(policy), self._reference_logps
+        rewards = implicit_rewards(objective, logps, reference)
         margins = (logps.chosen - reference.chosen) - (logps.rejected - reference.rejected)
         if policy is not self.reference:
             summary = self._summarise(policy, samples_per_prompt, self.seed + step)
@@ -243,9 +229,7 @@ class PolicyEvaluator:
             step=step,
             accuracy=preference_accuracy(rewards.chosen, rewards.rejected),
             margin=margins.mean().item(),
-            reward=summary.reward,
-            kl=summary.kl,
-            grammatical=summary.grammatical,
+            **summary._asdict(),
         )
 
     def frontier(
@@ -255,13 +239,7 @@ class PolicyEvaluator:
         min_effective_samples: float = 25.0,
         on_samples: Callable[[int], None] | None = None,
     ) -> list[FrontierPoint]:
-        """Return the best reachable reward by KL, from samples of the reference.
-
-        Args:
-            samples_per_prompt: Completions drawn for each of the held-out prompts.
-            min_effective_samples: Where the curve ends.
-            on_samples: Called as samples come in, with how many.
-        """
+        """Return the best reachable reward by KL, from samples of the reference for each prompt."""
         rewards: list[list[float]] = []
         for index, prompt in enumerate(self.prompts):
             completions = sample_completions(
@@ -368,11 +346,7 @@ class Experiment:
         self.start = build_model(self.tokenizer, seed=seed)
 
     def fit(self, on_step: Callable[[float], None] | None = None) -> None:
-        """Fit the start to the language.
-
-        Args:
-            on_step: Called after each step with its loss, in nats per completion.
-        """
+        """Fit the start to the language; ``on_step`` gets each loss, in nats per completion."""
         fit_model(
             self.start, self.tokenizer, steps=self.size.fit_steps, seed=self.seed, on_step=on_step
         )
@@ -381,11 +355,7 @@ class Experiment:
         )
 
     def save(self, folder: Path) -> None:
-        """Write ``start/``, ``pairs.jsonl``, ``held_out.jsonl`` and ``unpaired.jsonl``.
-
-        Args:
-            folder: Where; made if it does not exist.
-        """
+        """Write ``start/``, ``pairs.jsonl``, ``held_out.jsonl`` and ``unpaired.jsonl``."""
         self.start.save_pretrained(folder / "start")
         self.tokenizer.save_pretrained(folder / "start")
         unpaired = sample_unpaired(self.size.pairs, seed=self.seed)
@@ -400,13 +370,7 @@ class Experiment:
     def run(
         self, method: Method, output_dir: Path, on_step: Callable[[], None] | None = None
     ) -> MethodRun:
-        """Train a copy of the start with one method, measuring on the way, and save it.
-
-        Args:
-            method: What to train with.
-            output_dir: Where the policy is saved.
-            on_step: Called after each optimiser step.
-        """
+        """Train a copy of the start with one method, measuring on the way, and save it."""
         begin = time.perf_counter()
         size = self.size
         config = PreferenceConfig(
@@ -455,36 +419,27 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
     )
 
 
+@dataclass
 class MeasureCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
     """Measures the policy at some steps of its training.
 
-    Args:
+    Attributes:
         evaluator: Measures the policy.
         objective: What is trained.
         steps: Steps after which to measure.
         samples_per_prompt: Samples behind a measurement; four times as many at start and end.
         on_step: Called after each optimiser step.
-
-    Attributes:
         path: The measurements so far.
         seconds: Time that measuring took.
     """
 
-    def __init__(
-        self,
-        evaluator: PolicyEvaluator,
-        objective: Objective,
-        steps: Collection[int],
-        samples_per_prompt: int,
-        on_step: Callable[[], None] | None = None,
-    ) -> None:
-        self.evaluator = evaluator
-        self.objective = objective
-        self.steps = frozenset(steps)
-        self.samples_per_prompt = samples_per_prompt
-        self.on_step = on_step
-        self.path: list[Measurement] = []
-        self.seconds = 0.0
+    evaluator: PolicyEvaluator
+    objective: Objective
+    steps: Collection[int]
+    samples_per_prompt: int
+    on_step: Callable[[], None] | None = None
+    path: list[Measurement] = field(default_factory=list)
+    seconds: float = 0.0
 
     def measure(self, policy: Any, step: int) -> None:
         """Measure the policy now."""
