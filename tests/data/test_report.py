@@ -132,8 +132,8 @@ def test_token_counts_are_those_of_the_layouts(rows, batch_size):
         for start in range(0, len(examples), batch_size)
     ]
     alone = [build_layout([example], least_shared=1000) for example in examples]
-    assert report.shared_tokens == sum(layout.input_ids.size for layout in alone)
-    assert report.padded_tokens == sum(layout.input_ids.size for layout in padded)
+    assert report.shared_tokens == sum(layout.input_ids.numel() for layout in alone)
+    assert report.padded_tokens == sum(layout.input_ids.numel() for layout in padded)
     assert report.separate_tokens == sum(layout.attention_mask.sum() for layout in padded)
     assert report.saving == pytest.approx(1 - report.shared_tokens / report.separate_tokens)
 

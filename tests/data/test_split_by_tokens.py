@@ -39,7 +39,9 @@ def test_parts_are_even():
 def test_tokens_of_an_example_are_those_of_its_own_row():
     example = Example(ids(1, 2, 3), [ids(4, 5, 6, 7), ids(4, 5, 8)])
     # The row leaves out the last token of each completion.
-    assert laid_out_tokens(example, "shared_prefix") == build_layout([example]).input_ids.size + 2
+    assert (
+        laid_out_tokens(example, "shared_prefix") == build_layout([example]).input_ids.numel() + 2
+    )
     padded = build_layout([example], "padded")
     assert laid_out_tokens(example, "padded") == padded.attention_mask.sum() + 2
 
