@@ -320,8 +320,9 @@ def _continue(texts: Sequence[_Text], example: Example, least_shared: int) -> li
 def _branch_off(end: Node, prompt_length: int, common: int, least_shared: int) -> Node:
     """Return the node to branch off from a text with which ``common`` tokens of it are shared.
 
-    A node is split where the texts begin to differ if ``least_shared`` tokens are shared beyond the
-    prompt; else the node returned ends where the prompt ends, and is split there if necessary.
+    The last node with shared tokens is split where the texts begin to differ, if ``least_shared``
+    of its completion tokens are shared. Else the branch starts at its parent, or, if the prompt
+    ends within the node, there.
     """
     parting = prompt_length + common
     node = end
