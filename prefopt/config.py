@@ -368,10 +368,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             loss_type = _read_object("loss_type", loss_type)
         options: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
         terms = parse_objective(loss_type, self.loss_weights).terms
-        taken = {name for term in terms for name in term.loss.hyperparameters}
+        known = {name for term in terms for name in term.loss.hyperparameters}
         for name, option in _LOSS_OPTIONS.items():
             value = getattr(self, name)
-            if value is None or (option not in taken and value == _SPELT_OUT.get(name)):
+            if value is None or (option not in known and value == _SPELT_OUT.get(name)):
                 continue
             if option in options and options[option] != value:
                 raise ValueError(

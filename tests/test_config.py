@@ -7,6 +7,7 @@ import transformers
 
 from prefopt import PreferenceConfig
 from prefopt.config import TRL_FIELDS
+from prefopt.objective import LossOptions
 
 
 def make(**fields):
@@ -131,3 +132,10 @@ def test_every_field_of_ours_is_described_by_its_help():
     for field in dataclasses.fields(PreferenceConfig):
         if field.name not in inherited:
             assert len(field.metadata["help"]) > 15, field.name
+
+
+def test_options_of_every_loss_are_described_by_loss_options():
+    ours = {field.name: field for field in dataclasses.fields(PreferenceConfig)}
+    for option in dataclasses.fields(LossOptions):
+        assert ours[option.name].metadata == option.metadata
+        assert ours[option.name].default in (option.default, None)

@@ -1,4 +1,4 @@
-"""What every loss must hold, whoever wrote it: the checks of ``prefopt losses check``.
+"""What every loss must hold, built in or not: the checks of ``prefopt losses check``.
 
 A check is a function of a loss whose name states the fact; it returns nothing, or raises
 ``ContractError`` with what is wrong. The inputs are made up, the same at every call, and need no
@@ -123,8 +123,8 @@ def half_precision_is_computed_with_in_float32(loss: Loss) -> None:
     """Check that bfloat16 and float16 inputs give the losses of their float32 copies."""
     for dtype in (torch.bfloat16, torch.float16):
         half = make_inputs(loss, dtype)
-        single = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
-        low, high = loss(**half), loss(**single)
+        full = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
+        low, high = loss(**half), loss(**full)
         expected = {"losses": high.losses, **_rewards(high)}
         for name, values in {"losses": low.losses, **_rewards(low)}.items():
             _require(values.dtype == torch.float32, f"{name} are {values.dtype} for {dtype} inputs")

@@ -140,9 +140,7 @@ class Loss:
             names = [name for part in _read_signature(self.counts) for name in part]
             unknown = sorted({*names} - {*inputs, *hyperparameters})
             if unknown:
-                raise ValueError(
-                    f"loss {self.name!r}: counts asks for {unknown}, the loss does not"
-                )
+                raise ValueError(f"loss {self.name!r}: counts takes {unknown}, the loss does not")
         for name, (low, high) in self.published.items():
             if name not in hyperparameters or not low <= high:
                 raise ValueError(
@@ -234,7 +232,7 @@ class Loss:
                     f"it takes: {', '.join(self.hyperparameters) or 'none'}"
                 )
             _check_type(f"loss {self.name!r}: {name}", value, self.hyperparameters[name])
-        # The loss itself knows its ranges: ask it, on one made-up example.
+        # The ranges stand in the loss itself: call it, on one made-up example.
         self(**{spec.name: spec.examples() for spec in specs_of(self.inputs)}, **hyperparameters)
         for name, (low, high) in self.published.items():
             if name in hyperparameters:

@@ -233,7 +233,7 @@ _SPECS = (
 )
 
 VOCABULARY: Mapping[str, InputSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
-"""What a loss may ask for, by the name of a positional parameter."""
+"""What a loss may take, by the name of a positional parameter."""
 
 SCALARS = frozenset(spec.name for spec in _SPECS if spec.scalar)
 """Names of the inputs that are one number for the whole batch."""

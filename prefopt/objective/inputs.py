@@ -83,7 +83,7 @@ class _Compared:
 
 
 def _compared(data_kind: str, index: PreferenceIndex, completions: Completions) -> list[_Compared]:
-    """Return what a loss on data of a kind compares: of rankings, those of each size apart."""
+    """Return what a loss on data of a kind compares: of rankings, those of one size at a time."""
     if data_kind == "ranked":
         return [
             _Compared(completions, index, {"ranking": ranking.index}, ranking.scores)
@@ -211,7 +211,7 @@ def term_weights(term: Term, index: PreferenceIndex, completions: Completions) -
     weights = index.weights_of(term.loss.data_kind)
     if not term.options.use_weighting:
         return weights
-    assert completions.log_collisions is not None  # whoever scores for such a term takes them
+    assert completions.log_collisions is not None  # `Objective.needs_collisions` says so
     usual = wpo_weights(
         completions.logps,
         completions.log_collisions,

@@ -1,7 +1,7 @@
 """Metrics as (sum, count) pairs, so that a mean does not depend on the batches."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,16 +137,32 @@ def _sides(
             yield "rejected", its.rejected, None
 
 
+class BatchRewards(NamedTuple):
+    """Rewards of a batch: of its pairs, or of its unpaired completions with their labels."""
+
+    chosen: Tensor | None = None
+    rejected: Tensor | None = None
+    unpaired: Tensor | None = None
+    labels: Tensor | None = None
+
+
 def batch_rewards(
     objective: Objective, outputs: Sequence[LossOutput], index: PreferenceIndex
-) -> tuple[Tensor | None, ...]:
-    """Return chosen, rejected, unpaired rewards and labels of the first loss with rewards."""
+) -> BatchRewards:
+    """Return the rewards of the first loss that defines some.
+
+    Args:
+        objective: The losses.
+        outputs: One per term.
+        index: Which of the completions are compared.
+    """
     for term, output in zip(objective.terms, outputs, strict=True):
         if output.chosen_rewards is not None:
-            return output.chosen_rewards, output.rejected_rewards, None, None
+            return BatchRewards(output.chosen_rewards, output.rejected_rewards)
         if output.rewards is not None:
-            return None, None, output.rewards, index.of_rows(term.rows).labels
-    return None, None, None, None
+            labels = index.of_rows(term.rows).labels
+            return BatchRewards(unpaired=output.rewards, labels=labels)
+    return BatchRewards()
 
 
 def with_margins(means: dict[str, float]) -> dict[str, float]:

@@ -107,7 +107,7 @@ class Objective:
 
     @property
     def needs_running_means(self) -> bool:
-        """Whether a term asks for a mean over all of training."""
+        """Whether a term takes a mean over all of training."""
         return bool(self.inputs & RUNNING_MEANS)
 
     @property
@@ -117,7 +117,7 @@ class Objective:
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether a term asks for the log-probs of a part of a completion."""
+        """Whether a term takes the log-probs of a part of a completion."""
         return "head_logps" in self.quantities
 
     @property

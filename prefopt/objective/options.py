@@ -42,7 +42,7 @@ from prefopt.losses.vocabulary import VOCABULARY, counterpart, specs_of
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 BETA_SCHEDULES = ("constant", "linear", "cosine")
 
-# Fields that say more of another option than of themselves.
+# Fields that belong to another option.
 _OF_OPTION = {"f_alpha_divergence_coef": "f_divergence_type", "beta_final": "beta_schedule"}
 
 # Below this distance from 1 an alpha-divergence is reverse KL, as in TRL.

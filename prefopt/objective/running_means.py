@@ -16,7 +16,7 @@ MARGIN_MOMENTUM = 0.9
 
 
 class RunningMeans:
-    """Means over training that losses ask for by name, for each term; the same in all processes.
+    """Means over training, of each term; the same in all processes.
 
     Both are of log-ratios as the loss is given them: under its options, of the rows it looks at.
 
@@ -72,10 +72,10 @@ class RunningMeans:
 def running_sums(term: Term, index: PreferenceIndex, completions: Completions) -> Tensor:
     """Return sum and count of log-ratios, and of margins, as the loss is given them; (4,), float64.
 
-    They are 0 where the loss asks for no running mean; the index is of the rows it looks at.
+    They are 0 where the loss takes no running mean; the index is of the rows it looks at.
 
     Raises:
-        ValueError: If the loss asks for a running mean of log-ratios that it is not given.
+        ValueError: If the loss takes a running mean of log-ratios and no reference log-probs.
     """
     sums = completions.logps.new_zeros(4, dtype=torch.float64)
     if not RUNNING_MEANS & set(term.loss.inputs):
@@ -87,7 +87,7 @@ def running_sums(term: Term, index: PreferenceIndex, completions: Completions) -
         }
         if not log_ratios:
             raise ValueError(
-                f"loss {term.loss.name!r} asks for a running mean of log-ratios, but not for the "
+                f"loss {term.loss.name!r} takes a running mean of log-ratios, but not the "
                 "log-probs of the reference that they are made of"
             )
         for values in log_ratios.values():

@@ -12,7 +12,9 @@ from prefopt.losses.common import (
     check_not_negative,
     check_positive,
     exponential,
+    head_and_tail,
     published_range,
+    require_margin,
     warn_outside,
 )
 
@@ -20,6 +22,17 @@ from prefopt.losses.common import (
 def test_average_divides_by_tokens_and_no_tokens_average_to_zero():
     averages = average_logps(torch.tensor([-6.0, 0.0]), torch.tensor([3, 0]))
     assert averages.tolist() == [-2.0, 0.0]
+
+
+def test_a_tail_counts_by_alpha():
+    weighted = head_and_tail(torch.tensor([-6.0, -6.0]), torch.tensor([-2.0, -6.0]), 0.25)
+    assert weighted.tolist() == [-2.0 - 0.25 * 4.0, -6.0]
+
+
+def test_a_required_margin_takes_the_offset_off_the_chosen_reward():
+    logps, reference, offsets = torch.tensor([[-3.0], [-5.0], [0.5]])
+    rewards = 0.25 * (logps - require_margin(reference, offsets, beta=0.25))
+    assert rewards.tolist() == [0.25 * 2.0 - 0.5]
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])

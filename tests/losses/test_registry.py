@@ -132,7 +132,7 @@ def test_a_signature_outside_the_contract_raises(function, message):
 
 
 def test_counts_may_only_ask_for_what_the_loss_has():
-    with pytest.raises(ValueError, match=r"counts asks for \['chosen_lengths'\]"):
+    with pytest.raises(ValueError, match=r"counts takes \['chosen_lengths'\]"):
         Loss("mine", margin_loss, counts=lambda chosen_lengths: chosen_lengths)
 
 
@@ -273,3 +273,13 @@ def test_what_a_docstring_does_not_say_is_empty():
 
     loss = Loss("silent", scratch_loss)
     assert (loss.family, loss.use_when, loss.not_when, loss.differs_from) == ("", "", "", ())
+
+
+def test_offsets_are_added_to_the_rewards_of_chosen_completions_where_there_are_any():
+    losses = torch.zeros(2)
+    output = LossOutput(losses, torch.ones(2), torch.ones(2)).add_to_chosen(
+        torch.tensor([0.5, 2.0])
+    )
+    assert output.chosen_rewards.tolist() == [1.5, 3.0]
+    assert output.rejected_rewards.tolist() == [1.0, 1.0]
+    assert LossOutput(losses).add_to_chosen(torch.ones(2)) == LossOutput(losses)

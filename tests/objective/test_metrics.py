@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from prefopt.losses import LossOutput
 from prefopt.objective import parse_objective
 from prefopt.objective.inputs import Completions, term_counts, term_output
-from prefopt.objective.metrics import MetricSums, add_batch_metrics, with_margins
+from prefopt.objective.metrics import MetricSums, add_batch_metrics, batch_rewards, with_margins
 from tests.indices import make_index
 
 
@@ -85,3 +86,15 @@ def test_the_terms_of_a_sum_are_logged_apart_each_over_its_own_units():
     metrics = metrics_of("dpo + 0.2*sft")
     assert metrics["loss/sft"] == pytest.approx(4.0 / 4.0)  # nats a token: 4 nats, 1 + 3 tokens
     assert "loss/dpo" in metrics
+
+
+def test_rewards_of_a_batch_are_those_of_the_first_loss_that_has_some():
+    index = make_index(chosen=[0], rejected=[1], unpaired=[0, 1], labels=[True, False])
+    without = LossOutput(torch.zeros(1))
+    pairs = LossOutput(torch.zeros(1), torch.ones(1), -torch.ones(1))
+    both = parse_objective("sft + dpo")
+    assert batch_rewards(both, [without, pairs], index) == (pairs[1], pairs[2], None, None)
+    unpaired = LossOutput(torch.zeros(2), rewards=torch.tensor([0.5, -0.5]))
+    found = batch_rewards(parse_objective("kto"), [unpaired], index)
+    assert (found.unpaired, found.labels) == (unpaired.rewards, index.labels)
+    assert batch_rewards(parse_objective("sft"), [without], index) == (None,) * 4

@@ -86,5 +86,5 @@ def test_a_running_mean_of_log_ratios_that_a_loss_is_not_given_is_an_error():
         return LossOutput(mean_log_ratio - logps, rewards=logps.detach())
 
     (term,) = parse_objective("shifted").terms
-    with pytest.raises(ValueError, match="'shifted' asks for a running mean of log-ratios, but"):
+    with pytest.raises(ValueError, match="'shifted' takes a running mean of log-ratios, but"):
         running_sums(term, *batch())
