@@ -109,7 +109,7 @@ def rows_of(job: dict[str, Any]) -> Dataset:
 def prefopt_trainer(job: dict[str, Any], passes: Passes, given: dict[str, Any]) -> Any:
     """Return our trainer, its store in the job's folder."""
     from prefopt import PreferenceConfig, PreferenceTrainer
-    from prefopt.reference import ReferenceModel
+    from prefopt.reference.live import ReferenceModel
 
     score = ReferenceModel.score
 
@@ -306,7 +306,7 @@ class Texts:
 
 def open_store(job: dict[str, Any]) -> Any:
     """Return the synthetic store."""
-    from prefopt.reference import FileStore, open_database
+    from prefopt.reference.store.logp_store import FileStore, open_database
 
     database = open_database(Path(job["large_store"]))
     assert database is not None  # a fresh folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefopt.reference import FrozenCopy, ReferenceModel
+from prefopt.reference.live import FrozenCopy, ReferenceModel
 from prefopt.training.reference import RECORD_FILE, WEIGHTS_FILE
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import steps, trainer

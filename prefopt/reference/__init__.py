@@ -1,62 +1,38 @@
-"""The reference: where the log-probs that a policy is compared with come from."""
+"""The reference: where the log-probs come from that a policy is compared with.
 
-from prefopt.reference.adapters import AdapterError, trains_only_adapters
-from prefopt.reference.fill import CompletionIndex, Filler, FillOptions
+The trainer chooses and serves it. What is public here is for looking after the store that keeps
+its log-probs, and for recognising a model in it.
+"""
+
+from prefopt.reference.adapters import AdapterError
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
-from prefopt.reference.live import (
-    AdapterOff,
-    FrozenCopy,
-    MovingCopy,
-    ReferenceModel,
-    adapter_starts_as_identity,
+from prefopt.reference.store.database import DatabaseError
+from prefopt.reference.store.logp_store import default_folder
+from prefopt.reference.store.maintain import ReferenceInfo, StoreInfo, describe_store, open_store
+from prefopt.reference.store.transfer import (
+    Exported,
+    Imported,
+    TransferError,
+    export_store,
+    import_store,
 )
-from prefopt.reference.processes import Processes
-from prefopt.reference.references import ReferenceLogps, References
-from prefopt.reference.sources import (
-    BaseModel,
-    InitialPolicy,
-    MovingPolicy,
-    NamedAdapter,
-    OtherModel,
-    ResumedReference,
-    Source,
-)
-from prefopt.reference.store.database import Database
-from prefopt.reference.store.logp_store import (
-    FileStore,
-    LogpStore,
-    MemoryStore,
-    default_folder,
-    open_database,
-)
+from prefopt.reference.store.verify import Integrity, check_store
 
 __all__ = [
     "AdapterError",
-    "AdapterOff",
-    "BaseModel",
-    "CompletionIndex",
-    "Database",
-    "FileStore",
-    "FillOptions",
-    "Filler",
+    "DatabaseError",
+    "Exported",
     "Fingerprint",
-    "FrozenCopy",
-    "InitialPolicy",
-    "LogpStore",
-    "MemoryStore",
-    "MovingCopy",
-    "MovingPolicy",
-    "NamedAdapter",
-    "OtherModel",
-    "Processes",
-    "ReferenceLogps",
-    "ReferenceModel",
-    "References",
-    "ResumedReference",
-    "Source",
-    "adapter_starts_as_identity",
+    "Imported",
+    "Integrity",
+    "ReferenceInfo",
+    "StoreInfo",
+    "TransferError",
+    "check_store",
     "default_folder",
+    "describe_store",
+    "export_store",
     "fingerprint_of",
-    "open_database",
-    "trains_only_adapters",
+    "import_store",
+    "open_store",
 ]

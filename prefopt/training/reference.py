@@ -17,27 +17,24 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from prefopt.config import ADAPTER, PreferenceConfig
 from prefopt.engine import Scorer
 from prefopt.objective import Objective
-from prefopt.reference import (
+from prefopt.reference.adapters import trains_only_adapters
+from prefopt.reference.fill import FillOptions
+from prefopt.reference.fingerprint import Fingerprint
+from prefopt.reference.live import MovingCopy, adapter_starts_as_identity
+from prefopt.reference.processes import Processes
+from prefopt.reference.references import References, origin_facts
+from prefopt.reference.sources import (
     BaseModel,
-    Database,
-    FillOptions,
-    Fingerprint,
     InitialPolicy,
-    MovingCopy,
     MovingPolicy,
     NamedAdapter,
     OtherModel,
-    Processes,
-    References,
     ResumedReference,
     Source,
-    adapter_starts_as_identity,
-    default_folder,
-    open_database,
-    trains_only_adapters,
+    loaded_from,
 )
-from prefopt.reference.references import origin_facts
-from prefopt.reference.sources import loaded_from
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.logp_store import default_folder, open_database
 from prefopt.training.model import is_peft, load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
 

@@ -35,7 +35,8 @@ from prefopt.objective.metrics import MetricSums, add_batch_metrics, add_token_m
 from prefopt.objective.objective import Term
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.objective.running_means import RunningMeans, running_sums
-from prefopt.reference import Processes, References
+from prefopt.reference.processes import Processes
+from prefopt.reference.references import References
 
 # What a checkpoint keeps of means over training.
 RUNNING_FILE = "prefopt_running.json"

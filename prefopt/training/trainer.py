@@ -32,7 +32,7 @@ from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.probe_examples import probe_examples
 from prefopt.losses import LossOutput
 from prefopt.objective.metrics import with_margins
-from prefopt.reference import References
+from prefopt.reference.references import References
 from prefopt.training.evaluation import Evaluator
 from prefopt.training.model_card import write_model_card
 from prefopt.training.reference import (

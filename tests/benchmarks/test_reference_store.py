@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefopt.reference import Database
+from prefopt.reference.store.database import Database
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PAIRS, ROWS, STEPS = 24, 500, 3

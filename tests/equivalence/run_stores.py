@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from prefopt.data.prepared import completion_keys, read_examples
-from prefopt.reference import Database, Fingerprint, ReferenceModel, default_folder
+from prefopt.reference import Fingerprint, default_folder
+from prefopt.reference.live import ReferenceModel
+from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
 from tests.models import tiny_rows
 from tests.runs import trainer

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer
-from prefopt.reference import MovingCopy
+from prefopt.reference.live import MovingCopy
 from tests.models import tiny_model
 
 callbacks = pytest.importorskip("trl.trainer.callbacks")

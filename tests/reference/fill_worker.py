@@ -9,15 +9,10 @@ import torch
 from datasets import Dataset
 
 from prefopt.engine import Scorer
-from prefopt.reference import (
-    CompletionIndex,
-    FileStore,
-    Filler,
-    FillOptions,
-    ReferenceModel,
-    fingerprint_of,
-    open_database,
-)
+from prefopt.reference import fingerprint_of
+from prefopt.reference.fill import CompletionIndex, Filler, FillOptions
+from prefopt.reference.live import ReferenceModel
+from prefopt.reference.store.logp_store import FileStore, open_database
 from tests.models import VOCABULARY, tiny_model
 
 ROWS_PER_BATCH = 2

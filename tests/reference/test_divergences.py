@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt.engine import Scorer
-from prefopt.reference import AdapterOff, FrozenCopy, MovingCopy, ReferenceModel
+from prefopt.reference.live import AdapterOff, FrozenCopy, MovingCopy, ReferenceModel
 from tests.engine.test_divergences import plain_divergences
 from tests.engine.trees import assert_equal_gradients, batch_of, gradients, trees
 from tests.models import tiny_model

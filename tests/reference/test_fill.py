@@ -14,16 +14,11 @@ from datasets import Dataset
 from prefopt.data.prepared import completion_key
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
-from prefopt.reference import (
-    CompletionIndex,
-    Filler,
-    FillOptions,
-    MemoryStore,
-    Processes,
-    ReferenceModel,
-    fingerprint_of,
-)
-from prefopt.reference.fill import _by_row
+from prefopt.reference import fingerprint_of
+from prefopt.reference.fill import CompletionIndex, Filler, FillOptions, _by_row
+from prefopt.reference.live import ReferenceModel
+from prefopt.reference.processes import Processes
+from prefopt.reference.store.logp_store import MemoryStore
 from tests.models import VOCABULARY, tiny_model
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from prefopt.cli import cache
-from prefopt.reference import Database
+from prefopt.reference import default_folder
+from prefopt.reference.store.database import Database
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = (DOCS / "reference.md").read_text()
 
 
 @pytest.fixture
@@ -55,3 +57,18 @@ def test_the_guide_shows_every_command(capsys):
         cache.make_parser().parse_args(["--help"])
     listed = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.M)
     assert shown == set(listed)
+
+
+def test_the_example_of_the_api_page_runs(tmp_path, monkeypatch, capsys):
+    database = Database(default_folder() / "reference.sqlite")
+    reference = database.reference("f" * 32, {"name_or_path": "org/model"})
+    origin = database.origin({"device": "cpu"})
+    database.put(reference, "f" * 32, origin, [(b"k" * 16, np.zeros(3, dtype=np.float32))])
+    database.close()
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (DOCS / "api" / "reference.md").read_text(), re.S
+    )
+    exec(example, {})
+    assert capsys.readouterr().out == "ffffffffffff org/model 1\nTrue\n"
+    assert (tmp_path / "logps.parquet").is_file()

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from prefopt.reference import CompletionIndex
+from prefopt.reference.fill import CompletionIndex
 from prefopt.reference.store.logp_store import FILE_NAME
 from tests.reference import fill_worker
 from tests.reference.fill_worker import ROWS_PER_BATCH, dataset_of, open_store

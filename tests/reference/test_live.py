@@ -6,7 +6,7 @@ import torch
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
-from prefopt.reference import (
+from prefopt.reference.live import (
     AdapterOff,
     FrozenCopy,
     MovingCopy,

@@ -11,19 +11,12 @@ from torch.utils.data import DataLoader
 
 from prefopt.data.collate import BATCHES, PreferenceCollator
 from prefopt.engine import Scorer
-from prefopt.reference import (
-    FileStore,
-    FillOptions,
-    InitialPolicy,
-    MemoryStore,
-    MovingPolicy,
-    OtherModel,
-    Processes,
-    References,
-    open_database,
-)
+from prefopt.reference.fill import FillOptions
+from prefopt.reference.processes import Processes
+from prefopt.reference.references import References
+from prefopt.reference.sources import InitialPolicy, MovingPolicy, OtherModel
 from prefopt.reference.store.database import PAGE_BYTES
-from prefopt.reference.store.logp_store import FILE_NAME
+from prefopt.reference.store.logp_store import FILE_NAME, FileStore, MemoryStore, open_database
 from tests.models import tiny_model
 from tests.reference.store.test_logp_store import index_pages, overwrite
 from tests.reference.test_fill import as_processes

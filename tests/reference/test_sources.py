@@ -9,17 +9,16 @@ import torch
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example
-from prefopt.reference import (
-    AdapterError,
+from prefopt.reference import AdapterError, fingerprint_of
+from prefopt.reference.adapters import trains_only_adapters
+from prefopt.reference.sources import (
     InitialPolicy,
     MovingPolicy,
     NamedAdapter,
     OtherModel,
     ResumedReference,
-    fingerprint_of,
-    open_database,
-    trains_only_adapters,
 )
+from prefopt.reference.store.logp_store import open_database
 from tests.models import tiny_model
 
 peft = pytest.importorskip("peft")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefopt.objective import parse_objective
-from prefopt.reference import Processes
+from prefopt.reference.processes import Processes
 from prefopt.training.evaluation import Evaluator
 from prefopt.training.step import Scored, StepStatistics
 from tests.training.test_step import LENGTHS, LOGPS, REF_LOGPS, FakeScorer, batch, scores

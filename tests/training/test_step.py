@@ -9,7 +9,7 @@ from prefopt.batch import Batch, Texts
 from prefopt.data.collate import PreferenceCollator
 from prefopt.engine import Scorer, Scores
 from prefopt.objective import parse_objective
-from prefopt.reference import Processes
+from prefopt.reference.processes import Processes
 from prefopt.training.step import (
     RUNNING_FILE,
     BatchScorer,

@@ -14,8 +14,11 @@ from prefopt.cli.cache.store import folder_of, store_errors
 from prefopt.cli.cache.text import model_text, printable, size_text
 from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.train import checkpoint_of, load_splits, make_parser, parse, run_arguments
-from prefopt.reference import Database, FileStore, Fingerprint, References, Source
-from prefopt.reference.store.logp_store import FILE_NAME
+from prefopt.reference.fingerprint import Fingerprint
+from prefopt.reference.references import References
+from prefopt.reference.sources import Source
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.logp_store import FILE_NAME, FileStore
 from prefopt.reference.store.maintain import describe_store, open_store, references_of
 from prefopt.reference.store.repair import is_damage
 from prefopt.reference.store.verify import Comparison, nearest_reference, recompute, tolerance_of

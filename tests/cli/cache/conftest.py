@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from prefopt.cli import cache
-from prefopt.reference import Database, default_folder
+from prefopt.reference import default_folder
+from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
 
 QUIET = ("--report_to=none", "--use_cpu", "--disable_tqdm=true")

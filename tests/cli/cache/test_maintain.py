@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from prefopt.cli.cache import maintain
-from prefopt.reference import Database
+from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
 from tests.cli.cache.conftest import damage_a_value, info, reference_of, values_in
 

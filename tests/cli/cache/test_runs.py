@@ -5,7 +5,8 @@ import sqlite3
 
 import pytest
 
-from prefopt.reference import Database, default_folder
+from prefopt.reference import default_folder
+from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
 from prefopt.toy import sample_pairs
 from tests.cli.cache.conftest import QUIET, info, reference_of, values_in

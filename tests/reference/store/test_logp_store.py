@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from prefopt.data.prepared import completion_key
-from prefopt.reference import FileStore, MemoryStore, default_folder, open_database
+from prefopt.reference import default_folder
 from prefopt.reference.store import database as schema
 from prefopt.reference.store.database import PAGE_BYTES, Database
-from prefopt.reference.store.logp_store import FILE_NAME
+from prefopt.reference.store.logp_store import FILE_NAME, FileStore, MemoryStore, open_database
 
 NAME, FACTS, ORIGIN = "f" * 32, {"model": "m"}, {"device": "cpu"}
 

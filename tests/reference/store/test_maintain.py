@@ -6,7 +6,7 @@ import sqlite3
 import numpy as np
 import pytest
 
-from prefopt.reference import Database
+from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
 from prefopt.reference.store.maintain import (
     ReferenceInfo,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefopt.reference import Database
+from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
 from prefopt.reference.store.maintain import references_of
 from prefopt.reference.store.transfer import (

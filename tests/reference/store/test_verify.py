@@ -6,15 +6,10 @@ from datasets import Dataset
 
 from prefopt.data.prepared import completion_key
 from prefopt.engine import Scorer
-from prefopt.reference import (
-    CompletionIndex,
-    Database,
-    Filler,
-    FillOptions,
-    MemoryStore,
-    ReferenceModel,
-)
-from prefopt.reference.store.logp_store import FILE_NAME
+from prefopt.reference.fill import CompletionIndex, Filler, FillOptions
+from prefopt.reference.live import ReferenceModel
+from prefopt.reference.store.database import Database
+from prefopt.reference.store.logp_store import FILE_NAME, MemoryStore
 from prefopt.reference.store.maintain import ReferenceInfo
 from prefopt.reference.store.verify import (
     check_store,
