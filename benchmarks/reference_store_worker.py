@@ -180,12 +180,15 @@ def fill(job: dict[str, Any], channel: Channel) -> None:
 
 def prefopt_sums(trainer: Any) -> Any:
     """Return the summed reference log-prob of chosen and rejected completion; (pairs, 2)."""
-    from prefopt.data.prepared import read_examples
+    from prefopt.data.prepared import completion_keys, read_examples
 
-    get = trainer.references.store.get
+    look_up = trainer.references.store.look_up
     return np.array(
         [
-            [get(example.prompt_ids, ids).sum(dtype=np.float64) for ids in example.completion_ids]
+            [
+                logps.sum(dtype=np.float64)
+                for logps in look_up(completion_keys(example.prompt_ids, example.completion_ids))
+            ]
             for example in read_examples(trainer.train_dataset, with_kl=False)
         ]
     )

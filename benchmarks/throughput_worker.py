@@ -196,14 +196,15 @@ def prefopt_trainer(job: dict[str, Any], model: Any, tokenizer: Any, steps: Step
     )
 
 
-def _count(batch: Any, name: str) -> int:
-    """Return how many numbers a batch and the batches within it hold under a name."""
-    if isinstance(batch, dict):
-        own = batch[name].numel() if name in batch else 0
-        return own + sum(_count(part, name) for part in batch.values())
-    if isinstance(batch, list | tuple):
-        return sum(_count(part, name) for part in batch)
-    return 0
+def _count(inputs: Any, name: str) -> int:
+    """Return how many numbers the rows of some batches hold in a field of their layouts."""
+    rows = [
+        texts.tokens
+        for batch in inputs["batches"]
+        for texts in (batch.texts, batch.mismatched)
+        if texts is not None
+    ]
+    return sum(getattr(row, name).numel() for row in rows)
 
 
 def trl_trainer(job: dict[str, Any], model: Any, tokenizer: Any, steps: Steps) -> Any:
