@@ -109,7 +109,7 @@ def prefopt_pass(model: Any, texts: Any, layout: str) -> tuple[Callable[[], Any]
     scorer = Scorer(model, layout)
     laid_out = build_layout([Example(*text) for text in texts], scorer.layout)
     batch = scorer.to_device(laid_out)
-    return lambda: scorer.score(batch).logps, laid_out.input_ids.size
+    return lambda: scorer.score(batch).logps, laid_out.input_ids.numel()
 
 
 def trl_pass(model: Any, texts: Any) -> tuple[Callable[[], Any], int]:
