@@ -231,9 +231,8 @@ def _prepare(data_args: Any, config: Any, model_args: Any) -> _Prepared:
     Raises:
         UserError: If the loss uses no reference, or an option or the data are wrong.
     """
-    config.push_to_hub = False
-    train_rows, eval_rows = load_splits(data_args, config)
     with user_errors():
+        train_rows, eval_rows = load_splits(data_args, config)
         arguments = run_arguments(config, model_args)
         run = prepare_run(train_dataset=train_rows, eval_dataset=eval_rows, **arguments)
         if not run.objective.needs_reference:

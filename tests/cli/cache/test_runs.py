@@ -68,6 +68,15 @@ def test_fill_refuses_what_it_cannot_keep(prefopt, run_of, options, message):
     assert message in result.err
 
 
+@pytest.mark.parametrize("command", ["fill", "verify"])
+def test_rows_that_cannot_be_loaded_are_one_message(prefopt, filled, run_of, tmp_path, command):
+    broken = tmp_path / "rows.jsonl"
+    broken.write_text("this is no row\n")
+    result = prefopt("cache", command, *run_of(), "--dataset", broken)
+    assert result.code == 2
+    assert "rows.jsonl" in result.err
+
+
 def test_fill_needs_a_store_that_can_be_written(prefopt, run_of, tmp_path):
     (tmp_path / "file").write_text("")
     result = prefopt("cache", "fill", *run_of(cache_dir=tmp_path / "file"))
