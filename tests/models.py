@@ -288,3 +288,13 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> Any:
                 if path.endswith("sinks"):
                     parameter.mul_(10)
     return model.eval()
+
+
+def move(model: Any, seed: int = 1) -> Any:
+    """Move what a model trains by random numbers, in place; return the model."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model

@@ -64,6 +64,10 @@ class Example:
             mask[0] = False
         return mask
 
+    def counted_masks(self) -> list[Bools]:
+        """Return which tokens of each completion are scored; N arrays of (n_i,)."""
+        return [self.counted(completion) for completion in range(len(self.completion_ids))]
+
 
 @dataclass(frozen=True)
 class Segment:

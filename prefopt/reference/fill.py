@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
 from prefopt.data.prepared import KEY_BYTES, completion_keys, read_examples
-from prefopt.engine import Scorer, build_layout
+from prefopt.engine import build_layout
 from prefopt.engine.cpu import heap_kept
-from prefopt.engine.layout import Example, Layout
-from prefopt.engine.score import Scores
+from prefopt.engine.layout import Example
 from prefopt.reference.live import ReferenceModel
 from prefopt.reference.processes import Processes
 from prefopt.reference.store.database import Floats
@@ -190,13 +189,12 @@ class Filler:
             unit_scale=True,
             disable=not self._options.show_progress,
         )
-        score = partial(reference.score, context=self._options.context)
         on_cpu = next(reference.scorer.model.parameters()).device.type == "cpu"
         with bar, heap_kept() if on_cpu else nullcontext():
             for batch in wanted.batches(
                 mine(), self._options.tokens_per_batch, self._options.rows_per_batch
             ):
-                self._compute_batch(dataset, wanted, batch, score, reference.scorer)
+                self._compute_batch(dataset, wanted, batch, reference)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
 
     def _compute_batch(
@@ -204,8 +202,7 @@ class Filler:
         dataset: Dataset,
         wanted: CompletionIndex,
         groups: Sequence[Group],
-        score: Callable[[Layout], Scores],
-        scorer: Scorer,
+        reference: ReferenceModel,
     ) -> None:
         """Score the completions of some rows and keep them: one commit."""
         indices = np.concatenate(groups)
@@ -215,7 +212,8 @@ class Filler:
         groups = [group for group in groups if len(group)]
         if not groups:  # another run has computed them meanwhile
             return
-        values = score_completions(wanted.examples(dataset, groups), score, scorer)
+        examples = wanted.examples(dataset, groups)
+        values = score_completions(examples, reference, self._options.context)
         self.store.add(list(zip(wanted.keys_at(np.concatenate(groups)), values, strict=True)))
 
     def _exchange(self, wanted: CompletionIndex, indices: NDArray[np.int64]) -> None:
@@ -249,19 +247,18 @@ def _by_row(
 
 
 def score_completions(
-    examples: Sequence[Example], score: Callable[[Layout], Scores], scorer: Scorer
+    examples: Sequence[Example],
+    reference: ReferenceModel,
+    context: Callable[[], Any] = nullcontext,
 ) -> list[Floats]:
     """Return the log-prob of each token of each completion, in order; (n,) each, nats.
 
     A token that nothing predicts, the first where there is no prompt, has 0.
     """
-    batch = build_layout(examples, scorer.layout)
-    per_token = score(scorer.to_device(batch)).per_token_logps
-    counted = [
-        example.counted(index)
-        for example in examples
-        for index in range(len(example.completion_ids))
-    ]
+    scorer = reference.scorer
+    batch = scorer.to_device(build_layout(examples, scorer.layout))
+    per_token = reference.score(batch, context).per_token_logps
+    counted = [mask for example in examples for mask in example.counted_masks()]
     ends = np.cumsum([mask.sum() for mask in counted])
     parts = np.split(per_token.float().cpu().numpy(), ends)[:-1]
     values = []

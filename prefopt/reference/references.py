@@ -2,17 +2,15 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.batch import Texts
-from prefopt.data.prepared import completion_key, is_stream
+from prefopt.data.prepared import completion_keys, is_stream
 from prefopt.engine import Scorer
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.layout import Example
@@ -20,7 +18,7 @@ from prefopt.engine.score import sum_by_completion
 from prefopt.reference.fill import CompletionIndex, Filler, FillOptions, score_completions
 from prefopt.reference.live import ReferenceModel
 from prefopt.reference.sources import Source
-from prefopt.reference.store.database import Database
+from prefopt.reference.store.database import Database, Floats
 from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
 
 logger = logging.getLogger("prefopt")
@@ -192,28 +190,19 @@ class References:
     def _stored(self, examples: Sequence[Example]) -> Tensor:
         """Return what the store knows of each scored token, and compute what it does not; (L,)."""
         assert self.store is not None
-        completions = [
-            (example, number)
-            for example in examples
-            for number in range(len(example.completion_ids))
-        ]
         keys = [
-            completion_key(example.prompt_ids, example.completion_ids[number])
-            for example, number in completions
+            key
+            for example in examples
+            for key in completion_keys(example.prompt_ids, example.completion_ids)
         ]
-        found: Sequence[NDArray[np.float32] | None] = self.store.look_up(keys)
-        if any(logps is None for logps in found):
+        found = [logps for logps in self.store.look_up(keys) if logps is not None]
+        if len(found) < len(keys):
             found = self._computed_now(examples, keys)
-        scored = [
-            logps[example.counted(number)]
-            for (example, number), logps in zip(completions, found, strict=True)
-            if logps is not None
-        ]
+        counted = [mask for example in examples for mask in example.counted_masks()]
+        scored = [logps[mask] for logps, mask in zip(found, counted, strict=True)]
         return torch.from_numpy(np.concatenate(scored))
 
-    def _computed_now(
-        self, examples: Sequence[Example], keys: Sequence[bytes]
-    ) -> list[NDArray[np.float32]]:
+    def _computed_now(self, examples: Sequence[Example], keys: Sequence[bytes]) -> list[Floats]:
         """Score completions that the store does not know, and add them to it."""
         assert self.store is not None
         if self._live is None:
@@ -221,8 +210,7 @@ class References:
             self._live = self.source.load()
         # Masks are no part of what is kept: all tokens are scored.
         whole = [Example(example.prompt_ids, example.completion_ids) for example in examples]
-        score = partial(self._live.score, context=self._options.context)
-        values = score_completions(whole, score, self._live.scorer)
+        values = score_completions(whole, self._live, self._options.context)
         self.store.add(list(zip(keys, values, strict=True)))
         self.computed += len(keys)
         return values

@@ -104,9 +104,8 @@ class Evaluator:
             scored = scored if self._objective.needs_tokens else scored.summed()
             held.append(_Held(batch.index, scored, self._statistics.counts(batch)))
             examples += len(batch.texts.examples)
-        return held, int(
-            self._processes.sum(torch.tensor(examples, device=self._statistics.score.device))
-        )
+        own = torch.tensor(examples, device=self._statistics.score.device)
+        return held, int(self._processes.sum(own))
 
     def _means(self, sums: MetricSums) -> dict[str, float]:
         means = with_margins(sums.means(self._processes.sum))

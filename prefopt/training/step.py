@@ -279,9 +279,10 @@ class StepStatistics:
         """
         scored = self.score(batch, wrapped, with_mismatched=context.kl is None)
         if context.kl is None and scored.mismatched is not None:
-            context = replace(context, kl=self.kl_estimate([scored.mismatched]))
+            kl = self.kl_estimate([scored.mismatched])
+            context = replace(context, kl=kl)
             if training:
-                self._log_kl(context.kl or {})
+                self._log_kl(kl)
         outputs = self.outputs(batch.index, scored, context, training)
         loss = sum(
             term.weight * output.losses.sum() / denominator.clamp(min=1)

@@ -7,17 +7,9 @@ from prefopt.engine import Scorer
 from prefopt.reference.live import AdapterOff, FrozenCopy, MovingCopy, ReferenceModel
 from tests.engine.test_divergences import plain_divergences
 from tests.engine.trees import assert_equal_gradients, batch_of, gradients, trees
-from tests.models import tiny_model
+from tests.models import move, tiny_model
 
 peft = pytest.importorskip("peft")
-
-
-def move(model):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 def assert_diverges_as(model, scorer, reference, wanted_reference):

@@ -19,9 +19,9 @@ def scored(monkeypatch):
     counts = []
     original = fill.score_completions
 
-    def counting(examples, score, scorer):
+    def counting(examples, *options):
         counts.append(sum(len(example.completion_ids) for example in examples))
-        return original(examples, score, scorer)
+        return original(examples, *options)
 
     monkeypatch.setattr(fill, "score_completions", counting)
     return counts

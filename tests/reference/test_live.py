@@ -13,7 +13,7 @@ from prefopt.reference.live import (
     ReferenceModel,
     adapter_starts_as_identity,
 )
-from tests.models import tiny_model
+from tests.models import move, tiny_model
 
 peft = pytest.importorskip("peft")
 
@@ -30,14 +30,6 @@ def lora(trained=False, **options):
     if trained:
         move(model)
     return model
-
-
-def move(model):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 def test_a_given_model_is_scored_as_it_is(batch):

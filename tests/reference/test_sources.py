@@ -19,7 +19,7 @@ from prefopt.reference.sources import (
     ResumedReference,
 )
 from prefopt.reference.store.logp_store import open_database
-from tests.models import tiny_model
+from tests.models import move, tiny_model
 
 peft = pytest.importorskip("peft")
 
@@ -31,15 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"
 def batch():
     tokens = np.arange(3, 20)
     return build_layout([Example(tokens[:5], [tokens[5:9], tokens[9:]])])
-
-
-def move(model, seed=1):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
 
 
 def lora(model=None, name="default", **options):

@@ -167,8 +167,8 @@ def _compare(
     return recompute(
         [dataset for _, dataset in prepared.datasets if dataset is not None],
         store,
-        lambda batch: reference.score(batch, context),
-        reference.scorer,
+        reference,
+        context,
         with_kl=prepared.run.objective.needs_kl,
         sample=sample,
         seed=prepared.args.seed,

@@ -2,16 +2,15 @@
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from prefopt.engine import Scorer
-from prefopt.engine.layout import Layout
-from prefopt.engine.score import Scores
 from prefopt.reference.fill import FILL_TOKENS, CompletionIndex, score_completions
+from prefopt.reference.live import ReferenceModel
 from prefopt.reference.store.database import Database, Floats
 from prefopt.reference.store.logp_store import LogpStore
 from prefopt.reference.store.maintain import ReferenceInfo, entries_of, references_of
@@ -133,8 +132,8 @@ def tolerance_of(facts: Mapping[str, Any]) -> float:
 def recompute(
     datasets: Sequence[Dataset],
     store: LogpStore,
-    score: Callable[[Layout], Scores],
-    scorer: Scorer,
+    reference: ReferenceModel,
+    context: Callable[[], Any] = nullcontext,
     *,
     with_kl: bool,
     sample: int,
@@ -156,7 +155,7 @@ def recompute(
     for dataset, part, indices, start in zip(datasets, wanted, known, starts, strict=True):
         here = chosen[(chosen >= start) & (chosen < start + len(indices))] - start
         for groups in part.batches(np.sort(indices[here]).reshape(-1, 1), FILL_TOKENS):
-            fresh = score_completions(part.examples(dataset, groups), score, scorer)
+            fresh = score_completions(part.examples(dataset, groups), reference, context)
             stored = store.look_up(part.keys_at(np.concatenate(groups)))
             differences += [
                 _difference(old, new)

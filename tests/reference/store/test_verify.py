@@ -44,8 +44,7 @@ def compared(store, scorer, sample=100, parts=1, seed=0):
     return recompute(
         datasets,
         store,
-        ReferenceModel(scorer).score,
-        scorer,
+        ReferenceModel(scorer),
         with_kl=False,
         sample=sample,
         seed=seed,
