@@ -10,9 +10,8 @@ tenth of TRL's.
 """
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_label_smoothing, check_positive
+from prefopt.losses.common import check_label_smoothing, check_positive, smoothed_logistic
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -127,5 +126,5 @@ def _sorted_losses(
     check_positive(beta=beta)
     check_label_smoothing(label_smoothing)
     margins = beta * sorted_margins
-    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    losses = smoothed_logistic(margins, label_smoothing)
     return losses[order.argsort()]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 logger = logging.getLogger("prefopt")
 
@@ -31,6 +32,14 @@ def require_margin(ref_chosen_logps: Tensor, offsets: Tensor, beta: float) -> Te
     the chosen completion is then less by the offset.
     """
     return ref_chosen_logps + offsets / beta
+
+
+def smoothed_logistic(margins: Tensor, label_smoothing: float) -> Tensor:
+    """Return -(1 - e) log sigmoid(m) - e log sigmoid(-m), e the probability of a flipped label.
+
+    Margins m of rewards are (B,), as is what is returned.
+    """
+    return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
 
 
 def exponential(exponents: Tensor) -> Tensor:

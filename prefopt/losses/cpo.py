@@ -1,9 +1,14 @@
 """CPO and its two variants: a pair compared by the policy's own log-probs, without reference."""
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid, relu
+from torch.nn.functional import relu
 
-from prefopt.losses.common import average_logps, check_label_smoothing, check_positive
+from prefopt.losses.common import (
+    average_logps,
+    check_label_smoothing,
+    check_positive,
+    smoothed_logistic,
+)
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -48,7 +53,7 @@ def cpo_loss(
     check_label_smoothing(label_smoothing)
     chosen_rewards, rejected_rewards = beta * chosen_logps, beta * rejected_logps
     margins = chosen_rewards - rejected_rewards
-    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    losses = smoothed_logistic(margins, label_smoothing)
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 

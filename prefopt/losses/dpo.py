@@ -20,9 +20,8 @@ The paper takes beta 0.1, 0.5 for summaries, and 0.05 to 5 where it compares the
 """
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from prefopt.losses.common import check_label_smoothing, check_positive
+from prefopt.losses.common import check_label_smoothing, check_positive, smoothed_logistic
 from prefopt.losses.registry import LossOutput, register_loss
 
 
@@ -57,5 +56,5 @@ def dpo_loss(
     chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
     rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
-    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    losses = smoothed_logistic(margins, label_smoothing)
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())

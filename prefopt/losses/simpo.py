@@ -1,13 +1,14 @@
 """SimPO and its hinge variant: log-probs per token with a target margin, without reference."""
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid, relu
+from torch.nn.functional import relu
 
 from prefopt.losses.common import (
     average_logps,
     check_label_smoothing,
     check_not_negative,
     check_positive,
+    smoothed_logistic,
     warn_outside,
 )
 from prefopt.losses.registry import LossOutput, register_loss
@@ -67,7 +68,7 @@ def simpo_loss(
     chosen_rewards = beta * average_logps(chosen_logps, chosen_lengths)
     rejected_rewards = beta * average_logps(rejected_logps, rejected_lengths)
     margins = chosen_rewards - rejected_rewards - gamma
-    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    losses = smoothed_logistic(margins, label_smoothing)
     return LossOutput(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 

@@ -15,8 +15,19 @@ from prefopt.losses.common import (
     head_and_tail,
     published_range,
     require_margin,
+    smoothed_logistic,
     warn_outside,
 )
+
+
+def test_a_smoothed_logistic_loss_is_ln_2_at_no_margin_and_bounded_below_by_its_entropy():
+    smoothing = 0.25
+    best = math.log((1 - smoothing) / smoothing)  # the margin whose probability is 1 - smoothing
+    margins = torch.tensor([0.0, best, 2.0], dtype=torch.float64)
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    at_2 = math.log(1 + math.exp(-2)) + smoothing * 2  # log sigmoid(-m) = log sigmoid(m) - m
+    wanted = torch.tensor([math.log(2), entropy, at_2], dtype=torch.float64)
+    torch.testing.assert_close(smoothed_logistic(margins, smoothing), wanted)
 
 
 def test_average_divides_by_tokens_and_no_tokens_average_to_zero():
