@@ -303,6 +303,12 @@ def _read_template_arguments(row: Cells, form: Form) -> tuple[list[Any] | None, 
     options = read_options(row.get("chat_template_kwargs"), row.number)
     if form == "messages":
         return read_tools(row.get("tools"), row.number), options
+    if read_tools(row.get("tools"), row.number):
+        raise row.wrong(
+            "tools",
+            "are printed by a chat template, but the row holds plain text; make prompt and "
+            "completions lists of messages, or remove this column if the text names the tools",
+        )
     if options:
         raise row.wrong("chat_template_kwargs", "needs messages, but the row holds plain text")
     return None, options

@@ -188,6 +188,9 @@ def test_tools_and_template_arguments_are_read_from_json_or_as_they_are():
     assert refused(**row, chat_template_kwargs="[]").column == "chat_template_kwargs"
     plain = {"prompt": "p", "chosen": "a", "rejected": "b"}
     assert refused(**plain, chat_template_kwargs={"a": 1}).column == "chat_template_kwargs"
+    assert refused(**plain, tools=[tool]).column == refused(**plain, tools=text).column == "tools"
+    for none in (None, [], "[]"):
+        assert read(**plain, tools=none).tools is None
 
 
 def test_nulls_that_arrow_adds_to_messages_are_left_out():
