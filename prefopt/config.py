@@ -7,8 +7,13 @@ runs.
 
 import difflib
 import json
+import math
+import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from functools import cache
+from numbers import Real
+from types import NoneType
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -54,6 +59,25 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         (None, False),
         "the LM head is chunked here already, for every loss; leave it out",
     ),
+}
+
+# Least values, where transformers or torch would complain late and from deep inside, or not at all.
+_LEAST: dict[str, float] = {
+    "max_length": 2,
+    "max_tokens_per_batch": 1,
+    "precompute_ref_batch_size": 1,
+    "dataset_num_proc": 0,
+    "router_aux_loss_coef": 0,
+    "learning_rate": 0,
+    "logging_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "num_train_epochs": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
 }
 
 # What transformers' evaluation loop would do and the exact one of this trainer does not.
@@ -312,6 +336,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
 
     def __post_init__(self) -> None:
         """Check every field against the others, and the loss's options against the loss."""
+        self._check_types()
         if self.bf16 is None:
             cuda = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
@@ -335,6 +360,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         self._check_moving_reference()
         if self.loss_type is not None:
             self._parse(self.loss_type)
+        elif self.loss_weights is not None:
+            raise ValueError("loss_weights needs a loss_type: a list of as many losses")
 
     @property
     def reference_mode(self) -> str:
@@ -419,15 +446,17 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         elif self.reference == ADAPTER:
             raise ValueError("reference='adapter:' names no adapter: give its folder or id")
         check_request(self.layout, self.attn_backend)
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
-        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
-            raise ValueError(
-                f"max_tokens_per_batch must be at least 1, got {self.max_tokens_per_batch}"
-            )
-        batch_size = self.precompute_ref_batch_size
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"precompute_ref_batch_size must be at least 1, got {batch_size}")
+
+    def _check_types(self) -> None:
+        """Check that fields of numbers, switches and (of our own) text hold nothing else."""
+        for name, kinds in _plain_fields().items():
+            value = getattr(self, name)
+            if value is not self.__dataclass_fields__[name].default:
+                setattr(self, name, _plain_value(name, value, kinds))
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
     def _check_moving_reference(self) -> None:
         """Check the options of a reference that follows the policy, and set their defaults."""
@@ -453,6 +482,38 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     def _choices(self, name: str) -> list[str]:
         choices: list[str] = self.__dataclass_fields__[name].metadata["choices"]
         return choices
+
+
+@cache
+def _plain_fields() -> dict[str, frozenset[type]]:
+    """Return the types of every field that takes numbers or switches, or (of our own) text."""
+    inherited = {item.name for item in fields(TrainingArguments)}
+    found = {}
+    for name, hint in get_type_hints(PreferenceConfig).items():
+        kinds = frozenset(get_args(hint) or (hint,))
+        known = {int, float, bool, NoneType} | (set() if name in inherited else {str})
+        if name in PreferenceConfig.__dataclass_fields__ and kinds <= known:
+            found[name] = kinds
+    return found
+
+
+def _plain_value(name: str, value: Any, kinds: frozenset[type]) -> Any:
+    """Return a value of one of the types: a whole number is an int too, 0 and 1 are switches."""
+    if value is None and NoneType in kinds:
+        return None
+    if str in kinds and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Real) and bool in kinds and value in (0, 1):
+        return bool(value)
+    if isinstance(value, Real) and not isinstance(value, bool) and kinds & {int, float}:
+        is_finite = math.isfinite(value) or (name == "max_grad_norm" and value == math.inf)
+        if is_finite and float in kinds:
+            return value
+        if is_finite and value == int(value):
+            return int(value)
+    words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+    wanted = " or ".join(text for kind, text in words.items() if kind in kinds)
+    raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _read_object(name: str, text: str) -> Any:

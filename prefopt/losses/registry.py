@@ -11,6 +11,7 @@ that names a function or a module holding decorated functions.
 
 import difflib
 import inspect
+import math
 import re
 import sys
 import warnings
@@ -454,5 +455,7 @@ def _check_type(what: str, value: Any, default: Any) -> None:
     if isinstance(default, float):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{what} must be a number, got {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{what} must be finite, got {value!r}")
     elif default is not None and type(value) is not type(default):
         raise ValueError(f"{what} must be of type {type(default).__name__}, got {value!r}")

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from prefopt.losses.registry import Loss, get_loss
@@ -207,7 +208,14 @@ def parse_objective(
 def _read_parts(loss_type: LossType) -> list[tuple[str | None, tuple[float | None, str]]]:
     """Return the kind of rows (None for all), weight and name of each loss."""
     if not isinstance(loss_type, Mapping):
-        expressions = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+        expressions = [loss_type] if isinstance(loss_type, str) else loss_type
+        if not isinstance(expressions, Sequence) or not all(
+            isinstance(one, str) for one in expressions
+        ):
+            raise ValueError(
+                "loss_type must be a name, a sum like 'dpo + 0.2*sft', a list of names, or one of "
+                f"these for each kind of rows, got {loss_type!r}"
+            )
         return [(None, part) for one in expressions for part in _parse_expression(one)]
     unknown = [kind for kind in loss_type if kind not in KINDS]
     if unknown:
@@ -238,6 +246,11 @@ def _read_weights(
     parts: Sequence[tuple[float | None, str]], loss_weights: Sequence[float] | None
 ) -> list[float]:
     written = [weight for weight, _ in parts]
+    if loss_weights is not None and (
+        not isinstance(loss_weights, Sequence)
+        or any(isinstance(one, bool) or not isinstance(one, Real) for one in loss_weights)
+    ):
+        raise ValueError(f"loss_weights must be a list of numbers, got {loss_weights!r}")
     if loss_weights is None:
         weights = [1.0 if weight is None else weight for weight in written]
     elif any(weight is not None for weight in written):

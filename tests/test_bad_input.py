@@ -1,0 +1,23 @@
+"""Wrong input of every kind is refused in plain words, or counted: never lost, never a riddle."""
+
+from collections import Counter
+
+import pytest
+
+from tests.bad_input import options
+from tests.bad_input.case import Case, check
+
+TABLES = {"options": options.CASES}
+CASES = [(table, case) for table, cases in TABLES.items() for case in cases]
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=f"{table}: {case.name}") for table, case in CASES]
+)
+def test_wrong_input_is_refused_in_plain_words_or_counted(case: Case, tmp_path):
+    check(case, tmp_path)
+
+
+def test_the_cases_differ():
+    names = Counter((table, case.name) for table, case in CASES)
+    assert [name for name, count in names.items() if count > 1] == []
