@@ -506,11 +506,12 @@ def _plain_value(name: str, value: Any, kinds: frozenset[type]) -> Any:
     if isinstance(value, Real) and bool in kinds and value in (0, 1):
         return bool(value)
     if isinstance(value, Real) and not isinstance(value, bool) and kinds & {int, float}:
-        is_finite = math.isfinite(value) or (name == "max_grad_norm" and value == math.inf)
+        number = float(value)
+        is_finite = math.isfinite(number) or (name == "max_grad_norm" and number == math.inf)
         if is_finite and float in kinds:
             return value
-        if is_finite and value == int(value):
-            return int(value)
+        if is_finite and number.is_integer():
+            return int(number)
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
     wanted = " or ".join(text for kind, text in words.items() if kind in kinds)
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
