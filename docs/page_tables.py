@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.cli.guide import SITUATIONS, losses_by_family
-from prefopt.config import TRL_FIELDS, PreferenceConfig
+from prefopt.config import PreferenceConfig
 from prefopt.losses import __all__ as PUBLIC_OF_LOSSES
 from prefopt.losses import get_loss, list_losses
+from prefopt.migration import (
+    OLD_OPTIONS,
+    OLD_TRAINER_ARGUMENTS,
+    OLD_TRANSFORMERS_FIELDS,
+    OLD_TRL_FIELDS,
+    TRL_FIELDS,
+    Gone,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
 import golden_targets as golden  # data of the tests, which hold it to the cases
@@ -66,6 +74,21 @@ def trl_table() -> str:
         ("field of DPOConfig or KTOConfig", "here"),
         [(f"`{name}`", markdown(text)) for name, text in TRL_FIELDS.items()],
     )
+
+
+def gone_table() -> str:
+    """Return the table of what TRL, its recipes and transformers had once, and what to use."""
+    gone = {**OLD_TRL_FIELDS, **OLD_TRAINER_ARGUMENTS, **OLD_OPTIONS, **OLD_TRANSFORMERS_FIELDS}
+    return table(("argument", "here"), [(f"`{name}`", gone_text(gone[name])) for name in gone])
+
+
+def gone_text(gone: Gone) -> str:
+    """Return what to use instead of an argument, and at which values it is taken all the same."""
+    text = markdown(gone.advice.format(value="..."))
+    if gone.harmless is None:
+        return f"taken: {text}"
+    others = ", ".join(f"`{value!r}`" for value in gone.harmless if value is not None)
+    return f"{text}; taken at {others}" if others else text
 
 
 def situations_table() -> str:
@@ -157,6 +180,7 @@ def loss_functions() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "config_fields": config_table,
     "trl_fields": trl_table,
+    "gone": gone_table,
     "situations": situations_table,
     "advice": advice_tables,
     "gallery": gallery,

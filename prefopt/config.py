@@ -1,8 +1,8 @@
 """What a preference run is told: ``transformers.TrainingArguments`` and what is ours.
 
 Every field of TRL's ``DPOConfig`` and ``KTOConfig`` is taken with its meaning, or refused with what
-to use instead (``TRL_FIELDS`` lists them all), so that a script changes two imported names and
-runs.
+to use instead (``prefopt.migration`` lists them all), so that a script changes two imported names
+and runs.
 """
 
 import difflib
@@ -19,6 +19,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.engine.attention import BACKENDS, check_request
+from prefopt.migration import REFUSED, checks_arguments, refuse
 from prefopt.objective import LossOptions, Objective, parse_objective
 
 # Options that are hyper-parameters of losses, by the field that sets them.
@@ -44,22 +45,6 @@ ADAPTER = "adapter:"
 
 # TRL's defaults of a reference that follows the policy.
 _MOVING = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
-
-# TRL fields that are refused unless at a value that changes nothing: (harmless values, what to do).
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "truncation_mode": (
-        (None, "keep_start"),
-        "completions are cut at their end; shorten prompts in the data, or raise max_length",
-    ),
-    "pad_to_multiple_of": (
-        (None, "auto"),
-        "rows are not padded; leave it out",
-    ),
-    "use_liger_kernel": (
-        (None, False),
-        "the LM head is chunked here already, for every loss; leave it out",
-    ),
-}
 
 # Least values, where transformers or torch would complain late and from deep inside, or not at all.
 _LEAST: dict[str, float] = {
@@ -87,42 +72,6 @@ _OTHER_EVALUATION = {
     "batch_eval_metrics": "compute_metrics gets the rewards of the whole set at once",
 }
 
-TRL_FIELDS: dict[str, str] = {
-    "model_init_kwargs": "same meaning",
-    "trust_remote_code": "same meaning",
-    "disable_dropout": "same meaning",
-    "dataset_num_proc": "same meaning",
-    "max_length": "same meaning; rows whose prompt leaves no room are counted and reported",
-    "loss_type": "same meaning; also a sum like 'dpo + 0.2*sft'; None: dpo on pairs, else kto",
-    "loss_weights": "same meaning",
-    "beta": "same meaning; None is the loss's own default",
-    "label_smoothing": "same meaning, and it acts on 'sigmoid' too (cDPO), where TRL ignores it",
-    "discopop_tau": "same meaning",
-    "ld_alpha": "same meaning, for every loss on pairs that it goes with; 1 is off",
-    "f_divergence_type": "same meaning and constants, for every loss of log-ratios alone",
-    "f_alpha_divergence_coef": "same meaning and default (0.5)",
-    "use_weighting": "WPO's weights, at most 1 as in the authors' code; TRL 1.16 has no limit",
-    "desirable_weight": "same meaning",
-    "undesirable_weight": "same meaning",
-    "precompute_ref_log_probs": "True is reference='cached', which 'auto' does anyway",
-    "precompute_ref_batch_size": "same meaning: examples per forward pass while precomputing",
-    "pad_token": "same meaning",
-    "sync_ref_model": "same meaning; also with an adapter (peft), where TRL refuses",
-    "ref_model_mixup_alpha": "same meaning and default (0.6)",
-    "ref_model_sync_steps": "same meaning and default (512)",
-    "router_aux_loss_coef": "same meaning and default; a token of a shared prefix counts once",
-    "padding_free": "accepted: rows are never padded",
-    "activation_offloading": "same meaning: saved activations wait in CPU memory",
-    "learning_rate": "same meaning and default (1e-6)",
-    "logging_steps": "same meaning and default (10)",
-    "gradient_checkpointing": "same meaning; off unless asked for (TRL: on)",
-    "bf16": "same meaning; None: on where CUDA has it, off elsewhere",
-    "lr_scheduler_kwargs": "same meaning",
-    "torch_empty_cache_steps": "same meaning",
-    "train_sampling_strategy": "'random' or 'sequential'; KTO is right in any order",
-    **{name: f"refused: {advice}" for name, (_, advice) in _REFUSED.items()},
-}
-
 
 def _loss_option(name: str, **default: Any) -> Any:
     """Return the field of an option of every loss, described as in ``LossOptions``."""
@@ -130,13 +79,15 @@ def _loss_option(name: str, **default: Any) -> Any:
     return field(**{"default": described.default, **default}, metadata=described.metadata)
 
 
+@checks_arguments
 @dataclass
 class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers is untyped
     """Arguments of a ``PreferenceTrainer``; fields are described by their ``help``.
 
     Raises:
-        ValueError: When made, if a loss is unknown, an option does not belong to the loss, or a
-            value is out of range.
+        ValueError: When made, if a loss is unknown, an option does not belong to the loss, a value
+            is out of range, or an argument is one that TRL or transformers had once.
+        TypeError: If there is no such argument.
 
     Examples:
         >>> PreferenceConfig("out", loss_type="ipo", beta=0.2, report_to="none").objective.name
@@ -400,6 +351,11 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             value = getattr(self, name)
             if value is None or (option not in known and value == _SPELT_OUT.get(name)):
                 continue
+            if name == "beta" and known == {"lambda_"}:
+                raise ValueError(
+                    f"beta={value} of TRL's ORPOConfig is lambda_ here: use loss_kwargs="
+                    f"{{'lambda_': {value}}} instead (hyper-parameters: orpo: lambda_)"
+                )
             if option in options and options[option] != value:
                 raise ValueError(
                     f"{option} is given twice: {name}={value} and loss_kwargs[{option!r}]="
@@ -424,10 +380,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             raise ValueError(f'{name} must be an object like {{"a": 1}}, got {value!r}')
 
     def _refuse(self) -> None:
-        for name, (harmless, advice) in _REFUSED.items():
-            value = getattr(self, name, None)
-            if value not in harmless:
-                raise ValueError(f"{name}={value!r} is not supported: {advice}")
+        refuse({name: getattr(self, name, None) for name in REFUSED}, REFUSED)
         for name, instead in _OTHER_EVALUATION.items():
             if getattr(self, name):
                 raise ValueError(f"{name}=True is not supported: {instead}; leave it out")

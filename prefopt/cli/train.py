@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -135,31 +135,77 @@ def make_parser() -> Any:
 
 def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     """Return data arguments, ``PreferenceConfig`` and TRL's ``ModelConfig`` of a command line."""
-    options = {name for action in parser._actions for name in action.option_strings}
+    options = {
+        name.removeprefix("--") for action in parser._actions for name in action.option_strings
+    }
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config")
     given.error = _fail  # type: ignore[method-assign]
     path = given.parse_known_args(argv)[0].config
     if path is not None:
-        values = read_config_file(path)
-        unknown = [name for name in values if f"--{name}" not in options]
-        if unknown:
-            known = [name.removeprefix("--") for name in sorted(options)]
-            raise UserError.unknown(f"option in {path}:", unknown[0], known)
-        parser.set_defaults_with_config(**values)
+        parser.set_defaults_with_config(**_known_only(read_config_file(path), options, path))
     with user_errors():
         data_args, config, model_args, *_, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
-    if rest:
-        if rest[0].startswith("-"):
-            raise UserError.unknown("option", rest[0].split("=")[0], sorted(options))
-        raise UserError(f"{rest[0]!r} belongs to no option")
+    _known_only(_values_of(rest), options)
     if model_args.model_name_or_path is None:
         raise UserError("--model is missing: a folder or a Hub id")
     if data_args.dataset_name is None:
         raise UserError("--dataset is missing: a Hub id, a folder, or a file")
     return data_args, config, model_args
+
+
+def _values_of(rest: Sequence[str]) -> dict[str, Any]:
+    """Return the values of options that the parser does not know, by the option's name.
+
+    Raises:
+        UserError: If a word belongs to no option.
+    """
+    words: dict[str, list[str]] = {}
+    for word in rest:
+        if word.startswith("--"):
+            name, given, value = word.removeprefix("--").partition("=")
+            words[name.replace("-", "_")] = its = [value] if given else []
+        elif not words:
+            raise UserError(f"{word!r} belongs to no option")
+        else:
+            its.append(word)
+    values = {name: [_read_word(word) for word in its] for name, its in words.items()}
+    return {name: its[0] if len(its) == 1 else (its or True) for name, its in values.items()}
+
+
+def _read_word(word: str) -> Any:
+    """Return what a word of the command line says: a number, a truth value, none, or itself."""
+    import yaml
+
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def _known_only(
+    values: Mapping[str, Any], options: Collection[str], path: str | None = None
+) -> dict[str, Any]:
+    """Return the options that there are, without old ones that change nothing.
+
+    Raises:
+        UserError: If an option never existed, or is one of TRL's that is gone.
+    """
+    from prefopt.migration import OLD_FIELDS, refuse
+
+    known = {name: value for name, value in values.items() if name in options}
+    others = {name: value for name, value in values.items() if name not in options}
+    with user_errors():
+        refuse(others, OLD_FIELDS, path or "")
+    for name in others:
+        if name not in OLD_FIELDS:
+            spelt_once = sorted(option for option in options if "-" not in option)
+            if path:
+                raise UserError.unknown(f"option in {path}:", name, spelt_once)
+            raise UserError.unknown("option", f"--{name}", [f"--{n}" for n in spelt_once])
+    return known
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -244,6 +244,9 @@ class Loss:
 # What a docstring says of a loss: each label's text ends at the next label or an empty line.
 _LABELS = re.compile(r"(?<!\S)(Source|Departures from it|Use it when|Not when|Differs from):(?!\S)")
 
+# Names that TRL once had, and no alias since they were not quite the same.
+_ONCE = {"kto_pair": "'kto' instead, which learns from pairs too, each completion with its label"}
+
 _LOSSES: dict[str, Loss] = {}
 _NAMES: dict[str, str] = {}
 _entry_points_loaded = False
@@ -329,6 +332,8 @@ def get_loss(name: str) -> Loss:
     """
     _load_entry_points()
     if name not in _NAMES:
+        if name in _ONCE:
+            raise ValueError(f"there is no loss {name!r}: use {_ONCE[name]}")
         near = difflib.get_close_matches(name, _NAMES, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise ValueError(f"unknown loss {name!r}{hint} Losses: {', '.join(sorted(_LOSSES))}")

@@ -156,7 +156,11 @@ def _check_arguments(
     model: Any, ref_model: Any, args: Any, train_dataset: Any, eval_dataset: Any
 ) -> None:
     if not isinstance(args, PreferenceConfig):
-        raise TypeError(f"args must be a PreferenceConfig, got {type(args).__name__}")
+        raise TypeError(
+            f"args must be a PreferenceConfig, got {type(args).__name__}; PreferenceConfig takes "
+            "the fields of transformers.TrainingArguments and of TRL's configurations, so make one "
+            "with the same arguments instead"
+        )
     if ref_model is not None and ref_model is model:
         raise ValueError(
             "model and ref_model are the same object, so the reference would move with the policy; "

@@ -9,6 +9,7 @@ micro-batches and processes; so is KTO's KL estimate; evaluation does not depend
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from prefopt.engine.cpu import denormals_flushed, heap_kept
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.probe_examples import probe_examples
 from prefopt.losses import LossOutput
+from prefopt.migration import check_trainer_arguments
 from prefopt.objective.metrics import with_margins
 from prefopt.reference.references import References
 from prefopt.training.evaluation import Evaluator
@@ -67,6 +69,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         optimizers: As in ``transformers.Trainer``.
         quantization_config: How to quantise a model given by id or path.
         peft_config: An adapter to add to the model.
+        **old: Arguments that TRL's trainers had once; refused with what to use instead, but for
+            values that change nothing.
 
     Attributes:
         objective: The losses that are minimised.
@@ -77,7 +81,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         data_reports: What preparation did to each dataset, by name.
 
     Raises:
-        TypeError: If ``args``, a dataset, the tokenizer or ``peft_config`` is of the wrong type.
+        TypeError: If ``args``, a dataset, the tokenizer or ``peft_config`` is of the wrong type, or
+            an argument never existed.
         ValueError: If the losses, the options, the data and the model do not fit each other: an
             option or a reference that the loss cannot use, options of loading for a model that is
             loaded already, a tokenizer or reference of another vocabulary, a model that cannot be
@@ -107,7 +112,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: Any = None,
+        **old: Any,
     ) -> None:
+        if old:
+            check_trainer_arguments(old, signature(PreferenceTrainer).parameters, PreferenceConfig)
         args = PreferenceConfig("prefopt_output") if args is None else args
         data = (train_dataset, eval_dataset, processing_class)
         run = prepare_run(model, args, ref_model, *data, quantization_config, peft_config)
