@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from tests.bad_input import options
+from tests.bad_input import ids, options, rows
 from tests.bad_input.case import Case, check
 
-TABLES = {"options": options.CASES}
+TABLES = {"rows": rows.CASES, "ids and messages": ids.CASES, "options": options.CASES}
 CASES = [(table, case) for table, cases in TABLES.items() for case in cases]
 
 

@@ -1,6 +1,8 @@
 """Checks of a dataset before it is prepared: its class, and its columns of numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -9,16 +11,24 @@ from datasets import Dataset, IterableDataset
 from prefopt.data.errors import DataError
 from prefopt.data.prepared import COLUMNS
 
-__all__ = ["check_columns", "check_datasets", "check_margins"]
+__all__ = [
+    "check_columns",
+    "check_datasets",
+    "check_margins",
+    "check_numbers",
+    "check_weights",
+]
 
-# Least and largest value of a column, and the words for the range.
+# Least and largest value of a column, and the words for the range. Batches are in float32.
+_LARGEST = float(np.finfo(np.float32).max)
 _RANGES = {
-    "weight": (0.0, np.inf, "at least 0"),
-    "preference_probability": (0.0, 1.0, "between 0 and 1"),
-    "win_rate_chosen": (0.0, 1.0, "between 0 and 1"),
-    "win_rate_rejected": (0.0, 1.0, "between 0 and 1"),
+    "weight": (0.0, _LARGEST, "a number of at least 0, finite in single precision"),
+    "preference_probability": (0.0, 1.0, "a number between 0 and 1"),
+    "win_rate_chosen": (0.0, 1.0, "a number between 0 and 1"),
+    "win_rate_rejected": (0.0, 1.0, "a number between 0 and 1"),
 }
-_ANY = (-np.inf, np.inf, "a number")
+_ANY = (-_LARGEST, _LARGEST, "a number, finite in single precision")
+_WIN_RATES = ("win_rate_chosen", "win_rate_rejected")
 
 
 def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
@@ -30,57 +40,88 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
     """
     if train_dataset is None and eval_dataset is None:
         raise ValueError("give a train_dataset, or an eval_dataset to evaluate only")
-    parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-    for dataset in (train_dataset, *parts):
-        if dataset is not None and not isinstance(dataset, Dataset | IterableDataset):
-            raise TypeError(
-                "data must be a datasets.Dataset or IterableDataset, got "
-                f"{type(dataset).__name__}; make one with datasets.Dataset.from_list(rows)"
-            )
+    if isinstance(eval_dataset, dict):
+        if not eval_dataset:
+            raise ValueError("eval_dataset is an empty dictionary; leave it out for none")
+        for name, part in eval_dataset.items():
+            if not isinstance(name, str):
+                raise TypeError(f"eval_dataset: a name must be text, got {name!r}")
+            _check_dataset(part, f"eval_dataset[{name!r}]")
+    elif eval_dataset is not None:
+        _check_dataset(eval_dataset, "eval_dataset")
+    if train_dataset is not None:
+        _check_dataset(train_dataset, "train_dataset")
 
 
-def check_columns(dataset: Dataset) -> None:
-    """Check the numbers of weights, margins, scores and soft labels; null counts as not given.
+def _check_dataset(dataset: Any, what: str) -> None:
+    if isinstance(dataset, Dataset | IterableDataset):
+        return
+    if isinstance(dataset, dict) and any(isinstance(one, Dataset) for one in dataset.values()):
+        how = f"take one of its splits: {', '.join(map(str, dataset))}"
+    else:
+        how = "make one with datasets.Dataset.from_list(rows), or prefopt.data.load_rows(path)"
+    raise TypeError(
+        f"{what} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}; {how}"
+    )
+
+
+def check_weights(weights: Iterable[float | None]) -> None:
+    """Check that there is anything to learn from.
 
     Raises:
-        DataError: If one is no finite number or out of its range, or if there is a win rate of one
-            side alone; it names row and column.
+        DataError: If every weight is 0.
     """
-    for column in COLUMNS:
-        if column in dataset.column_names:
-            _check_column(dataset, column)
-    alone = {"win_rate_chosen", "win_rate_rejected"} & set(dataset.column_names)
+    if all(weight == 0 for weight in weights):
+        raise DataError("every weight is 0, so nothing would be learned", None, "weight")
+
+
+def check_columns(columns: Sequence[str]) -> None:
+    """Check that there is no win rate of one side alone.
+
+    Raises:
+        DataError: If there is.
+    """
+    alone = {*_WIN_RATES} & {*columns}
     if len(alone) == 1:
         raise DataError("win rates come in pairs: add that of the other completion", None, *alone)
 
 
-def check_margins(columns: Iterable[str], inputs: Iterable[str]) -> None:
-    """Check that the data have margins if a loss takes them; without, all would be 0."""
-    if "margins" in set(inputs) and not {"margin", "scores", "score_chosen"} & set(columns):
-        raise DataError(
-            "the loss takes margins (by how much the chosen completion is better), and the data "
-            "have none; add a column 'margin', or 'score_chosen' and 'score_rejected', or 'scores' "
-            "of rankings"
-        )
+def check_numbers(batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> None:
+    """Check the weights, margins, scores and soft labels of a batch; null counts as not given.
+
+    Raises:
+        DataError: If one is no finite number or out of its range, or a win rate is given for one
+            side alone; it names row and column.
+    """
+    for column in (name for name in COLUMNS if name in batch):
+        least, largest, words = _RANGES.get(column, _ANY)
+        for value, row in zip(batch[column], rows, strict=True):
+            is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool)
+            if value is not None and not (is_number and least <= float(value) <= largest):
+                raise DataError(f"is {value!r}; it must be {words}", row, column)
+    if all(column in batch for column in _WIN_RATES):
+        for rates in zip(*(batch[column] for column in _WIN_RATES), rows, strict=True):
+            if rates.count(None) == 1:
+                problem = "is null, but that of the other completion is not"
+                raise DataError(problem, rates[2], _WIN_RATES[rates.index(None)])
 
 
-def _check_column(dataset: Dataset, column: str) -> None:
-    least, largest, words = _RANGES.get(column, _ANY)
-    kind = dataset.features[column]
-    if getattr(kind, "dtype", "") == "null":
-        return
-    first = 0
-    for batch in dataset.select_columns([column]).with_format("arrow").iter(10_000):
-        values = batch[column]
-        given = np.asarray(values.is_valid())
-        try:
-            numbers = values.fill_null(0).to_numpy().astype(np.float64)
-        except (ValueError, TypeError, NotImplementedError):
-            raise DataError(f"must hold numbers, but is of type {kind}", None, column) from None
-        wrong = given & ~(np.isfinite(numbers) & (numbers >= least) & (numbers <= largest))
-        if wrong.any():
-            place = int(np.argmax(wrong))
+def check_margins(batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> None:
+    """Check that each row of a batch says by how much one completion is better than another.
+
+    A loss that takes margins would count what is missing as 0.
+
+    Raises:
+        DataError: If a row has neither a margin nor scores.
+    """
+    missing: list[Any] = [None] * len(rows)
+    margins, scores = (batch.get(name, missing) for name in ("margin", "scores"))
+    chosen, rejected = (batch.get(f"score_{side}", missing) for side in ("chosen", "rejected"))
+    for *told, first, second, row in zip(margins, scores, chosen, rejected, rows, strict=True):
+        if told == [None, None] and None in (first, second):
             raise DataError(
-                f"is {numbers[place]}; it must be finite and {words}", first + place, column
+                "the loss takes margins (by how much the chosen completion is better), and there "
+                "is none; add a column 'margin', or 'score_chosen' and 'score_rejected', or "
+                "'scores' of rankings",
+                row,
             )
-        first += len(numbers)

@@ -26,6 +26,9 @@ class DataError(ValueError):
     ) -> None:
         # All four are positional arguments of the exception, so that it survives being pickled by
         # the worker process that met it.
+        if problem.startswith("Caught DataError in DataLoader worker"):
+            # Torch raises it anew with the worker's traceback, which ends in what it said.
+            problem = problem.rstrip().rpartition("DataError: ")[2]
         super().__init__(problem, row, column, dataset)
         self.problem = problem
         self.row = row

@@ -73,11 +73,15 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Cells:
-    """The values of one row that are not null, its columns, and its number in the data set."""
+    """The values of one row that are not null, its columns, and its number in the data set.
+
+    ``vocabulary`` is how many token ids there are, None for as many as 32 bits hold.
+    """
 
     values: Mapping[str, Any]
     columns: Sequence[str]
     number: int
+    vocabulary: int | None = None
 
     def __contains__(self, column: str) -> bool:
         return column in self.values

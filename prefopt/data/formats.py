@@ -84,12 +84,15 @@ class Texts(NamedTuple):
     unusable: str | None = None
 
 
-def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
+def read_example(
+    row: Mapping[str, Any], number: int, vocabulary: int | None = None
+) -> PreferenceExample:
     r"""Return the prompt and completions of a row, in any of the formats of this module.
 
     Args:
         row: The row; columns that are None count as absent.
         number: Its place in the data set, for errors.
+        vocabulary: How many token ids there are; None for as many as 32 bits hold.
 
     Raises:
         DataError: If the row is none of the formats; it names row and column.
@@ -104,7 +107,7 @@ def read_example(row: Mapping[str, Any], number: int) -> PreferenceExample:
         ('paired', '\n\nHuman: Hi\n\nAssistant:', [' Hello', ' Hell'])
     """
     values = {column: value for column, value in row.items() if value is not None}
-    cells = Cells(values, list(row), number)
+    cells = Cells(values, list(row), number, vocabulary)
     if any(column in cells for column in IDS_COLUMNS[:4]):
         return read_ids(cells)
     kind, columns = _read_kind(cells)

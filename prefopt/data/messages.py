@@ -26,6 +26,19 @@ ROLES = {
     "function_response": "tool",
 }
 
+# Arguments of `apply_chat_template` that no row may set.
+_SET_HERE = {
+    "conversation",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+}
+
 
 def read_messages(value: Any, row: int, column: str) -> list[Message]:
     """Return messages with ``role`` and ``content``, as chat templates take them.
@@ -83,7 +96,12 @@ def _check_content(message: Message, place: int, wrong: Callable[[str], DataErro
     if isinstance(content, str) or (content is None and message.get("tool_calls")):
         return
     parts = content if isinstance(content, list) else []
-    if parts and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+    if parts and all(
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        for part in parts
+    ):
         message["content"] = [without_nulls(part) for part in parts]
         return
     found = "null" if content is None else type(content).__name__
@@ -138,6 +156,8 @@ def read_options(value: Any, row: int) -> dict[str, Any]:
             row,
             "chat_template_kwargs",
         )
+    if taken := sorted(_SET_HERE & {*options}):
+        raise DataError(f"{taken[0]!r} is set here; leave it out", row, "chat_template_kwargs")
     return {name: option for name, option in options.items() if option is not None}
 
 

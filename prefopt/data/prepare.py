@@ -1,7 +1,8 @@
 """From a data set in any format to token ids, with counts of rows kept, cut and set aside."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from logging import getLogger
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, Features, IterableDataset
 
-from prefopt.data.columns import check_columns
+from prefopt.data.columns import check_columns, check_margins, check_numbers, check_weights
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
 from prefopt.data.formats import PROMPT_LIKE, SOURCE_COLUMNS, read_example
@@ -30,6 +31,8 @@ FIRST_ROWS = 8
 EXAMPLE_ROWS = 5
 
 logger = getLogger(__name__)
+
+Options = dict[str, Any]  # the arguments of `prepare_batch` that are the same for every batch
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def prepare_dataset(
     max_length: int | None = 1024,
     num_proc: int | None = None,
     needs_kl: bool = False,
+    needs_margins: bool = False,
+    vocabulary: int | None = None,
+    check_kinds: Callable[[frozenset[str]], None] | None = None,
     name: str = "train",
     batch_size: int = 8,
 ) -> PreparedDataset:
@@ -72,6 +78,10 @@ def prepare_dataset(
         num_proc: Number of processes; not for streaming data.
         needs_kl: Whether to add ``kl_completion_ids``: for each completion one of another prompt,
             as ``prefopt.data.mismatch`` explains, cut to ``max_length`` behind this row's prompt.
+        needs_margins: Whether each row must say by how much a completion is better than another.
+        vocabulary: How many token ids the model embeds; rows of token ids may hold no others.
+        check_kinds: Called with the kinds of the rows, of a stream again when it meets another; it
+            raises ``DataError`` if no loss learns from them.
         name: What to call the data in the report and in errors.
         batch_size: Rows in a batch, where the report compares with padded batches.
 
@@ -81,19 +91,28 @@ def prepare_dataset(
     Raises:
         DataError: If a row is none of the formats, if no row is left, or if there is no mismatched
             completion for a row that needs one. A stream raises it when it meets the row.
-        ValueError: If ``max_length`` or ``batch_size`` is less than 1.
+        ValueError: If ``max_length`` or ``batch_size`` is no number of at least 1, or ``num_proc``
+            none of at least 0.
     """
-    for option, number in {"max_length": max_length, "batch_size": batch_size}.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{option} must be at least 1, got {number}")
+    _check_limits(max_length=(max_length, 1), batch_size=(batch_size, 1), num_proc=(num_proc, 0))
     dataset = dataset.with_format(None)
+    options: Options = {
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "needs_margins": needs_margins,
+        "vocabulary": vocabulary,
+    }
     try:
         if isinstance(dataset, IterableDataset):
-            return _prepare_stream(dataset, tokenizer, max_length, needs_kl, name)
+            return _prepare_stream(dataset, options, needs_kl, check_kinds, name)
         if not len(dataset):
             raise DataError("has no rows")
-        check_columns(dataset)
-        prepared = _prepare_rows(dataset, tokenizer, max_length, num_proc, name, batch_size)
+        check_columns(dataset.column_names)
+        if "weight" in dataset.column_names:
+            check_weights(dataset["weight"])
+        prepared = _prepare_rows(dataset, options, num_proc, name, batch_size)
+        if check_kinds is not None:
+            check_kinds(prepared.kinds)
         if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
             rows, skipped = add_mismatched(prepared.dataset, max_length, num_proc)
             assert prepared.report is not None
@@ -104,14 +123,16 @@ def prepare_dataset(
     return replace(prepared, dataset=prepared.dataset.remove_columns(list(FACTS)))
 
 
+def _check_limits(**limits: tuple[Any, int]) -> None:
+    for option, (number, least) in limits.items():
+        if number is not None and (type(number) is not int or number < least):
+            raise ValueError(f"{option} must be a whole number of at least {least}, got {number!r}")
+
+
 def _prepare_rows(
-    dataset: Dataset,
-    tokenizer: Tokenizer | None,
-    max_length: int | None,
-    num_proc: int | None,
-    name: str,
-    batch_size: int,
+    dataset: Dataset, options: Options, num_proc: int | None, name: str, batch_size: int
 ) -> PreparedDataset:
+    tokenizer, max_length = options["tokenizer"], options["max_length"]
     columns = dataset.column_names
     plan = ColumnPlan.of(columns)
     mapped = dataset.map(
@@ -120,12 +141,7 @@ def _prepare_rows(
         with_indices=True,
         remove_columns=[column for column in columns if column not in plan.extra],
         features=plan.features(dataset.features),
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "max_length": max_length,
-            "outputs": plan.outputs,
-            "version": VERSION,
-        },
+        fn_kwargs={**options, "outputs": plan.outputs, "version": VERSION},
         num_proc=min(num_proc, len(dataset)) if num_proc else None,
         desc=f"Preparing {name} data",
     )
@@ -156,9 +172,9 @@ def _prepare_rows(
 
 def _prepare_stream(
     dataset: IterableDataset,
-    tokenizer: Tokenizer | None,
-    max_length: int | None,
+    options: Options,
     needs_kl: bool,
+    check_kinds: Callable[[frozenset[str]], None] | None,
     name: str,
 ) -> PreparedDataset:
     """Prepare rows as they are read, after a look at the first ones."""
@@ -166,14 +182,13 @@ def _prepare_stream(
     if not first:
         raise DataError("has no rows")
     columns = list(dict.fromkeys(column for row in first for column in row))
+    check_columns(columns)
     plan = ColumnPlan.of(columns)
-    options: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "max_length": max_length,
-        "outputs": plan.outputs,
-    }
+    options = {**options, "outputs": plan.outputs}
     batch = {column: [row.get(column) for row in first] for column in columns}
     kinds = frozenset(prepare_batch(batch, range(len(first)), **options)["kind"])
+    if check_kinds is not None:
+        check_kinds(kinds)
     features = None if dataset.features is None else plan.features(dataset.features)
     prepared = dataset.map(
         _prepare_stream_batch,
@@ -182,13 +197,13 @@ def _prepare_stream(
         with_indices=True,
         remove_columns=[column for column in columns if column not in plan.extra],
         features=features,
-        fn_kwargs={**options, "name": name},
+        fn_kwargs={**options, "first_kinds": kinds, "check_kinds": check_kinds, "name": name},
     ).filter(_KeepUsable(name), with_indices=True)
     if needs_kl and "kl_completion_ids" not in plan.outputs:
         if features is not None:
             features = Features({**features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
         prepared = prepared.map(
-            StreamMismatch(max_length, name),
+            StreamMismatch(options["max_length"], name),
             batched=True,
             batch_size=STREAM_BATCH,
             with_indices=True,
@@ -198,12 +213,28 @@ def _prepare_stream(
 
 
 def _prepare_stream_batch(
-    batch: Mapping[str, Sequence[Any]], numbers: Sequence[int], *, name: str, **options: Any
+    batch: Mapping[str, Sequence[Any]],
+    numbers: Sequence[int],
+    *,
+    name: str,
+    first_kinds: frozenset[str],
+    check_kinds: Callable[[frozenset[str]], None] | None,
+    **options: Any,
 ) -> dict[str, list[Any]]:
     try:
-        return prepare_batch(batch, numbers, **options)
+        prepared = prepare_batch(batch, numbers, **options)
+        for kind in {*prepared["kind"]} - first_kinds if check_kinds else ():
+            _check_kind(kind, first_kinds, check_kinds, numbers[prepared["kind"].index(kind)])
+        return prepared
     except DataError as error:
         raise error.within(name) from error.__cause__
+
+
+def _check_kind(kind: str, others: frozenset[str], check: Any, number: int) -> None:
+    try:
+        check(others | {kind})
+    except DataError as error:
+        raise DataError(error.problem, number) from None
 
 
 @dataclass
@@ -273,6 +304,8 @@ def prepare_batch(
     tokenizer: Tokenizer | None,
     max_length: int | None,
     outputs: Sequence[str],
+    needs_margins: bool = False,
+    vocabulary: int | None = None,
     version: int = VERSION,
 ) -> dict[str, list[Any]]:
     """Prepare a batch of rows; the function that ``datasets`` maps.
@@ -282,19 +315,39 @@ def prepare_batch(
     Raises:
         DataError: If a row is none of the formats.
     """
+    check_numbers(batch, numbers)
+    if needs_margins:
+        check_margins(batch, numbers)
     columns = [column for column in batch if column in SOURCE_COLUMNS or column in PROMPT_LIKE]
     others = {column: None for column in batch if column not in columns}
-    examples = [
-        read_example({**others, **{column: batch[column][place] for column in columns}}, number)
-        for place, number in enumerate(numbers)
+    cells = [
+        {**others, **{column: batch[column][place] for column in columns}}
+        for place in range(len(numbers))
     ]
-    tokenized = tokenize(examples, numbers, tokenizer)
+    examples = [
+        read_example(row, number, vocabulary) for row, number in zip(cells, numbers, strict=True)
+    ]
+    try:
+        tokenized = tokenize(examples, numbers, tokenizer)
+    except (TypeError, UnicodeEncodeError):
+        _check_texts(batch, numbers)
+        raise
     if "kl_completion_ids" in outputs:
         for example, number in zip(examples, numbers, strict=True):
             if example.kl_completions is None:
                 raise DataError("is null; other rows have it", number, "kl_completion_ids")
     rows = [_prepare_row(*both, max_length) for both in zip(examples, tokenized, strict=True)]
     return {column: [row[column] for row in rows] for column in outputs}
+
+
+def _check_texts(batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> None:
+    """Raise if there is text that is no Unicode, which tokenizers refuse without a word of it."""
+    for place, number in enumerate(numbers):
+        for column in batch:
+            try:
+                json.dumps(batch[column][place], ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                raise DataError("holds no valid text: half a character", number, column) from None
 
 
 def _prepare_row(
@@ -327,10 +380,23 @@ def _prepare_row(
         "_cut_tokens": [len(a) - len(b) for a, b in zip(whole, completions, strict=True)],
         "_identical": _any_equal(whole),
         "_identical_after": _any_equal(completions) and not _any_equal(whole),
+        "_empty": any(map(_is_empty, example.completions)),
         "_moved": moved,
         "_layout_tokens": _layout_tokens(prompt, completions) if used else 0,
         "_keys": [_key(ids) for ids in (prompt, *completions)] if used else [],
     }
+
+
+def _is_empty(completion: str | list[Any]) -> bool:
+    """Return whether a completion of text or messages says nothing at all."""
+    if isinstance(completion, str):
+        return not completion.strip()
+    return all(
+        isinstance(turn, Mapping)
+        and {*turn} <= {"role", "content"}
+        and not str(turn.get("content", "")).strip()
+        for turn in completion
+    )
 
 
 def _any_equal(sequences: Sequence[Sequence[int]]) -> bool:

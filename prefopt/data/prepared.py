@@ -26,7 +26,6 @@ __all__ = [
     "completion_key",
     "completion_keys",
     "examples_of",
-    "is_prepared",
     "is_stream",
     "list_lengths",
     "read_chunks",
@@ -36,7 +35,7 @@ __all__ = [
 
 # Part of the key under which `datasets` caches prepared rows: raise it when they would come out
 # differently, since `datasets` does not look into the functions of an installed package.
-VERSION = 1
+VERSION = 2
 IDS = List(Value("int32"))
 OUTPUTS = {
     "kind": Value("string"),
@@ -56,6 +55,7 @@ FACTS = {
     "_cut_tokens": List(Value("int32")),
     "_identical": Value("bool"),
     "_identical_after": Value("bool"),
+    "_empty": Value("bool"),
     "_moved": Value("bool"),
     "_layout_tokens": Value("int64"),
     "_keys": List(Value("int64")),
@@ -75,12 +75,6 @@ KEY_BYTES = 16
 
 Ints = NDArray[np.int64]
 Row = Mapping[str, Any]
-
-
-def is_prepared(dataset: Any, needs_kl: bool) -> bool:
-    """Whether a dataset holds prepared rows, with mismatched completions if they are needed."""
-    needed = {*OUTPUTS} | ({"kl_completion_ids"} if needs_kl else set())
-    return needed <= set(getattr(dataset, "column_names", None) or next(iter(dataset)))
 
 
 def is_stream(dataset: Any) -> bool:

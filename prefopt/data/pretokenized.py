@@ -70,12 +70,17 @@ def _read_judgement(row: Cells, completions: list[list[int]], nested: bool) -> J
     if stated == "paired":
         if count != 2:
             raise row.wrong("completion_ids", f"a pair has 2 completions, got {count}")
+        for column, wanted in {"desirable": [True, False], "ranks": [0, 1]}.items():
+            if row.get(column) not in (None, wanted):
+                raise row.wrong(column, f"is {row.get(column)}, but a pair's is {wanted}")
         return Judgement.of_pair()
     if stated == "unpaired" or (stated is None and ("label" in row or not nested)):
         if count != 1:
             raise row.wrong("completion_ids", f"an unpaired row has 1 completion, got {count}")
         desirable = row.get("desirable")
         if "label" not in row and isinstance(desirable, list) and len(desirable) == 1:
+            if desirable[0] not in (0, 1):
+                raise row.wrong("desirable", f"needs True or False, got {desirable[0]!r}")
             return Judgement.of_label(bool(desirable[0]))
         return Judgement.of_label(read_label(row))
     if stated is None and not ("ranks" in row or row.get("scores")):
@@ -92,13 +97,23 @@ def _read_judgement(row: Cells, completions: list[list[int]], nested: bool) -> J
 def _ids(row: Cells, column: str, value: Any, *, may_be_empty: bool = False) -> list[int]:
     if not isinstance(value, list):
         raise row.wrong(column, f"needs a list of token ids, got {type(value).__name__}")
-    if value and (np.asarray(value).dtype.kind != "i" or min(value) < 0):
+    most = 2**31 if row.vocabulary is None else row.vocabulary
+    if value and not _are_ids(value, most):
         for place, token in enumerate(value):
-            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-                raise row.wrong(column, f"token {place} is {token!r}; it needs an integer >= 0")
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < most:
+                wanted = f"a whole number from 0 to {most - 1}"
+                raise row.wrong(column, f"token {place} is {token!r}; it needs {wanted}")
     if not value and not may_be_empty:
         raise row.wrong(column, "is empty; a completion needs at least one token")
     return value
+
+
+def _are_ids(value: list[Any], most: int) -> bool:
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return False
+    return ids.ndim == 1 and ids.dtype.kind == "i" and ids.min() >= 0 and ids.max() < most
 
 
 def _read_masks(

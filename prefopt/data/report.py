@@ -56,6 +56,7 @@ class DataReport:
         cut_tokens: Tokens that were cut off.
         identical: Rows kept in which two completions are the same.
         identical_after_cut: Rows kept in which two completions are the same only after the cut.
+        empty: Rows kept in which a completion has no word, only an end.
         boundary_moved: Rows kept whose completions begin before the end of the tokenised prompt.
         prompts: Lengths of the prompts.
         completions: Lengths of all completions.
@@ -83,6 +84,7 @@ class DataReport:
     cut_tokens: int = 0
     identical: int = 0
     identical_after_cut: int = 0
+    empty: int = 0
     boundary_moved: int = 0
     prompts: Lengths = NONE
     completions: Lengths = NONE
@@ -150,6 +152,9 @@ class DataReport:
             after = f" and {self.identical_after_cut:,} after the cut"
             text = _plural(self.identical, "row") + (after if self.identical_after_cut else "")
             lines.append(("identical", f"{text} with two completions the same"))
+        if self.empty:
+            text = f"{_plural(self.empty, 'row')} with a completion without a word"
+            lines.append(("empty", text))
         if self.boundary_moved:
             lines.append(
                 (
@@ -227,6 +232,7 @@ def count_rows(dataset: Dataset, name: str, batch_size: int) -> DataReport:
         cut_tokens=sum(cut for row in cuts for cut in row),
         identical=sum(dataset["_identical"][:]),
         identical_after_cut=sum(dataset["_identical_after"][:]),
+        empty=sum(dataset["_empty"][:]),
         boundary_moved=sum(dataset["_moved"][:]),
         prompts=_lengths(prompts),
         completions=_lengths(lengths),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -9,9 +10,8 @@ from transformers.trainer_utils import set_seed
 
 from prefopt.config import PreferenceConfig
 from prefopt.data import DataReport, check_kind, check_kind_by_kind, prepare_dataset
-from prefopt.data.columns import check_datasets, check_margins
+from prefopt.data.columns import check_datasets
 from prefopt.data.kinds import first_kinds
-from prefopt.data.prepared import is_prepared
 from prefopt.objective import Objective
 from prefopt.training.model import (
     add_adapter,
@@ -20,7 +20,7 @@ from prefopt.training.model import (
     switch_off_dropout,
 )
 from prefopt.training.reference import check_reference_asked_for
-from prefopt.training.tokenizer import check_vocabulary, load_tokenizer
+from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
 
 
 class DataPreparation:
@@ -32,6 +32,7 @@ class DataPreparation:
         max_length: Most tokens of a prompt + completion; None for no limit.
         num_proc: Processes that prepare a dataset; None for this one.
         console: Where reports are printed.
+        vocabulary: How many token ids the policy embeds.
 
     Attributes:
         reports: What preparation did to each dataset, by name.
@@ -44,8 +45,11 @@ class DataPreparation:
         max_length: int | None,
         num_proc: int | None,
         console: Console,
+        vocabulary: int | None = None,
     ) -> None:
         self.reports: dict[str, DataReport] = {}
+        self._done = WeakSet[Any]()
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._objective = objective
         self._max_length = max_length
@@ -60,26 +64,31 @@ class DataPreparation:
         """
         if isinstance(dataset, dict):
             return {its: self.prepare(part, its) for its, part in dataset.items()}
-        objective = self._objective
-        if dataset is None or is_prepared(dataset, objective.needs_kl):
+        if dataset is None or dataset in self._done:
             return dataset
+        objective = self._objective
         prepared = prepare_dataset(
             dataset,
             self._tokenizer,
             max_length=self._max_length,
             num_proc=self._num_proc,
             needs_kl=objective.needs_kl,
+            needs_margins="margins" in objective.inputs,
+            vocabulary=self._vocabulary,
+            check_kinds=self._check_kinds,
             name=name,
         )
-        if objective.by_kind:
-            check_kind_by_kind(prepared.kinds, objective.kinds_by_rows)
-        else:
-            check_kind(prepared.kinds, objective.data_kinds)
-        check_margins(prepared.dataset.column_names or ["margin"], objective.inputs)
+        self._done.add(prepared.dataset)
         if prepared.report is not None:
             self.reports[name] = prepared.report
             self._console.print(prepared.report.render(), markup=False)
         return prepared.dataset
+
+    def _check_kinds(self, kinds: frozenset[str]) -> None:
+        if self._objective.by_kind:
+            check_kind_by_kind(kinds, self._objective.kinds_by_rows)
+        else:
+            check_kind(kinds, self._objective.data_kinds)
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,9 @@ def prepare_run(
         switch_off_dropout(model)
     objective = args.objective_for(first_kinds(train_dataset, eval_dataset))
     check_reference_asked_for(args, objective, ref_model)
-    data = DataPreparation(tokenizer, objective, max_length, args.dataset_num_proc, console)
+    data = DataPreparation(
+        tokenizer, objective, max_length, args.dataset_num_proc, console, embedded_tokens(model)
+    )
     with args.main_process_first(desc="dataset preparation"):
         train_dataset = data.prepare(train_dataset, "train")
         eval_dataset = data.prepare(eval_dataset, "eval")

@@ -76,14 +76,20 @@ def load_tokenizer(
     return tokenizer
 
 
+def embedded_tokens(model: Any) -> int | None:
+    """Return how many token ids a model embeds; None where its weights do not tell."""
+    weight = model.get_input_embeddings().weight
+    return int(weight.shape[0]) if weight.ndim == 2 else None
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     """Raise where the tokenizer makes ids that the model has no embedding for.
 
     Raises:
         ValueError: Saying both sizes.
     """
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > embeddings and model.get_input_embeddings().weight.ndim == 2:
+    embeddings = embedded_tokens(model)
+    if embeddings is not None and len(tokenizer) > embeddings:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {embeddings}: "
             "they do not belong together, or model.resize_token_embeddings was forgotten"

@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from prefopt.batch import Batch
 from prefopt.config import PreferenceConfig
+from prefopt.data import DataError
 from prefopt.data.collate import BATCHES, PreferenceCollator
 from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_stream, share_of
 from prefopt.data.sampling import MixedLabels, unpaired_labels
@@ -297,6 +298,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Return the micro-batches of an optimiser step, with what they must know of each other."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not samples:
+            if self.state.global_step == 0:
+                raise DataError("no row is left: all were set aside", dataset="train")
             return samples, None
         batches = [self._batches(inputs) for inputs in samples]
         contexts = self._statistics.contexts([batch for part in batches for batch in part])

@@ -1,10 +1,17 @@
 """Wrong classes of datasets and wrong numbers are found before training."""
 
+import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from prefopt.data import DataError, prepare_dataset
-from prefopt.data.columns import check_columns, check_datasets, check_margins
+from prefopt.data.columns import (
+    check_columns,
+    check_datasets,
+    check_margins,
+    check_numbers,
+    check_weights,
+)
 from tests.models import tiny_tokenizer
 
 ROWS = {"prompt": ["w3"] * 3, "chosen": [" w4", " w5", " w6"], "rejected": [" w7"] * 3}
@@ -15,28 +22,50 @@ ROWS = {"prompt": ["w3"] * 3, "chosen": [" w4", " w5", " w6"], "rejected": [" w7
     [
         ("weight", [1.0, -1.0, 1.0], "train data, row 1, column 'weight': is -1.0; .* at least 0"),
         ("preference_probability", [0.0, 1.0, 1.5], "row 2, column 'preference_probability'"),
-        ("win_rate_chosen", [0.0, 1.0, -0.5], "row 2, column 'win_rate_chosen'"),
+        ("win_rate_chosen", [0.0, 1.0, 0.5], "win rates come in pairs: add"),
         ("win_rate_rejected", [0.0, 1.0, 0.5], "win rates come in pairs: add"),
         ("margin", [0.0, float("nan"), 1.0], "row 1, column 'margin': is nan"),
-        ("margin", ["a", "b", "c"], "column 'margin': must hold numbers"),
+        ("margin", ["a", "b", "c"], "row 0, column 'margin': is 'a'; it must be a number"),
+        ("margin", [True, False, True], "row 0, column 'margin': is True; it must be a number"),
+        ("weight", [1.0, 1.0, 1e300], "row 2, column 'weight': .* finite in single precision"),
     ],
 )
 def test_wrong_numbers_are_met_before_training(column, values, message):
     rows = Dataset.from_dict(ROWS | {column: values})
     with pytest.raises(DataError, match=message):
         prepare_dataset(rows, tiny_tokenizer())
+    with pytest.raises(DataError, match=message):
+        list(prepare_dataset(rows.to_iterable_dataset(), tiny_tokenizer()).dataset)
 
 
-def test_a_loss_that_asks_for_margins_needs_a_column_that_tells_them():
-    with pytest.raises(DataError, match="add a column 'margin', or 'score_chosen'"):
-        check_margins(["prompt_ids"], ["chosen_logps", "margins"])
-    for column in ("margin", "scores", "score_chosen"):
-        check_margins([column], ["margins"])
-    check_margins(["prompt_ids"], ["chosen_logps"])
+def test_each_row_must_tell_a_margin_to_a_loss_that_takes_them():
+    for told in ({"margin": [0.5]}, {"scores": [[2, 1]]}):
+        check_margins(told, [0])
+    check_margins({"score_chosen": [2.0], "score_rejected": [1.0]}, [0])
+    check_margins({"margin": [0.5, None], "scores": [None, [1.0, 2.0]]}, [0, 1])
+    with pytest.raises(DataError, match=r"row 7: the loss takes margins .* add a column 'margin'"):
+        check_margins({"score_chosen": [2.0, 2.0], "score_rejected": [1.0, None]}, [6, 7])
+    with pytest.raises(DataError, match="row 0: the loss takes margins"):
+        check_margins({"prompt_ids": [[1]]}, [0])
 
 
 def test_missing_and_whole_numbers_are_fine():
-    check_columns(Dataset.from_dict(ROWS | {"weight": [None, 2, 0], "margin": [None] * 3}))
+    check_numbers({"weight": [None, 2, 0], "margin": [None, None, np.float32(1)]}, range(3))
+    check_columns(["prompt", "win_rate_chosen", "win_rate_rejected", "score_chosen"])
+
+
+def test_weights_that_are_all_0_teach_nothing():
+    check_weights([0, None])
+    with pytest.raises(DataError, match="column 'weight': every weight is 0"):
+        check_weights([0, 0.0])
+
+
+def test_a_win_rate_is_given_for_both_completions_or_neither():
+    rates = {"win_rate_chosen": [None, 0.9], "win_rate_rejected": [None, None]}
+    with pytest.raises(DataError, match=r"row 5, column 'win_rate_rejected': is null, but that of"):
+        check_numbers(rates, [4, 5])
+    with pytest.raises(DataError, match=r"row 1, column 'win_rate_chosen': is -0.5; .* 0 and 1"):
+        check_numbers({"win_rate_chosen": [0.5, -0.5]}, [0, 1])
 
 
 def test_data_are_datasets_and_there_is_at_least_one():
@@ -47,3 +76,11 @@ def test_data_are_datasets_and_there_is_at_least_one():
         check_datasets(None, None)
     with pytest.raises(TypeError, match=r"got list; make one with datasets.Dataset.from_list"):
         check_datasets(rows, {"a": rows, "b": [{"prompt": "p"}]})
+    with pytest.raises(TypeError, match=r"train_dataset must be .* take one of its splits"):
+        check_datasets(DatasetDict(a=rows, b=rows), None)
+    with pytest.raises(ValueError, match="eval_dataset is an empty dictionary"):
+        check_datasets(rows, {})
+    with pytest.raises(TypeError, match=r"eval_dataset\['a'\] must be .* got NoneType"):
+        check_datasets(rows, {"a": None})
+    with pytest.raises(TypeError, match="a name must be text, got 5"):
+        check_datasets(rows, {5: rows})

@@ -12,3 +12,10 @@ def test_it_survives_the_way_out_of_a_worker_process():
 
 def test_the_dataset_named_first_is_kept():
     assert DataError("is null", dataset="train").within("eval").dataset == "train"
+
+
+def test_what_a_worker_of_a_data_loader_says_comes_without_its_traceback():
+    said = str(DataError("is null", 4, "chosen", "train"))
+    text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+    text += f"last):\n  File ...\nprefopt.data.errors.DataError: {said}\n"
+    assert str(DataError(text)) == said

@@ -127,9 +127,9 @@ def test_no_row_left_is_an_error(words):
 
 def test_limits_below_one_are_refused(words):
     rows = [{"prompt": "a", "completion": " b", "label": True}]
-    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_length must be a whole number of at least 1, got 0"):
         prepare(rows, words, max_length=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         prepare(rows, words, batch_size=0)
 
 

@@ -1,4 +1,4 @@
-"""Prepared rows are recognised, shared out, named, and read as they were written."""
+"""Prepared rows are shared out, named, and read as they were written."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from prefopt.data.prepared import (
     completion_key,
     completion_keys,
     examples_of,
-    is_prepared,
     is_stream,
     list_lengths,
     read_chunks,
@@ -49,15 +48,6 @@ def as_lists(examples):
         (example.prompt_ids.tolist(), [item.tolist() for item in example.completion_ids])
         for example in examples
     ]
-
-
-def test_prepared_rows_are_told_by_their_columns():
-    assert is_prepared(DATASET, needs_kl=True)
-    without = DATASET.remove_columns("kl_completion_ids")
-    assert is_prepared(without, needs_kl=False)
-    assert not is_prepared(without, needs_kl=True)
-    assert not is_prepared(Dataset.from_list([{"prompt": "a", "chosen": "b"}]), needs_kl=False)
-    assert is_prepared(iter(ROWS), needs_kl=True)  # no column names: those of the first row
 
 
 def test_what_prepare_makes_has_known_columns_only():

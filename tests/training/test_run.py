@@ -33,7 +33,7 @@ def test_datasets_become_token_ids_with_a_report_each():
     assert sorted(data.reports) == ["a", "b"]
 
 
-def test_what_is_prepared_stays_and_nothing_stays_nothing():
+def test_what_it_prepared_stays_and_nothing_stays_nothing():
     data = preparation()
     prepared = data.prepare(tiny_rows(4), "train")
     assert data.prepare(prepared, "train") is prepared
