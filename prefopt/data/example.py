@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefopt.data.errors import DataError
+from prefopt.data.names import column_hint
 
 __all__ = ["Cells", "Form", "Judgement", "Kind", "PreferenceExample", "read_label", "read_ranking"]
 
@@ -30,6 +31,7 @@ class PreferenceExample:
         tools: Tool schemas for the chat template.
         options: Further arguments of the chat template.
         unusable: Why there is nothing to learn from the row; None if there is.
+        repeated: Whether its completions, plain text, began with the prompt, now removed from them.
     """
 
     kind: Kind
@@ -44,6 +46,7 @@ class PreferenceExample:
     tools: list[Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     unusable: str | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,27 +78,31 @@ class Judgement:
 class Cells:
     """The values of one row that are not null, its columns, and its number in the data set.
 
-    ``vocabulary`` is how many token ids there are, None for as many as 32 bits hold.
+    ``vocabulary`` is how many token ids there are, None for as many as 32 bits hold; ``read`` holds
+    the columns whose values were asked for.
     """
 
     values: Mapping[str, Any]
     columns: Sequence[str]
     number: int
     vocabulary: int | None = None
+    read: set[str] = field(default_factory=set)
 
     def __contains__(self, column: str) -> bool:
         return column in self.values
 
     def get(self, column: str) -> Any:
         """Return the value of the column, None if it is null or missing."""
+        self.read.add(column)
         return self.values.get(column)
 
     def need(self, column: str, why: str) -> Any:
         """Return the value of the column, which must be there."""
         if column in self.values:
-            return self.values[column]
-        problem = "is null" if column in self.columns else "is missing"
-        raise self.wrong(column, f"{problem}; {why}")
+            return self.get(column)
+        if column in self.columns:
+            raise self.wrong(column, f"is null; {why}")
+        raise self.wrong(column, f"is missing; {why}{column_hint(column, self.values)}")
 
     def wrong(self, column: str | None, problem: str) -> DataError:
         """Return the error that the column of this row is wrong."""

@@ -23,8 +23,8 @@ masks ``chosen_mask`` and ``rejected_mask``, or ``completion_mask`` (or ``comple
 Other columns are not read.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from prefopt.data.example import (
     Cells,
@@ -35,17 +35,14 @@ from prefopt.data.example import (
     read_label,
     read_ranking,
 )
-from prefopt.data.messages import (
-    Message,
-    common_messages,
-    read_messages,
-    read_options,
-    read_tools,
-)
+from prefopt.data.layouts import ALPACA_COLUMNS, unwrap
+from prefopt.data.messages import read_options, read_tools
+from prefopt.data.names import column_hint
 from prefopt.data.pretokenized import IDS_COLUMNS, read_ids
-from prefopt.data.tokenize import shared_length
+from prefopt.data.prompts import read_texts
+from prefopt.data.unread import refuse_unread
 
-__all__ = ["PROMPT_LIKE", "SOURCE_COLUMNS", "read_example"]
+__all__ = ["SOURCE_COLUMNS", "TEXTS_OF_IDS", "read_example"]
 
 # The columns a row may be read from; whatever else a data set has is extra.
 SOURCE_COLUMNS = (
@@ -60,28 +57,21 @@ SOURCE_COLUMNS = (
     "scores",
     "messages",
     "conversations",
+    "trajectory",
+    *ALPACA_COLUMNS,
     "system",
     "tools",
     "chat_template_kwargs",
     *IDS_COLUMNS,
 )
-# Columns that hold the prompt in some data sets, under a name that does not say so for certain.
-PROMPT_LIKE = ("question", "instruction", "query", "input", "context")
-TURN = "\n\nAssistant:"
+TEXTS_OF_IDS = ("prompt", "chosen", "rejected", "completion", "completions")
+PREPARED = {"kind", "prompt_ids", "completion_ids", "desirable"}
+HINTED = ("chosen", "rejected", "completion", "completions", "label")
 ACCEPTED = (
     "'prompt' with 'chosen' and 'rejected' (paired), 'prompt' with 'completion' and 'label' "
     "(unpaired), 'prompt' with 'completions' and 'ranks' or 'scores' (ranked), or 'prompt_ids' "
     "with token ids"
 )
-
-
-class Texts(NamedTuple):
-    """Prompt and completions of a row; ``unusable`` says why it has none, else it is None."""
-
-    form: Form
-    prompt: Any
-    completions: list[Any]
-    unusable: str | None = None
 
 
 def read_example(
@@ -109,7 +99,13 @@ def read_example(
     values = {column: value for column, value in row.items() if value is not None}
     cells = Cells(values, list(row), number, vocabulary)
     if any(column in cells for column in IDS_COLUMNS[:4]):
-        return read_ids(cells)
+        example = read_ids(cells)
+        # The ids stand for these texts; rows that were prepared were checked before.
+        cells.read.update(TEXTS_OF_IDS)
+        if not cells.values.keys() >= PREPARED:
+            refuse_unread(cells)
+        return example
+    cells = unwrap(cells)
     kind, columns = _read_kind(cells)
     if kind == "paired":
         given = [cells.need(name, "a pair needs 'chosen' and 'rejected'") for name in columns]
@@ -121,8 +117,9 @@ def read_example(
         given = _read_list(cells, columns[0])
         columns = columns * len(given)
         judgement = read_ranking(cells, len(given), ranked_as_given=columns[0] == "responses")
-    texts = _read_texts(cells, given, columns)
+    texts = read_texts(cells, given, columns)
     tools, options = _read_template_arguments(cells, texts.form)
+    refuse_unread(cells, texts.prompt, texts.completions)
     return PreferenceExample(
         kind=kind,
         form=texts.form,
@@ -134,6 +131,7 @@ def read_example(
         tools=tools,
         options=options,
         unusable=texts.unusable or judgement.unusable,
+        repeated=texts.repeated,
     )
 
 
@@ -151,16 +149,20 @@ def _read_kind(row: Cells) -> tuple[Kind, list[str]]:
         raise row.wrong(None, f"has the columns of {kinds}; remove those it is not")
     if not found and "responses" in row:
         found["ranked"] = ["responses"]
-    for column in ("messages", "conversations"):
-        if not found and column in row and "label" in row:
+    for column in ("messages", "conversations", "output"):
+        is_there = column in row and (column != "output" or "instruction" in row)
+        if not found and is_there and "label" in row:
             found["unpaired"] = [column]
     if found:
         return next(iter(found.items()))
     null = [name for name in ("chosen", "completion", "completions") if name in row.columns]
     if null:
         raise row.wrong(null[0], "is null; a row needs its completions")
+    hints = [column_hint(column, row.values) for column in HINTED if column not in row.columns]
     raise row.wrong(
-        None, f"the columns {', '.join(sorted(row.columns))} are no preferences; use {ACCEPTED}"
+        None,
+        f"the columns {', '.join(sorted(row.columns))} are no preferences; use {ACCEPTED}"
+        f"{''.join(hints)}",
     )
 
 
@@ -173,132 +175,6 @@ def _read_list(row: Cells, column: str) -> list[Any]:
         if item is None:
             raise row.wrong(column, f"completion {place} is null")
     return value
-
-
-def _read_texts(row: Cells, given: list[Any], columns: list[str]) -> Texts:
-    are_text = [isinstance(value, str) for value in given]
-    if any(are_text) and not all(are_text):
-        place = are_text.index(False)
-        raise row.wrong(columns[place], "holds messages where another completion is text")
-    prompt = None
-    if "prompt" in row.columns:
-        prompt = row.need("prompt", "it may be left out, but not null")
-    if all(are_text):
-        if isinstance(prompt, str):
-            return _plain(row, prompt, given)
-        spoken = _messages_column(row, columns) if prompt is None else "prompt"
-        if spoken is None:
-            return _implicit_text(row, given, columns[0])
-        answers = [[{"role": "assistant", "content": text}] for text in given]
-        return Texts(
-            "messages",
-            _with_system(row, read_messages(row.get(spoken), row.number, spoken)),
-            answers,
-        )
-    spoken_given = [
-        read_messages(value, row.number, column)
-        for value, column in zip(given, columns, strict=True)
-    ]
-    prompt, completions = _read_conversation(row, prompt, spoken_given, columns)
-    return Texts("messages", _with_system(row, prompt), completions)
-
-
-def _messages_column(row: Cells, columns: Sequence[str]) -> str | None:
-    """Return the column that holds the messages of the prompt, None if there is none."""
-    for column in ("messages", "conversations"):
-        if column in row and column not in columns:
-            return column
-    return None
-
-
-def _plain(row: Cells, prompt: str, completions: list[str]) -> Texts:
-    if row.get("system"):
-        raise row.wrong(
-            "system",
-            "goes with messages, but the prompt is plain text; make the prompt a list of messages, "
-            "or put the system text into the prompt and remove this column",
-        )
-    return Texts("text", prompt, completions)
-
-
-def _implicit_text(row: Cells, texts: list[str], column: str) -> Texts:
-    """Split texts that begin with the prompt into prompt and completions."""
-    first, last = min(texts), max(texts)  # what these two share, all between them share
-    shared = first[: shared_length(first, last)]
-    turn = shared.rfind(TURN)
-    if turn >= 0:
-        end = turn + len(TURN)
-    else:
-        named = [name for name in PROMPT_LIKE if name in row]
-        if named:
-            raise row.wrong(
-                named[0],
-                "looks like the prompt, which must be called 'prompt': "
-                f"dataset.rename_column({named[0]!r}, 'prompt')",
-            )
-        if len(texts) == 1 or not shared:
-            why = f"it has no {TURN!r}" if len(texts) == 1 else "the completions don't start alike"
-            raise row.wrong(
-                "prompt", f"is missing, and {column!r} does not show where the prompt ends: {why}"
-            )
-        if all(text == shared for text in texts):
-            return Texts("text", "", [], "identical completions without a prompt")
-        # The space belongs to the first word of the completion, as in most tokenizers.
-        end = len(shared) - shared.endswith(" ")
-    return _plain(row, shared[:end], [text[end:] for text in texts])
-
-
-def _read_conversation(
-    row: Cells, prompt: Any, given: list[list[Message]], columns: list[str]
-) -> tuple[list[Message], list[list[Message]]]:
-    """Return the prompt and the completions of a row whose completions are messages."""
-    are_answers = all(messages[0]["role"] not in ("system", "user") for messages in given)
-    if isinstance(prompt, str):
-        if are_answers:
-            return [{"role": "user", "content": prompt}], given
-        start, completions = _implicit_messages(row, given, columns)
-        if all(message.get("content") != prompt for message in start):
-            raise row.wrong(
-                "prompt",
-                f"is not among the messages that begin {columns[0]!r}; remove one of the two",
-            )
-        return start, completions
-    spoken = "prompt" if prompt is not None else _messages_column(row, columns)
-    if spoken is not None and (prompt is not None or are_answers):
-        start = read_messages(row.get(spoken), row.number, spoken)
-        length = len(start)
-        if all(messages[:length] == start and len(messages) > length for messages in given):
-            return start, [messages[length:] for messages in given]
-        return start, given
-    if are_answers:
-        raise row.wrong("prompt", f"is missing, and {columns[0]!r} begins with the answer")
-    return _implicit_messages(row, given, columns)
-
-
-def _implicit_messages(
-    row: Cells, given: list[list[Message]], columns: list[str]
-) -> tuple[list[Message], list[list[Message]]]:
-    shared = common_messages(given)
-    if not shared:
-        what = "holds a single message" if len(given) == 1 else "share no first message"
-        raise row.wrong("prompt", f"is missing, and {' and '.join(dict.fromkeys(columns))} {what}")
-    if columns[0] in ("messages", "conversations") and given[0][-1]["role"] != "assistant":
-        raise row.wrong(columns[0], "has a label, but does not end with what the assistant says")
-    return given[0][:shared], [messages[shared:] for messages in given]
-
-
-def _with_system(row: Cells, prompt: list[Message]) -> list[Message]:
-    """Return the messages of the prompt, after those of the ``system`` column."""
-    system = row.get("system")
-    if not system:
-        return prompt
-    if not isinstance(system, str):
-        raise row.wrong("system", f"needs text, got {type(system).__name__}")
-    if prompt[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *prompt]
-    if prompt[0]["content"] != system:
-        raise row.wrong("system", "differs from the system message that the prompt begins with")
-    return prompt
 
 
 def _read_template_arguments(row: Cells, form: Form) -> tuple[list[Any] | None, dict[str, Any]]:

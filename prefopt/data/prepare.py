@@ -14,11 +14,12 @@ from datasets import Dataset, Features, IterableDataset
 from prefopt.data.columns import check_columns, check_margins, check_numbers, check_weights
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
-from prefopt.data.formats import PROMPT_LIKE, SOURCE_COLUMNS, read_example
+from prefopt.data.formats import SOURCE_COLUMNS, TEXTS_OF_IDS, read_example
 from prefopt.data.mismatch import StreamMismatch, add_mismatched
-from prefopt.data.prepared import FACTS, OPTIONAL, OUTPUTS, VERSION
+from prefopt.data.prepared import COLUMNS, FACTS, OPTIONAL, OUTPUTS, VERSION
 from prefopt.data.report import DataReport, SetAside, count_rows
 from prefopt.data.tokenize import Tokenized, Tokenizer, shared_length, tokenize
+from prefopt.data.unread import check_media, plain_columns
 
 __all__ = ["ColumnPlan", "PreparedDataset", "prepare_batch", "prepare_dataset"]
 
@@ -108,6 +109,7 @@ def prepare_dataset(
         if not len(dataset):
             raise DataError("has no rows")
         check_columns(dataset.column_names)
+        check_media(dataset)
         if "weight" in dataset.column_names:
             check_weights(dataset["weight"])
         prepared = _prepare_rows(dataset, options, num_proc, name, batch_size)
@@ -135,13 +137,14 @@ def _prepare_rows(
     tokenizer, max_length = options["tokenizer"], options["max_length"]
     columns = dataset.column_names
     plan = ColumnPlan.of(columns)
+    plain = plain_columns(dataset.features, SOURCE_COLUMNS)
     mapped = dataset.map(
         prepare_batch,
         batched=True,
         with_indices=True,
         remove_columns=[column for column in columns if column not in plan.extra],
         features=plan.features(dataset.features),
-        fn_kwargs={**options, "outputs": plan.outputs, "version": VERSION},
+        fn_kwargs={**options, "outputs": plan.outputs, "plain": plain, "version": VERSION},
         num_proc=min(num_proc, len(dataset)) if num_proc else None,
         desc=f"Preparing {name} data",
     )
@@ -161,6 +164,7 @@ def _prepare_rows(
         count_rows(mapped, name, batch_size),
         rows=len(dataset),
         set_aside=set_aside,
+        not_read=tuple(_not_read(plan, columns, mapped.unique("kind"))),
         max_length=max_length,
         unit=getattr(tokenizer, "unit", "tokens"),
         eos_missing=tokenizer is not None
@@ -168,6 +172,15 @@ def _prepare_rows(
         and read_example(dataset[0], 0).form == "text",
     )
     return PreparedDataset(mapped, report, frozenset(report.kinds))
+
+
+def _not_read(plan: "ColumnPlan", columns: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Return the columns that no row was read from and no loss takes numbers from."""
+    named = [column for column in plan.extra if column not in COLUMNS]
+    if "prompt_ids" in columns:
+        return named + [column for column in TEXTS_OF_IDS if column in columns]
+    needed_by = {"label": "unpaired", "output": "unpaired", "ranks": "ranked"}
+    return named + [c for c, kind in needed_by.items() if c in columns and kind not in kinds]
 
 
 def _prepare_stream(
@@ -178,13 +191,16 @@ def _prepare_stream(
     name: str,
 ) -> PreparedDataset:
     """Prepare rows as they are read, after a look at the first ones."""
+    if dataset.features:
+        dataset = dataset.decode(False)  # images are refused, not decoded
     first = list(dataset.take(FIRST_ROWS))
     if not first:
         raise DataError("has no rows")
     columns = list(dict.fromkeys(column for row in first for column in row))
     check_columns(columns)
     plan = ColumnPlan.of(columns)
-    options = {**options, "outputs": plan.outputs}
+    plain = plain_columns(dataset.features, SOURCE_COLUMNS)
+    options = {**options, "outputs": plan.outputs, "plain": plain}
     batch = {column: [row.get(column) for row in first] for column in columns}
     kinds = frozenset(prepare_batch(batch, range(len(first)), **options)["kind"])
     if check_kinds is not None:
@@ -306,9 +322,12 @@ def prepare_batch(
     outputs: Sequence[str],
     needs_margins: bool = False,
     vocabulary: int | None = None,
+    plain: Sequence[str] = (),
     version: int = VERSION,
 ) -> dict[str, list[Any]]:
     """Prepare a batch of rows; the function that ``datasets`` maps.
+
+    Columns named in ``plain`` hold no content and are not looked at.
 
     All that decides the result is an argument: ``datasets`` names its cache files after them.
 
@@ -318,8 +337,8 @@ def prepare_batch(
     check_numbers(batch, numbers)
     if needs_margins:
         check_margins(batch, numbers)
-    columns = [column for column in batch if column in SOURCE_COLUMNS or column in PROMPT_LIKE]
-    others = {column: None for column in batch if column not in columns}
+    columns = [column for column in batch if column not in plain]
+    others = dict.fromkeys(plain)
     cells = [
         {**others, **{column: batch[column][place] for column in columns}}
         for place in range(len(numbers))
@@ -382,6 +401,7 @@ def _prepare_row(
         "_identical_after": _any_equal(completions) and not _any_equal(whole),
         "_empty": any(map(_is_empty, example.completions)),
         "_moved": moved,
+        "_repeated": example.repeated,
         "_layout_tokens": _layout_tokens(prompt, completions) if used else 0,
         "_keys": [_key(ids) for ids in (prompt, *completions)] if used else [],
     }

@@ -58,6 +58,8 @@ class DataReport:
         identical_after_cut: Rows kept in which two completions are the same only after the cut.
         empty: Rows kept in which a completion has no word, only an end.
         boundary_moved: Rows kept whose completions begin before the end of the tokenised prompt.
+        repeated: Rows kept whose completions began with the prompt, which was taken out of them.
+        not_read: Columns that say something of a row and are not used.
         prompts: Lengths of the prompts.
         completions: Lengths of all completions.
         chosen: Lengths of the chosen completions of pairs.
@@ -86,6 +88,8 @@ class DataReport:
     identical_after_cut: int = 0
     empty: int = 0
     boundary_moved: int = 0
+    repeated: int = 0
+    not_read: tuple[str, ...] = ()
     prompts: Lengths = NONE
     completions: Lengths = NONE
     chosen: Lengths = NONE
@@ -123,6 +127,7 @@ class DataReport:
             rows = "row" if aside.count == 1 else "rows"
             lines.append(("set aside", f"{aside.count:,}: {reason} ({rows} {shown})"))
         lines += self._remarks()
+        lines += [("not read", ", ".join(self.not_read))] if self.not_read else []
         lines.append(("prompts", self._lengths(self.prompts)))
         lines.append(("completions", self._lengths(self.completions)))
         if self.chosen.count:
@@ -163,6 +168,9 @@ class DataReport:
                     "prompt + completion begins; there the completion begins where they differ",
                 )
             )
+        if self.repeated:
+            rows = _plural(self.repeated, "row")
+            lines.append(("repeated", f"{rows} whose completions began with the prompt, now once"))
         if self.desirable or self.undesirable:
             text = f"{self.desirable:,} desirable, {self.undesirable:,} undesirable"
             lines.append(("labels", text))
@@ -234,6 +242,7 @@ def count_rows(dataset: Dataset, name: str, batch_size: int) -> DataReport:
         identical_after_cut=sum(dataset["_identical_after"][:]),
         empty=sum(dataset["_empty"][:]),
         boundary_moved=sum(dataset["_moved"][:]),
+        repeated=sum(dataset["_repeated"][:]),
         prompts=_lengths(prompts),
         completions=_lengths(lengths),
         chosen=_lengths(lengths[pairs]),

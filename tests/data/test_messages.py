@@ -54,9 +54,15 @@ def test_a_call_of_a_tool_needs_no_content_and_parts_of_text_are_content():
         ([], "holds no messages"),
         (["Hi"], "message 0 is a str"),
         ([USER, {"content": "x"}], "message 1 has no role: its keys are"),
-        ([{"from": "robot", "value": "x"}], "message 0 is from 'robot'; known speakers are human"),
+        (
+            [{"from": "robot", "value": "x"}],
+            "message 0 is from 'robot', which is no known role; known are system",
+        ),
         ([{"role": "user", "content": None}], "message 0 has content of type null"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "images and sound are not supported"),
+        (
+            [{"role": "user", "content": [{"type": "image"}]}],
+            "of type 'image'; images are not supported yet",
+        ),
     ],
 )
 def test_what_is_no_message_is_an_error_that_names_its_place(value, message):
