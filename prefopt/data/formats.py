@@ -10,8 +10,8 @@ ranked      ``completions`` with ``ranks`` (0 or 1 is best, ties share) or ``sco
 ==========  =====================================================================================
 
 Prompts and completions are text, messages (role/content or from/value), or token ids. The prompt
-of text and messages is in ``prompt``, else in ``messages`` or ``conversations`` if the completions
-don't hold it, else it is what the completions of the row share at the start: whole messages; in
+of text and messages is in ``prompt``, else in ``messages``, ``conversations``, ``trajectory`` or
+``instruction`` (``prefopt.data.layouts``) if the completions don't hold it, else it is what the completions of the row share at the start: whole messages; in
 transcripts of the Anthropic HH kind everything up to the last shared ``\n\nAssistant:``; in other
 text the shared characters. Text after a prompt of messages is what the assistant says. ``system``
 goes before the messages of a prompt, ``tools`` and ``chat_template_kwargs`` to the chat template.
@@ -20,7 +20,7 @@ Token ids: ``prompt_ids`` with ``chosen_ids`` and ``rejected_ids``, or with ``co
 list with ``label``, or a list of lists with ``kind``, ``label``, ``ranks`` or ``scores``); with
 masks ``chosen_mask`` and ``rejected_mask``, or ``completion_mask`` (or ``completion_masks``).
 
-Other columns are not read.
+Other columns are not read; what they must not hold is told in ``prefopt.data.unread``.
 """
 
 from collections.abc import Mapping
