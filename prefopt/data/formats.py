@@ -11,10 +11,11 @@ ranked      ``completions`` with ``ranks`` (0 or 1 is best, ties share) or ``sco
 
 Prompts and completions are text, messages (role/content or from/value), or token ids. The prompt
 of text and messages is in ``prompt``, else in ``messages``, ``conversations``, ``trajectory`` or
-``instruction`` (``prefopt.data.layouts``) if the completions don't hold it, else it is what the completions of the row share at the start: whole messages; in
-transcripts of the Anthropic HH kind everything up to the last shared ``\n\nAssistant:``; in other
-text the shared characters. Text after a prompt of messages is what the assistant says. ``system``
-goes before the messages of a prompt, ``tools`` and ``chat_template_kwargs`` to the chat template.
+``instruction`` (``prefopt.data.layouts``) if the completions don't hold it, else it is what the
+completions of the row share at the start: whole messages; in transcripts of the Anthropic HH kind
+everything up to the last shared ``\n\nAssistant:``; in other text the shared characters. Text after
+a prompt of messages is what the assistant says. ``system`` goes before the messages of a prompt,
+``tools`` and ``chat_template_kwargs`` to the chat template.
 
 Token ids: ``prompt_ids`` with ``chosen_ids`` and ``rejected_ids``, or with ``completion_ids`` (one
 list with ``label``, or a list of lists with ``kind``, ``label``, ``ranks`` or ``scores``); with
