@@ -270,6 +270,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "help": "Arguments of `from_pretrained` where the model is an id or a path (JSON)."
         },
     )
+    allow_missing_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "Take a checkpoint that lacks weights of the model, which then start at random, "
+            "or that has others which the model has no place for."
+        },
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run model and tokenizer code that ships with a model."}
     )

@@ -15,17 +15,39 @@ def causal_lm_of(model: Any) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""
     adapters = getattr(model, "peft_config", None) or {}
     for name, config in dict(adapters).items():
-        if getattr(config, "is_prompt_learning", False):
-            raise ValueError(
-                f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the text, "
-                "which a shared prompt cannot hold; use LoRA or full fine-tuning"
-            )
+        refuse_virtual_tokens(config, name)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(inner.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{type(inner).__name__} is an encoder-decoder; prefopt trains causal language models"
-        )
+    refuse_encoder_decoder(inner.config, type(inner).__name__)
     return inner
+
+
+def refuse_virtual_tokens(config: Any, name: str) -> None:
+    """Raise for the configuration of an adapter that puts virtual tokens before the text.
+
+    Raises:
+        ValueError: If it is one: prompt tuning, prefix tuning and their like.
+    """
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the text, "
+            "which a shared prompt cannot hold; use LoRA or full fine-tuning"
+        )
+
+
+def refuse_encoder_decoder(config: Any, name: str) -> None:
+    """Raise for the configuration of a model that reads the prompt with an encoder.
+
+    The decoders of such models as classes of their own (``BartForCausalLM``) say that they are none.
+
+    Raises:
+        ValueError: If it is one, or its language model is.
+    """
+    parts = [config, getattr(config, "text_config", None)]
+    if any(getattr(part, "is_encoder_decoder", False) for part in parts):
+        raise ValueError(
+            f"{name} is an encoder-decoder ({type(config).__name__}); prefopt trains causal language "
+            "models, which read the prompt and write the answer with one decoder"
+        )
 
 
 def takes_token_types(model: Any) -> bool:

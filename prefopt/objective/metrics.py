@@ -138,31 +138,49 @@ def _sides(
 
 
 class BatchRewards(NamedTuple):
-    """Rewards of a batch: of its pairs, or of its unpaired completions with their labels."""
+    """Rewards of a batch: of its pairs, and of its unpaired completions with their labels.
+
+    Attributes:
+        chosen: Rewards of the better completions of pairs; (P,), None where no loss gives some.
+        rejected: Those of the others; (P,).
+        unpaired: Rewards of completions with a label; (U,), None where no loss gives some.
+        labels: Their labels; (U,), bool.
+        pairs: Numbers of the better completions in the batch; (P,).
+        completions: Numbers of the unpaired ones; (U,).
+    """
 
     chosen: Tensor | None = None
     rejected: Tensor | None = None
     unpaired: Tensor | None = None
     labels: Tensor | None = None
+    pairs: Tensor | None = None
+    completions: Tensor | None = None
 
 
 def batch_rewards(
     objective: Objective, outputs: Sequence[LossOutput], index: PreferenceIndex
 ) -> BatchRewards:
-    """Return the rewards of the first loss that defines some.
+    """Return the rewards of the first loss that defines some; of each kind of rows, if it has one.
 
     Args:
         objective: The losses.
         outputs: One per term.
         index: Which of the completions are compared.
     """
+    found: dict[str | None, LossOutput] = {}
     for term, output in zip(objective.terms, outputs, strict=True):
-        if output.chosen_rewards is not None:
-            return BatchRewards(output.chosen_rewards, output.rejected_rewards)
-        if output.rewards is not None:
-            labels = index.of_rows(term.rows).labels
-            return BatchRewards(unpaired=output.rewards, labels=labels)
-    return BatchRewards()
+        if output.chosen_rewards is not None or output.rewards is not None:
+            found.setdefault(term.rows, output)
+    columns: list[list[Tensor]] = [[] for _ in BatchRewards._fields]
+    for rows, output in found.items():
+        its = index.of_rows(rows)
+        if output.chosen_rewards is not None and output.rejected_rewards is not None:
+            parts = (output.chosen_rewards, output.rejected_rewards, None, None, its.chosen, None)
+        else:
+            parts = (None, None, output.rewards, its.labels, None, its.unpaired)
+        for column, part in zip(columns, parts, strict=True):
+            column += [] if part is None else [part]
+    return BatchRewards(*(torch.cat(column) if column else None for column in columns))
 
 
 def with_margins(means: dict[str, float]) -> dict[str, float]:

@@ -5,15 +5,21 @@ adapters, other modes) does not change the policy.
 """
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from prefopt.engine.probe import refuse_virtual_tokens
 from prefopt.engine.weight_sharing import copy_sharing_weights
 
 # The file that makes a folder an adapter.
 _CONFIG_FILE = "adapter_config.json"
+
+# What an adapter may have been made for, if it says so.
+_TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
 class AdapterError(ValueError):
@@ -53,9 +59,46 @@ def copy_without_adapters(model: Any, copy_trained: bool = False) -> Any:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     bare = copy_sharing_weights(base, copy_trained)
-    _unwrap(bare)
-    vars(bare).pop("peft_config", None)
+    remove_adapters(bare)
     return bare
+
+
+def remove_adapters(base: Any) -> None:
+    """Take the adapters out of a model, without peft's wrapper, as if they had never been there."""
+    _unwrap(base)
+    vars(base).pop("peft_config", None)
+    if getattr(base, "_hf_peft_config_loaded", False):  # transformers added them itself
+        base._hf_peft_config_loaded = False
+
+
+def active_adapters(model: Any) -> list[str]:
+    """Return the names of a model's active adapters; of transformers' own too."""
+    if not getattr(model, "peft_config", None):
+        return []
+    active = model.active_adapters
+    active = active() if callable(active) else active  # a method where transformers added them
+    return [active] if isinstance(active, str) else list(active)
+
+
+def adapter_containers(model: Any) -> set[str]:
+    """Return the names of the attributes of peft's layers that hold a tensor for each adapter."""
+    names = {"modules_to_save"}
+    for module in model.modules():
+        for kind in ("adapter_layer_names", "other_param_names"):
+            names.update(name.split(".")[-1] for name in getattr(module, kind, ()))
+    return names
+
+
+def place_of_adapter(
+    parts: Sequence[str], names: Collection[str], containers: Collection[str]
+) -> int | None:
+    """Return which part of a weight's name is the name of one of some adapters; None for none.
+
+    An adapter may be called like a part of the model; what holds it may not.
+    """
+    places = range(1, len(parts))
+    found = (i for i in places if parts[i] in names and parts[i - 1] in containers)
+    return next(found, None)
 
 
 def _unwrap(module: nn.Module) -> None:
@@ -73,8 +116,22 @@ def _wrapped_by(module: nn.Module) -> nn.Module | None:
     return parts.get("original_module") or parts.get("base_layer")
 
 
-def with_adapter(base: Any, path: str) -> Any:
-    """Return a model, which is changed, with a saved adapter (a folder or an id) around it, frozen.
+def with_adapter(
+    base: Any,
+    path: str,
+    *,
+    trainable: bool = False,
+    places: Mapping[str, Any] = MappingProxyType({}),
+    allow_missing: bool = False,
+) -> Any:
+    """Return a model, which is changed, with a saved adapter (a folder or an id) around it.
+
+    Args:
+        base: The model.
+        path: Folder or id of the adapter.
+        trainable: Whether the adapter is to be trained further; else all is frozen.
+        places: Options that say where the files of an id are: its revision, a subfolder...
+        allow_missing: Whether weights that the adapter lacks may start as those of a fresh one.
 
     Raises:
         AdapterError: If there is no adapter, or it does not fit the model.
@@ -83,33 +140,47 @@ def with_adapter(base: Any, path: str) -> Any:
     try:
         import peft
     except ImportError:
-        raise ImportError(
-            "reference='adapter:...' needs peft: pip install 'prefopt[peft]'"
-        ) from None
+        raise ImportError("a saved adapter needs peft: pip install 'prefopt[peft]'") from None
     folder = Path(path).expanduser()
-    if folder.exists() and not (folder / _CONFIG_FILE).is_file():
-        raise AdapterError(f"no adapter in {path}: it has no {_CONFIG_FILE}")
+    if folder.exists():
+        path = str(folder)
+        if not (folder / str(places.get("subfolder") or "") / _CONFIG_FILE).is_file():
+            raise AdapterError(f"no adapter in {path}: it has no {_CONFIG_FILE}")
     try:
-        config = peft.PeftConfig.from_pretrained(str(folder) if folder.exists() else path)
+        config = peft.PeftConfig.from_pretrained(path, **places)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise AdapterError(f"no adapter at {path}: {_first_line(error)}") from None
-    config.inference_mode = True
+    refuse_virtual_tokens(config, path)
+    if config.task_type not in (None, *_TASKS):
+        raise AdapterError(
+            f"the adapter {path} is for the task {config.task_type}, not {_TASKS[0]}"
+        )
+    config.inference_mode = not trainable
+    # Names that weights had when the adapter was saved, where transformers has changed them since.
+    renamed = getattr(base, "_checkpoint_conversion_mapping", None) or {}
     try:
-        model = peft.get_peft_model(base, config, adapter_name="reference")
+        model = peft.get_peft_model(base, config)
         result = model.load_adapter(
-            str(folder) if folder.exists() else path, "reference", is_trainable=False
+            path, "default", is_trainable=trainable, key_mapping=renamed, **places
         )
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdapterError(
             f"the adapter {path} does not fit the model: {_first_line(error)}"
         ) from None
-    if odd := [*result.unexpected_keys, *result.missing_keys]:
+    odd = [key for key in (*result.unexpected_keys, *result.missing_keys) if not _is_shared(key)]
+    if odd and not allow_missing:
         raise AdapterError(
             f"the adapter {path} does not fit the model: {len(odd)} of its weights have no place "
             f"there or the reverse, the first is {odd[0]}"
         )
-    model.requires_grad_(False)
+    if not trainable:
+        model.requires_grad_(False)
     return model
+
+
+def _is_shared(key: str) -> bool:
+    """Whether a weight is saved once for all layers of an adapter, which all name it."""
+    return any(part in key for part in ("vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d."))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefopt.reference.adapters import active_adapters, adapter_containers, place_of_adapter
+
 # Raised when the engine computes other numbers for the same model and text.
 ENGINE_VERSION = 1
 
@@ -150,42 +152,23 @@ def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]
 
     Adapters that are not active are left out; those that are go by their place among the active.
     """
-    known = set(getattr(model, "peft_config", ()))
-    active = [] if adapter_off else _active_adapters(model)
-    containers = _adapter_containers(model) if known else set()
+    known = set(getattr(model, "peft_config", None) or ())
+    active = [] if adapter_off else active_adapters(model)
+    containers = adapter_containers(model) if known else set()
     for name, tensor in model.state_dict().items():
         parts = name.split(".")
-        # An adapter may be called like a part of the model; what holds it may not.
-        places = [
-            i for i in range(1, len(parts)) if parts[i] in known and parts[i - 1] in containers
-        ]
-        if places:
-            adapter = parts[places[0]]
+        place = place_of_adapter(parts, known, containers)
+        if place is not None:
+            adapter = parts[place]
             if adapter not in active:
                 continue
-            parts[places[0]] = f"adapter{active.index(adapter)}"
+            parts[place] = f"adapter{active.index(adapter)}"
         if known:
             name = ".".join(parts).removeprefix("base_model.model.")
             for wrapping in (".token_adapter.base_layer.", ".base_layer.", ".original_module."):
                 name = name.replace(wrapping, ".")
         if isinstance(tensor, Tensor):
             yield name, tensor.detach()
-
-
-def _adapter_containers(model: Any) -> set[str]:
-    """Return the names of the attributes of peft's layers that hold a tensor for each adapter."""
-    names = {"modules_to_save"}
-    for module in model.modules():
-        for kind in ("adapter_layer_names", "other_param_names"):
-            names.update(name.split(".")[-1] for name in getattr(module, kind, ()))
-    return names
-
-
-def _active_adapters(model: Any) -> list[str]:
-    if not hasattr(model, "peft_config"):
-        return []
-    active = model.active_adapters
-    return [active] if isinstance(active, str) else list(active)
 
 
 def _tensor_digest(tensor: Tensor, pool: ThreadPoolExecutor) -> str:
@@ -224,15 +207,16 @@ def adapter_facts(model: Any) -> list[dict[str, Any]]:
             for field, value in model.peft_config[name].to_dict().items()
             if field not in _IGNORED_ADAPTER
         }
-        for name in _active_adapters(model)
+        for name in active_adapters(model)
     ]
 
 
 def _scalings(model: Any) -> dict[str, list[float]]:
     """Return by how much each layer weights the active adapters now: it can be set by hand."""
-    active = _active_adapters(model)
+    active = active_adapters(model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     scalings = {}
-    for name, layer in model.named_modules() if active else ():
+    for name, layer in base.named_modules() if active else ():
         own = getattr(layer, "scaling", None)
         if isinstance(own, dict) and not own.keys().isdisjoint(active):
             off = getattr(layer, "disable_adapters", False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from prefopt.batch import Batch, StepContext
-from prefopt.objective.metrics import MetricSums, batch_rewards, with_margins
+from prefopt.objective.metrics import BatchRewards, MetricSums, batch_rewards, with_margins
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.training.step import Scored, StepStatistics
 
@@ -23,8 +23,9 @@ class Evaluation(NamedTuple):
 
     Attributes:
         metrics: Means over examples, by name; the loss among them.
-        predictions: For ``compute_metrics``: rewards of chosen and of rejected completions, or of
-            all with a label; None without it.
+        predictions: Rewards in the order of the rows: of chosen and of rejected completions, or of
+            all with a label, or all three where there are rows of both kinds; None where they were
+            not asked for, or no loss defines rewards.
         labels: Those labels; None for pairs.
         examples: How many were evaluated.
     """
@@ -42,6 +43,7 @@ class _Held:
     index: PreferenceIndex
     scored: Scored
     counts: Tensor
+    rows: Tensor  # the number of the row that each completion belongs to, over all processes; (N,)
 
 
 class Evaluator:
@@ -64,8 +66,16 @@ class Evaluator:
         batches: Iterable[Batch],
         score: Callable[[Batch], Scored],
         compute_metrics: ComputeMetrics | None = None,
+        keep_predictions: bool = False,
     ) -> Evaluation:
-        """Return the means over all examples of some batches."""
+        """Return the means over all examples of some batches.
+
+        Args:
+            batches: Those of this process, whose rows are every so many of the whole set.
+            score: Scores one.
+            compute_metrics: Computes further metrics of the predictions.
+            keep_predictions: Whether predictions are returned without ``compute_metrics`` too.
+        """
         held, examples = self._scored(batches, score)
         kl = None
         if self._objective.needs_kl:
@@ -75,7 +85,7 @@ class Evaluator:
             [one.index for one in held], [one.scored for one in held]
         )
         sums_of_metrics = MetricSums()
-        rewards = []
+        rewards, rows = [], []
         for one, losses in zip(held, batch_losses, strict=True):
             context = StepContext(one.counts, one.counts, kl, batch_losses=losses)
             outputs = self._statistics.outputs(one.index, one.scored, context)
@@ -85,11 +95,13 @@ class Evaluator:
                 sums_of_metrics, one.index, outputs, one.scored.scores, one.counts
             )
             rewards.append(batch_rewards(self._objective, outputs, one.index))
+            rows.append(one.rows)
         metrics = self._means(sums_of_metrics)
         metrics |= {name: float(estimate) for name, estimate in (kl or {}).items()}
         predictions, labels = None, None
+        if compute_metrics is not None or keep_predictions:
+            predictions, labels = self._collected(rewards, rows)
         if compute_metrics is not None:
-            predictions, labels = self._collected(rewards)
             metrics |= compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
         return Evaluation(metrics, predictions, labels, examples)
 
@@ -102,7 +114,14 @@ class Evaluator:
         for batch in batches:
             scored = score(batch)
             scored = scored if self._objective.needs_tokens else scored.summed()
-            held.append(_Held(batch.index, scored, self._statistics.counts(batch)))
+            rows = [
+                (examples + row) * self._processes.count + self._processes.rank
+                for row, example in enumerate(batch.texts.examples)
+                for _ in example.completion_ids
+            ]
+            held.append(
+                _Held(batch.index, scored, self._statistics.counts(batch), torch.tensor(rows))
+            )
             examples += len(batch.texts.examples)
         own = torch.tensor(examples, device=self._statistics.score.device)
         return held, int(self._processes.sum(own))
@@ -114,18 +133,34 @@ class Evaluator:
         means["loss"] = sum(term.weight * loss for term, loss in zip(terms, losses, strict=True))
         return means
 
-    def _collected(self, rewards: Sequence[tuple[Tensor | None, ...]]) -> tuple[Any, Any]:
-        """Return predictions and labels for ``compute_metrics``, from all processes."""
-        chosen, rejected, unpaired, labels = (
-            self._joined([batch[column] for batch in rewards]) for column in range(4)
-        )
-        if chosen is not None:
-            return (chosen, rejected), None
-        return unpaired, None if labels is None else labels.astype(bool)
+    def _collected(
+        self, rewards: Sequence[BatchRewards], rows: Sequence[Tensor]
+    ) -> tuple[Any, Any]:
+        """Return predictions and labels, from all processes, in the order of the rows."""
+        of_pairs = [
+            of_batch[batch.pairs.cpu()] if batch.pairs is not None else None
+            for batch, of_batch in zip(rewards, rows, strict=True)
+        ]
+        of_unpaired = [
+            of_batch[batch.completions.cpu()] if batch.completions is not None else None
+            for batch, of_batch in zip(rewards, rows, strict=True)
+        ]
+        chosen = self._joined([batch.chosen for batch in rewards], of_pairs)
+        rejected = self._joined([batch.rejected for batch in rewards], of_pairs)
+        unpaired = self._joined([batch.unpaired for batch in rewards], of_unpaired)
+        labels = self._joined([batch.labels for batch in rewards], of_unpaired)
+        labels = None if labels is None else labels.astype(bool)
+        if chosen is None:
+            return unpaired, labels
+        return (chosen, rejected) if unpaired is None else (chosen, rejected, unpaired), labels
 
-    def _joined(self, parts: Sequence[Tensor | None]) -> Any:
-        """Return one array of the parts of all processes; None if none has any."""
+    def _joined(self, parts: Sequence[Tensor | None], rows: Sequence[Tensor | None]) -> Any:
+        """Return one array of the parts of all processes, ordered by rows; None if none has any."""
         own = [part.float().cpu().numpy() for part in parts if part is not None]
-        local = np.concatenate(own) if own else None
+        numbers = [part.numpy() for part in rows if part is not None]
+        local = (np.concatenate(own), np.concatenate(numbers)) if own else None
         known = [part for part in self._processes.all(local) if part is not None]
-        return np.concatenate(known) if known else None
+        if not known:
+            return None
+        values, order = (np.concatenate(column) for column in zip(*known, strict=True))
+        return values[np.argsort(order, kind="stable")]

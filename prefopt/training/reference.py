@@ -35,7 +35,8 @@ from prefopt.reference.sources import (
 )
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import default_folder, open_database
-from prefopt.training.model import is_peft, load_reference, reference_options
+from prefopt.training.adapter import is_peft
+from prefopt.training.model import load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
 
 # What a checkpoint says of the reference, and the weights of one that moves.

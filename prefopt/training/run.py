@@ -13,10 +13,12 @@ from prefopt.data import DataReport, check_kind, check_kind_by_kind, prepare_dat
 from prefopt.data.columns import check_datasets
 from prefopt.data.kinds import first_kinds
 from prefopt.objective import Objective
+from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
+from prefopt.training.loading import check_causal
 from prefopt.training.model import (
-    add_adapter,
     learned_positions,
     load_policy,
+    loading_options,
     switch_off_dropout,
 )
 from prefopt.training.reference import check_reference_asked_for
@@ -145,11 +147,12 @@ def prepare_run(
     _check_arguments(model, ref_model, args, train_dataset, eval_dataset)
     set_seed(args.seed)  # adapters start from random weights
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)
-    model = load_policy(model, args, quantization_config)
-    tokenizer = load_tokenizer(processing_class, model, args)
+    name = model if isinstance(model, str) else None
+    model = load_policy(model, args, quantization_config, peft_config)
+    tokenizer = load_tokenizer(processing_class, model, args, name)
     check_vocabulary(tokenizer, model)
     max_length = _fit_length(args.max_length, learned_positions(model), console)
-    model = add_adapter(model, peft_config, args)
+    model = add_adapter(_in_peft(model, peft_config, console), peft_config, args)
     if args.disable_dropout:
         switch_off_dropout(model)
     objective = args.objective_for(first_kinds(train_dataset, eval_dataset))
@@ -178,6 +181,21 @@ def _check_arguments(
             "leave ref_model out: the reference is then the policy as it is given"
         )
     check_datasets(train_dataset, eval_dataset)
+    if ref_model is not None:
+        check_causal(ref_model, loading_options(args))
+
+
+def _in_peft(model: Any, peft_config: Any, console: Console) -> Any:
+    """Return the model with adapters that transformers added, if any, in peft's wrapper."""
+    names = added_by_transformers(model)
+    if not names or peft_config is not None:  # which is refused
+        return model
+    console.print(
+        f"prefopt: the adapter of the model ({', '.join(names)}), which transformers added, is "
+        "trained further in a peft.PeftModel",
+        markup=False,
+    )
+    return as_peft_model(model)
 
 
 def _fit_length(max_length: int | None, positions: int | None, console: Console) -> int | None:

@@ -1,9 +1,13 @@
 """The tokenizer of a run: loaded, given a padding token, and held against the models it feeds."""
 
+import copy
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from prefopt.config import PreferenceConfig
 
@@ -32,14 +36,19 @@ _SAMPLE_MESSAGES = [
 
 
 def load_tokenizer(
-    processing_class: Any, model: Any, args: PreferenceConfig
+    processing_class: Any, model: Any, args: PreferenceConfig, name: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer, with a padding token, loading it from where the model came if need be.
+
+    The template of a processor goes before that of its tokenizer, which is left as it is: what is
+    returned is then a copy.
 
     Args:
         processing_class: A tokenizer, a processor that holds one, or None.
         model: Its configuration names where it was loaded from, and learns the padding token.
         args: ``pad_token`` and ``trust_remote_code`` matter.
+        name: Folder or id by which the model was named, such as that of an adapter, whose tokenizer
+            goes before that of its base model.
 
     Raises:
         ValueError: If no tokenizer is given and the model does not say where it came from, or
@@ -47,17 +56,7 @@ def load_tokenizer(
         TypeError: If ``processing_class`` is neither a tokenizer nor a processor.
     """
     if processing_class is None:
-        source = getattr(model.config, "_name_or_path", "")
-        if not source:
-            raise ValueError(
-                "no tokenizer: the model was not loaded from anywhere, so pass processing_class"
-            )
-        loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
-        processing_class = AutoTokenizer.from_pretrained(
-            source,
-            trust_remote_code=args.trust_remote_code,
-            revision=loading.get("revision"),  # as that of the weights
-        )
+        processing_class = _tokenizer_beside(model, args, name)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(
@@ -73,7 +72,64 @@ def load_tokenizer(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    template = getattr(processing_class, "chat_template", None)
+    if template and template != tokenizer.chat_template:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template
     return tokenizer
+
+
+def _tokenizer_beside(model: Any, args: PreferenceConfig, name: str | None) -> Any:
+    """Return the tokenizer that lies where a model does.
+
+    Raises:
+        ValueError: If the model was not loaded from anywhere.
+        OSError: If there is no tokenizer.
+    """
+    source = getattr(model.config, "_name_or_path", "")
+    if name is not None and name != source and (found := _tokenizer_of(name, args)) is not None:
+        return found
+    if not source:
+        raise ValueError(
+            "no tokenizer: the model was not loaded from anywhere, so pass processing_class"
+        )
+    return _loaded(source, args)
+
+
+def _loaded(source: str, args: PreferenceConfig, **options: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or id, with the template of its processor if it has none."""
+    loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
+    options["revision"] = loading.get("revision")  # as that of the weights
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=args.trust_remote_code, **options
+    )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processor_template(source, options)
+    return tokenizer
+
+
+def _processor_template(source: str, options: Mapping[str, Any]) -> Any:
+    """Return the template that only a processor reads; None if there is none.
+
+    Tokenizers read ``chat_template.jinja``, but not what processors had before.
+    """
+    for name in ("chat_template.json", "processor_config.json"):
+        file = cached_file(
+            source,
+            name,
+            **options,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if file is None:
+            continue
+        found = json.loads(Path(file).read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(found, list):  # several, each with its name
+            return {template["name"]: template["template"] for template in found}
+        if found:
+            return found
+    return None
 
 
 def embedded_tokens(model: Any) -> int | None:
@@ -120,23 +176,16 @@ def check_reference_tokenizer(
 
 
 def _tokenizer_of(
-    name: str, args: PreferenceConfig, local_only: bool
+    name: str, args: PreferenceConfig, local_only: bool = False
 ) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer of a folder or id; None if it has none."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
-    options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name,
-            trust_remote_code=args.trust_remote_code,
-            revision=options.get("revision"),
-            local_files_only=local_only,
-        )
+        return _loaded(name, args, local_files_only=local_only)
     except (OSError, ValueError):  # loading the model will say what is wrong with it
         return None
-    return tokenizer
 
 
 def _first_difference(

@@ -36,6 +36,7 @@ from prefopt.losses import LossOutput
 from prefopt.migration import check_trainer_arguments
 from prefopt.objective.metrics import with_margins
 from prefopt.reference.references import References
+from prefopt.training.adapter import check_trained
 from prefopt.training.evaluation import Evaluator
 from prefopt.training.model_card import write_model_card
 from prefopt.training.reference import (
@@ -120,6 +121,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         args = PreferenceConfig("prefopt_output") if args is None else args
         data = (train_dataset, eval_dataset, processing_class)
         run = prepare_run(model, args, ref_model, *data, quantization_config, peft_config)
+        if run.train_dataset is not None:
+            check_trained(run.model, optimizers[0])
         if is_stream(run.train_dataset):
             # Batches are records of several shapes, which accelerate cannot cut up and send around.
             args.accelerator_config.dispatch_batches = False
@@ -158,6 +161,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.model, run.tokenizer, self.args, run.objective, self._launch, run.say
         )
         self._reference.choose(ref_model)
+        self._references = self._reference.references
         self.scorer = self._reference.scorer
         if not self._reference.policy_is_checkpoint:
             self._reference.serve(*named_datasets(run.train_dataset, run.eval_dataset))
@@ -168,7 +172,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     @property
     def references(self) -> References | None:
         """Serves reference log-probs; None if no loss needs them."""
-        return self._reference.references
+        return self._references
 
     def _set_up_steps(self) -> None:
         self.load_balancing_loss = LoadBalancingLoss.of(self.model, self.args.router_aux_loss_coef)
@@ -368,14 +372,19 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     ) -> EvalLoopOutput:
         """Evaluate exactly: every example once, means over examples, whatever the batches.
 
-        KTO's KL estimate is that of the whole set.
+        KTO's KL estimate is that of the whole set. Unless only the loss is wanted, as ``evaluate``
+        asks without ``compute_metrics``, the rewards of the rows are the predictions.
         """
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         # Sharded models must be called through their wrapper; replicas need not.
         wrapped = self.model_wrapped if self._launch.is_sharded else None
         score = partial(self._score, wrapped=wrapped)
-        found = self._evaluator.evaluate(self._evaluated(dataloader), score, self.compute_metrics)
+        if prediction_loss_only is None:
+            prediction_loss_only = self.args.prediction_loss_only
+        found = self._evaluator.evaluate(
+            self._evaluated(dataloader), score, self.compute_metrics, not prediction_loss_only
+        )
         prefix = f"{metric_key_prefix}_"
         metrics = {
             name if name.startswith(prefix) else prefix + name: value
