@@ -273,8 +273,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     allow_missing_weights: bool = field(
         default=False,
         metadata={
-            "help": "Take a checkpoint that lacks weights of the model, which then start at random, "
-            "or that has others which the model has no place for."
+            "help": "Take a checkpoint that lacks weights of the model (they start at random), or "
+            "has others that the model has no place for."
         },
     )
     trust_remote_code: bool = field(

@@ -27,7 +27,14 @@ def config(folder: Path, **changes: Any) -> PreferenceConfig:
 
 def trainer(folder: Path, train: Any, model: Any = None, **options: Any) -> PreferenceTrainer:
     """Return a trainer; options of its constructor by name, all others go to ``config``."""
-    names = ("ref_model", "eval_dataset", "peft_config", "compute_metrics", "quantization_config")
+    names = (
+        "ref_model",
+        "eval_dataset",
+        "peft_config",
+        "compute_metrics",
+        "quantization_config",
+        "optimizers",
+    )
     own = {name: options.pop(name) for name in names if name in options}
     tokenizer = options.pop("processing_class", None) or tiny_tokenizer()
     return PreferenceTrainer(

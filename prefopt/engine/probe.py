@@ -37,7 +37,7 @@ def refuse_virtual_tokens(config: Any, name: str) -> None:
 def refuse_encoder_decoder(config: Any, name: str) -> None:
     """Raise for the configuration of a model that reads the prompt with an encoder.
 
-    The decoders of such models as classes of their own (``BartForCausalLM``) say that they are none.
+    The decoder of such a model as a class of its own (``BartForCausalLM``) says that it is none.
 
     Raises:
         ValueError: If it is one, or its language model is.
@@ -45,8 +45,8 @@ def refuse_encoder_decoder(config: Any, name: str) -> None:
     parts = [config, getattr(config, "text_config", None)]
     if any(getattr(part, "is_encoder_decoder", False) for part in parts):
         raise ValueError(
-            f"{name} is an encoder-decoder ({type(config).__name__}); prefopt trains causal language "
-            "models, which read the prompt and write the answer with one decoder"
+            f"{name} is an encoder-decoder ({type(config).__name__}); prefopt trains causal "
+            "language models, which read the prompt and write the answer with one decoder"
         )
 
 

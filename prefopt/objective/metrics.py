@@ -174,7 +174,8 @@ def batch_rewards(
     columns: list[list[Tensor]] = [[] for _ in BatchRewards._fields]
     for rows, output in found.items():
         its = index.of_rows(rows)
-        if output.chosen_rewards is not None and output.rejected_rewards is not None:
+        parts: tuple[Tensor | None, ...]
+        if output.chosen_rewards is not None:
             parts = (output.chosen_rewards, output.rejected_rewards, None, None, its.chosen, None)
         else:
             parts = (None, None, output.rewards, its.labels, None, its.unpaired)

@@ -5,6 +5,7 @@ adapters, other modes) does not change the policy.
 """
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -113,6 +114,8 @@ def _unwrap(module: nn.Module) -> None:
 def _wrapped_by(module: nn.Module) -> nn.Module | None:
     """Return the layer that a wrapper of peft holds; None if the module is no wrapper."""
     parts = dict(module.named_children())
+    if "token_adapter" in parts:  # trains some tokens of an embedding
+        parts = dict(parts["token_adapter"].named_children())
     return parts.get("original_module") or parts.get("base_layer")
 
 
@@ -159,9 +162,17 @@ def with_adapter(
     # Names that weights had when the adapter was saved, where transformers has changed them since.
     renamed = getattr(base, "_checkpoint_conversion_mapping", None) or {}
     try:
-        model = peft.get_peft_model(base, config)
+        with warnings.catch_warnings():
+            # That the base model is called otherwise than when the adapter was saved.
+            warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`")
+            model = peft.get_peft_model(base, config)
         result = model.load_adapter(
-            path, "default", is_trainable=trainable, key_mapping=renamed, **places
+            path,
+            "default",
+            is_trainable=trainable,
+            key_mapping=renamed,
+            ignore_mismatched_sizes=allow_missing,
+            **places,
         )
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdapterError(

@@ -190,9 +190,7 @@ def check_trained(model: Any, optimizer: Any = None) -> None:
         return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, parameter in trained.items() if id(parameter) not in held]
-    made = (
-        "make it of the model as it is trained: load the model, add its adapter, then the optimiser"
-    )
+    made = "load the model first, then add its adapter, then make the optimiser"
     if len(missing) == len(trained):
         raise ValueError(
             f"the optimiser in `optimizers` holds none of the {len(trained)} parameters that are "

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 
@@ -62,8 +63,15 @@ def main(folder: Path) -> None:
     for name, case in cases.items():
         trained = train(folder / name, **case)
         evaluated = trained.evaluate()
+        predicted = trained.predict(trained.eval_dataset)
         weights = torch.cat([p.detach().flatten() for p in trained.model.parameters()])
-        results[name] = {"steps": steps(trained), "eval": evaluated, "weights": weights.tolist()}
+        results[name] = {
+            "steps": steps(trained),
+            "eval": evaluated,
+            "weights": weights.tolist(),
+            "rewards": np.stack(predicted.predictions).tolist(),
+            "labels": None if predicted.label_ids is None else predicted.label_ids.tolist(),
+        }
         kept.append(trained)
     if trained.is_world_process_zero():
         (folder / "results.json").write_text(json.dumps(results))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -120,6 +121,9 @@ def test_two_processes_train_and_evaluate_as_one(by_one_and_by_two, name):
     for metric, value in one["eval"].items():
         if not any(part in metric for part in ("runtime", "per_second", "preparation")):
             assert two["eval"][metric] == pytest.approx(value, rel=1e-4, abs=1e-5), metric
+    # Each process evaluates every second row; the rewards come in the order of the rows.
+    np.testing.assert_allclose(two["rewards"], one["rewards"], rtol=1e-4, atol=1e-5)
+    assert two["labels"] == one["labels"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Metrics are means over examples, however they came in batches."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -92,9 +94,24 @@ def test_rewards_of_a_batch_are_those_of_the_first_loss_that_has_some():
     index = make_index(chosen=[0], rejected=[1], unpaired=[0, 1], labels=[True, False])
     without = LossOutput(torch.zeros(1))
     pairs = LossOutput(torch.zeros(1), torch.ones(1), -torch.ones(1))
-    both = parse_objective("sft + dpo")
-    assert batch_rewards(both, [without, pairs], index) == (pairs[1], pairs[2], None, None)
     unpaired = LossOutput(torch.zeros(2), rewards=torch.tensor([0.5, -0.5]))
+    found = batch_rewards(parse_objective("sft + dpo + kto"), [without, pairs, unpaired], index)
+    assert (found.chosen.tolist(), found.rejected.tolist()) == ([1.0], [-1.0])
+    assert (found.pairs.tolist(), found.unpaired, found.labels) == ([0], None, None)
     found = batch_rewards(parse_objective("kto"), [unpaired], index)
-    assert (found.unpaired, found.labels) == (unpaired.rewards, index.labels)
-    assert batch_rewards(parse_objective("sft"), [without], index) == (None,) * 4
+    assert (found.unpaired.tolist(), found.labels.tolist()) == ([0.5, -0.5], [True, False])
+    assert found.completions.tolist() == [0, 1]
+    assert batch_rewards(parse_objective("sft"), [without], index) == (None,) * 6
+
+
+def test_rows_of_each_kind_have_the_rewards_of_their_own_loss():
+    pairs = make_index(chosen=[0], rejected=[1])
+    thumbs = make_index(unpaired=[2], labels=[False])
+    index = dataclasses.replace(pairs, by_kind={"paired": pairs, "unpaired": thumbs})
+    objective = parse_objective({"paired": "dpo", "unpaired": "kto"})
+    outputs = [
+        LossOutput(torch.zeros(1), torch.ones(1), -torch.ones(1)),
+        LossOutput(torch.zeros(1), rewards=torch.tensor([0.5])),
+    ]
+    found = batch_rewards(objective, outputs, index)
+    assert [column.tolist() for column in found] == [[1.0], [-1.0], [0.5], [False], [0], [2]]

@@ -8,6 +8,7 @@ from torch import nn
 
 from prefopt.reference.adapters import (
     AdapterError,
+    active_adapters,
     copy_without_adapters,
     is_sharded,
     trains_only_adapters,
@@ -51,6 +52,17 @@ def test_a_copy_without_adapters_has_the_weights_and_names_of_the_base():
     own = bare.model.layers[0].self_attn.q_proj
     assert own.weight.data_ptr() == layer.weight.data_ptr()
     assert sorted(name for name, _ in model.named_parameters()) == before
+
+
+def test_a_copy_has_no_trained_tokens_and_no_adapters_that_transformers_added():
+    model = lora(trainable_token_indices=[3, 4])
+    assert set(copy_without_adapters(model).state_dict()) == set(tiny_model("llama").state_dict())
+    model = tiny_model("llama")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]), "mine")
+    bare = copy_without_adapters(model)
+    assert set(bare.state_dict()) == set(tiny_model("llama").state_dict())
+    assert not bare._hf_peft_config_loaded
+    assert active_adapters(model) == ["mine"]
 
 
 def test_only_what_is_trained_is_copied_if_that_is_asked_for():

@@ -14,7 +14,7 @@ from tests.training.test_step import LENGTHS, LOGPS, REF_LOGPS, FakeScorer, batc
 MISMATCHED = torch.tensor([6.0, 1.5, 3.0], dtype=torch.float64)
 
 
-def evaluated(loss, sizes, processes=None, compute_metrics=None):
+def evaluated(loss, sizes, processes=None, compute_metrics=None, keep_predictions=False):
     """Evaluate the pairs of ``LOGPS``, cut into batches of so many pairs."""
     objective, processes = parse_objective(loss), processes or Processes()
     statistics = StepStatistics(objective, FakeScorer(), processes)
@@ -28,7 +28,9 @@ def evaluated(loss, sizes, processes=None, compute_metrics=None):
         )
         batches.append(one)
     evaluator = Evaluator(statistics)
-    return evaluator.evaluate(batches, lambda one: known[id(one)], compute_metrics)
+    return evaluator.evaluate(
+        batches, lambda one: known[id(one)], compute_metrics, keep_predictions
+    )
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto", "aot", "dpo + 0.5*sft"])
@@ -58,6 +60,35 @@ def test_rewards_go_to_compute_metrics_in_the_order_of_the_rows():
     of_unpaired = evaluated("kto", [2], compute_metrics=lambda given: {})
     assert of_unpaired.labels.tolist() == [True, False, True, False]
     assert len(of_unpaired.predictions) == 4
+
+
+def test_predictions_are_kept_where_they_are_asked_for():
+    assert evaluated("dpo", [1, 1]).predictions is None
+    kept = evaluated("dpo", [1, 1], keep_predictions=True)
+    given = evaluated("dpo", [1, 1], compute_metrics=lambda given: {})
+    for mine, wanted in zip(kept.predictions, given.predictions, strict=True):
+        assert mine.tolist() == wanted.tolist()
+    assert evaluated("sft", [2], keep_predictions=True).predictions is None  # has no rewards
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_predictions_of_several_processes_come_in_the_order_of_the_rows(loss):
+    """Every second row is the other process's; what that finds is what this one does, plus 10."""
+
+    def gather(local):
+        if not isinstance(local, tuple):
+            return [local, local]
+        values, rows = local
+        return [local, (values + 10, rows + 1)]
+
+    alone = evaluated(loss, [1, 1], keep_predictions=True)
+    shares = Processes(0, 2, gather, lambda tensor: tensor * 2)
+    both = evaluated(loss, [1, 1], shares, keep_predictions=True)
+    found = both.predictions[0] if loss == "dpo" else both.predictions
+    per_row = 1 if loss == "dpo" else 2
+    own = (alone.predictions[0] if loss == "dpo" else alone.predictions).reshape(2, per_row)
+    wanted = [value for row in own for part in (row, row + 10) for value in part]
+    assert found.tolist() == pytest.approx(wanted)
 
 
 def test_a_process_without_rows_takes_part():

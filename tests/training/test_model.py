@@ -2,10 +2,7 @@ import pytest
 import torch
 
 from prefopt.training.model import (
-    add_adapter,
-    is_peft,
     learned_positions,
-    load_causal_lm,
     load_policy,
     load_reference,
     reference_options,
@@ -13,8 +10,6 @@ from prefopt.training.model import (
 )
 from tests.models import tiny_model, tiny_tokenizer
 from tests.runs import config
-
-peft = pytest.importorskip("peft")
 
 
 @pytest.fixture
@@ -27,7 +22,6 @@ def test_a_model_by_path_is_in_float32_unless_asked_otherwise(folder, tmp_path):
     assert load_policy(folder, config(tmp_path)).dtype == torch.float32
     half = config(tmp_path, model_init_kwargs={"dtype": "bfloat16"})
     assert load_policy(folder, half).dtype == torch.bfloat16
-    assert load_causal_lm(folder, False, {"dtype": "auto"}).dtype == torch.bfloat16
 
 
 def test_options_of_loading_need_something_to_load(folder, tmp_path):
@@ -39,6 +33,9 @@ def test_options_of_loading_need_something_to_load(folder, tmp_path):
         load_policy(folder, twice, quantization_config=object())
     model = tiny_model("llama")
     assert load_policy(model, config(tmp_path)) is model
+    for wrong in (3, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=r"a model of transformers or peft, got (int|Linear)"):
+            load_policy(wrong, config(tmp_path))
 
 
 def test_a_reference_is_frozen_and_has_no_dropout(folder, tmp_path):
@@ -54,6 +51,10 @@ def test_what_decides_which_reference_is_loaded_is_known(tmp_path):
     assert reference_options(config(tmp_path)) == {"dtype": "float32", "trust_remote_code": False}
     args = config(tmp_path, model_init_kwargs={"revision": "abc"})
     assert reference_options(args)["revision"] == "abc"
+    for name in ("dtype", "torch_dtype"):
+        for value in ("bfloat16", "torch.bfloat16", torch.bfloat16):
+            args = config(tmp_path, model_init_kwargs={name: value})
+            assert reference_options(args) == {"dtype": "bfloat16", "trust_remote_code": False}
 
 
 @pytest.mark.parametrize(("name", "has_end"), [("gpt2", True), ("opt", True), ("llama", False)])
@@ -61,18 +62,6 @@ def test_learned_positions_end_and_rotary_ones_do_not(name, has_end):
     model = tiny_model(name)
     wanted = model.config.max_position_embeddings if has_end else None
     assert learned_positions(model) == wanted
-
-
-def test_an_adapter_is_added_once(tmp_path):
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    model = add_adapter(tiny_model("llama"), lora, config(tmp_path))
-    assert is_peft(model)
-    assert not is_peft(tiny_model("llama"))
-    assert add_adapter(model, None, config(tmp_path)) is model
-    with pytest.raises(ValueError, match="the model has an adapter already"):
-        add_adapter(model, lora, config(tmp_path))
-    with pytest.raises(TypeError, match=r"must be a peft.PeftConfig, got dict"):
-        add_adapter(tiny_model("llama"), {}, config(tmp_path))
 
 
 def test_every_dropout_is_switched_off():

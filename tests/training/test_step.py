@@ -40,7 +40,8 @@ def batch(pairs=2, lengths=LENGTHS, continues=False):
     )
     continuation = object() if continues else None
     tokens = SimpleNamespace(lengths=lengths[: 2 * pairs], continuation=continuation)
-    return Batch(Texts(tokens, (None,) * pairs), index)
+    example = SimpleNamespace(completion_ids=("chosen", "rejected"))
+    return Batch(Texts(tokens, (example,) * pairs), index)
 
 
 class FakeScorer:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -268,6 +269,42 @@ def test_compute_metrics_gets_the_rewards_of_every_pair(tmp_path):
     )
     assert "eval_spread" in trained.evaluate()
     assert seen["shapes"] == [(7,), (7,)]
+
+
+@pytest.mark.parametrize("kind", ["paired", "unpaired", "ranked"])
+def test_predict_returns_the_rewards_of_the_rows_with_or_without_compute_metrics(tmp_path, kind):
+    loss = {"paired": "dpo", "unpaired": "kto", "ranked": "plackett_luce"}[kind]
+    rows, reference, found = tiny_rows(7, kind), tiny_model("llama", seed=2), []
+    for compute in (None, lambda prediction: {"x": 1.0}):
+        options = {"ref_model": reference, "compute_metrics": compute}
+        made = trainer(tmp_path, rows, loss_type=loss, **options, per_device_eval_batch_size=3)
+        found.append(made.predict(rows))
+    plain, counted = (np.concatenate([np.ravel(p) for p in f.predictions]) for f in found)
+    assert np.abs(plain).min() > 0
+    assert plain.tolist() == counted.tolist()
+    labels = found[0].label_ids
+    assert labels.tolist() == rows["label"][:] if kind == "unpaired" else labels is None
+    # In the order of the rows: the last of them alone have the last rewards.
+    of_last = made.predict(rows.select([5, 6])).predictions
+    whole = found[0].predictions
+    if kind != "unpaired":
+        whole, of_last = whole[0], of_last[0]
+    assert whole[-len(of_last) :] == pytest.approx(of_last, rel=1e-5)
+
+
+def test_predict_returns_the_rewards_of_rows_of_every_kind(tmp_path):
+    pairs, thumbs, reference = tiny_rows(4), tiny_rows(4, "unpaired"), tiny_model("llama", seed=2)
+    rows = [{**dict.fromkeys(thumbs.column_names), **row} for row in pairs]
+    rows += [{**dict.fromkeys(pairs.column_names), **row} for row in thumbs]
+    mixed = Dataset.from_list([rows[i] for i in (4, 0, 1, 5, 6, 2, 7, 3)])
+    options = {"loss_type": {"paired": "dpo", "unpaired": "kto"}, "max_steps": 1}
+    made = trainer(tmp_path, mixed, ref_model=reference, **options)
+    chosen, rejected, unpaired = made.predict(mixed).predictions
+    assert (len(chosen), len(rejected), len(unpaired)) == (4, 4, 4)
+    assert made.predict(mixed).label_ids.tolist() == thumbs["label"][:]
+    alone = trainer(tmp_path, pairs, ref_model=reference).predict(pairs).predictions
+    assert chosen == pytest.approx(alone[0], rel=1e-5)
+    assert rejected == pytest.approx(alone[1], rel=1e-5)
 
 
 def test_rows_that_come_later_are_scored_by_the_reference_as_long_as_it_can_be_had(tmp_path):
