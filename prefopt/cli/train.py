@@ -275,9 +275,12 @@ def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
+    given = config.model_init_kwargs or {}
+    if given.get("torch_dtype") is not None:  # the older name of the same option
+        del from_flags["dtype"]
     config.model_init_kwargs = {
         **{name: value for name, value in from_flags.items() if value is not None},
-        **(config.model_init_kwargs or {}),
+        **given,
     }
     return {
         "model": model_args.model_name_or_path,

@@ -8,9 +8,14 @@ import sys
 from dataclasses import dataclass, fields
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from prefopt.cli import train
 from prefopt.cli.errors import UserError
+from prefopt.training.loading import dtype_of
 
 FAST = (
     "--report_to=none",
@@ -297,6 +302,54 @@ def test_four_bit_with_lora_trains(prefopt, model_folder, data_files, tmp_path):
     )
     assert result.code == 0, result.err
     assert (tmp_path / "adapter_config.json").is_file()
+
+
+# Models -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model_folder, tmp_path_factory):
+    """Return the folder of an adapter on the tiny model, which was trained."""
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    peft.get_peft_model(base, lora).save_pretrained(folder)
+    return folder
+
+
+def test_the_folder_of_an_adapter_is_a_model(prefopt, adapter_folder, data_files, tmp_path):
+    data = data_files["paired"]
+    command = ("train", "--model", adapter_folder, "--dataset", data, "--output_dir", tmp_path)
+    result = prefopt(*command, *FAST, "--learning_rate", "1e-2")
+    assert result.code == 0, result.err
+    weights = [load_file(f / "adapter_model.safetensors") for f in (adapter_folder, tmp_path)]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    refused = prefopt(*command, *FAST, "--use_peft")
+    assert refused.code == 2
+    assert "leave peft_config out (--use_peft on the command line)" in refused.err
+
+
+def test_an_encoder_decoder_is_refused_in_a_sentence(prefopt, data_files, tmp_path):
+    transformers.T5Config().save_pretrained(tmp_path / "t5")
+    result = prefopt(
+        *("train", "--model", tmp_path / "t5", "--dataset", data_files["paired"]),
+        *("--output_dir", tmp_path / "out", *FAST),
+    )
+    assert result.code == 2
+    assert "is an encoder-decoder (T5Config)" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_either_name_of_the_dtype_goes_before_the_flag_that_is_always_set(tmp_path, name):
+    _, config, model_args = parsed(
+        *("--model", "m", "--dataset", "d", "--output_dir", tmp_path),
+        *("--model_init_kwargs", json.dumps({name: "bfloat16"}), "--report_to=none"),
+    )
+    options = train.run_arguments(config, model_args)["args"].model_init_kwargs
+    assert dtype_of(options) == torch.bfloat16
 
 
 def test_errors_of_the_parser_are_user_errors():
