@@ -4,11 +4,22 @@ from collections import Counter
 
 import pytest
 
-from tests.bad_input import ids, options, rows
+from tests.bad_input import files, ids, options, rows
 from tests.bad_input.case import Case, check
 
-TABLES = {"rows": rows.CASES, "ids and messages": ids.CASES, "options": options.CASES}
+TABLES = {
+    "rows": rows.CASES,
+    "ids and messages": ids.CASES,
+    "files": files.CASES,
+    "options": options.CASES,
+}
 CASES = [(table, case) for table, cases in TABLES.items() for case in cases]
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path_factory):
+    """Keep what `datasets` caches out of the user's folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,23 @@
 """Loads preferences from the Hub, from folders, and from files, compressed or not."""
 
-import gzip
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.data_files import FILES_TO_IGNORE
 
 from prefopt.data.errors import DataError
+from prefopt.data.files import (
+    BUILDERS,
+    COMPRESSIONS,
+    NO_VALUE,
+    builder_of,
+    iter_rows,
+    text_or_none,
+)
+from prefopt.data.formats import SOURCE_COLUMNS
 from prefopt.data.messages import Message
 from prefopt.data.prepare import prepare_dataset
 from prefopt.data.report import DataReport
@@ -15,15 +25,10 @@ from prefopt.data.tokenize import Tokenizer
 
 __all__ = ["load_rows", "report_for"]
 
-BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 RAGGED = ("tools", "chat_template_kwargs")  # columns whose rows may differ in keys and types
+# Columns of numbers; a csv file's others hold text, also where it looks like a number.
+NUMBERS = ("label", "ranks", "scores")
+TEXT_COLUMNS = tuple(column for column in SOURCE_COLUMNS if column not in NUMBERS)
 KNOWN = f"{', '.join(BUILDERS)}, each also with {', '.join(COMPRESSIONS)}"
 
 
@@ -49,17 +54,19 @@ def load_rows(
     Raises:
         DataError: If there is no such file, folder, data set or split, or it can't be read.
     """
-    path = Path(path_or_name).expanduser()
+    if not isinstance(path_or_name, str | Path) or not str(path_or_name).strip():
+        raise DataError(f"data are a file, a folder or an id on the Hub, got {path_or_name!r}")
+    path = Path(path_or_name)
     try:
+        path = path.expanduser()
         if path.is_file():
             loaded = _load_file(path, split, streaming)
         elif path.is_dir() and _is_saved(path):
             loaded = _split_of(load_from_disk(str(path)), split, path)
             loaded = loaded.to_iterable_dataset() if streaming else loaded
         elif path.is_dir():
-            if not _has_data(path):
-                raise DataError(f"the folder {path} has no data files: {KNOWN}")
-            loaded = load_dataset(str(path), config, split=split, streaming=streaming)
+            options = _check_folder(path, streaming)
+            loaded = load_dataset(str(path), config, split=split, streaming=streaming, **options)
         elif _looks_like_a_path(str(path_or_name)):
             raise DataError(f"there is no file or folder {path_or_name}")
         else:
@@ -124,15 +131,17 @@ class _Bytes:
 
 
 def _load_file(path: Path, split: str | None, streaming: bool) -> Any:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    builder = BUILDERS.get(suffixes[-1] if suffixes else "")
+    builder = builder_of(path)
     if builder is None:
         raise DataError(f"{path} is of no known type; known are {KNOWN}")
+    if streaming and builder != "parquet" and split in (None, "train"):
+        rows = {"path": str(path), "text_columns": TEXT_COLUMNS}
+        return IterableDataset.from_generator(iter_rows, gen_kwargs=rows)
+    columns = _check_file(path, builder)
+    options = _csv_options(columns) if builder == "csv" else {}
     try:
         return load_dataset(
-            builder, data_files=str(path), split=split or "train", streaming=streaming
+            builder, data_files=str(path), split=split or "train", streaming=streaming, **options
         )
     except ValueError as error:
         if "split" in str(error).lower():
@@ -146,14 +155,32 @@ def _load_file(path: Path, split: str | None, streaming: bool) -> Any:
         return _load_ragged(path, split)
 
 
+def _check_file(path: Path, builder: str) -> list[str]:
+    """Read a json or csv file to its end, and return its columns."""
+    if builder == "parquet":
+        return []
+    columns: dict[str, None] = {}
+    for row in iter_rows(path, TEXT_COLUMNS):
+        columns.update(dict.fromkeys(row))
+    if not columns:
+        raise DataError(f"{path} has no rows")
+    return list(columns)
+
+
+def _csv_options(columns: list[str]) -> dict[str, Any]:
+    """Return how pandas is to read a csv file: text as it stands, and no column as an index."""
+    texts = [column for column in columns if column in TEXT_COLUMNS]
+    return {
+        "index_col": False,
+        "converters": dict.fromkeys(texts, text_or_none),
+        "keep_default_na": False,
+        "na_values": {column: [*NO_VALUE] for column in columns if column not in texts},
+    }
+
+
 def _load_ragged(path: Path, split: str | None) -> Dataset:
     """Load json whose tools or template arguments differ in type; these become JSON text."""
-    content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = list(iter_rows(path))
     for row in rows:
         for column in RAGGED:
             if row.get(column) is not None and not isinstance(row[column], str):
@@ -170,12 +197,25 @@ def _is_saved(path: Path) -> bool:
     )
 
 
-def _has_data(path: Path) -> bool:
-    return any(
-        {suffix.lower() for suffix in file.suffixes} & {*BUILDERS, ".arrow"}
-        for file in path.rglob("*")
-        if file.is_file()
-    )
+def _check_folder(folder: Path, streaming: bool) -> dict[str, Any]:
+    """Check that a folder has data files, all of one type and none broken; return how to load."""
+    found = defaultdict(list)
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+        if file.is_file() and not hidden and file.name not in FILES_TO_IGNORE:
+            builder = "arrow" if file.suffix == ".arrow" else builder_of(file)
+            if builder is not None:
+                found[builder].append(file)
+    if not found:
+        raise DataError(f"the folder {folder} has no data files: {KNOWN}")
+    if len(found) > 1:
+        names = " and ".join(files[0].name for files in found.values())
+        raise DataError(f"the folder {folder} has files of several types, such as {names}")
+    builder, files = found.popitem()
+    if builder not in ("json", "csv") or streaming:
+        return {}
+    columns = dict.fromkeys(column for file in files for column in _check_file(file, builder))
+    return _csv_options([*columns]) if builder == "csv" else {}
 
 
 def _split_of(loaded: Dataset | DatasetDict, split: str | None, path: Path) -> Any:
@@ -198,8 +238,12 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _explain(path_or_name: str | Path, path: Path, error: Exception) -> str:
-    where = (
-        path if path.exists() else f"{path_or_name} (no such file or folder; as an id on the Hub)"
-    )
+    try:
+        exists = path.exists()
+    except OSError:  # a name that is too long
+        exists = False
+    where = path if exists else f"{path_or_name} (no such file or folder; as an id on the Hub)"
+    while error.__cause__ is not None:  # `datasets` says that there is one
+        error = cast(Exception, error.__cause__)
     first_lines = [line for line in str(error).splitlines() if line.strip()][:3]
-    return f"can't load {where}: {type(error).__name__}: {' '.join(first_lines)}"
+    return f"can't load {str(where)[:200]}: {type(error).__name__}: {' '.join(first_lines)[:300]}"

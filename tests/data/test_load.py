@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 
@@ -55,6 +56,25 @@ def test_a_file_may_be_streamed_and_sliced(tmp_path):
     assert len(load_rows(path, split="train[:2]")) == 2
 
 
+def test_text_of_csv_files_stays_as_it_stands(tmp_path):
+    text = "prompt,chosen,rejected,weight\n007,True,NA,1\n1e3,2.50,None,\n"
+    wanted = [
+        {"prompt": "007", "chosen": "True", "rejected": "NA", "weight": 1.0},
+        {"prompt": "1e3", "chosen": "2.50", "rejected": "None", "weight": None},
+    ]
+    path = write(tmp_path / "folder" / "rows.csv", text)
+    for loaded in (load_rows(path), load_rows(path.parent), load_rows(path, streaming=True)):
+        assert list(loaded) == wanted
+
+
+def test_ragged_rows_may_hold_line_separators_and_be_compressed(tmp_path):
+    rows = [{"prompt": "a\u2028b", "tools": tools} for tools in ([{"a": 1}], [{"a": "x"}], "[]")]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "rows.jsonl.bz2").write_bytes(bz2.compress(text.encode()))
+    loaded = load_rows(tmp_path / "rows.jsonl.bz2")
+    assert [row["prompt"] for row in loaded] == ["a\u2028b"] * 3
+
+
 def test_a_saved_folder_is_loaded(tmp_path):
     rows = Dataset.from_list(ROWS)
     rows.save_to_disk(str(tmp_path / "one"))
@@ -107,7 +127,7 @@ def test_what_can_not_be_read_is_told(tmp_path):
         load_rows(tmp_path)
     with pytest.raises(DataError, match=r"its only split is 'train', not 'test'"):
         load_rows(write(tmp_path / "rows.jsonl", LINES), split="test")
-    with pytest.raises(DataError, match=r"can't load .*broken.jsonl"):
+    with pytest.raises(DataError, match=r"broken.jsonl, line 1: is no valid JSON"):
         load_rows(write(tmp_path / "broken.jsonl", '{"prompt": '))
 
 
