@@ -6,6 +6,7 @@ from typing import Any
 from prefopt.data.errors import DataError
 from prefopt.data.example import Kind
 from prefopt.data.formats import read_example
+from prefopt.data.unread import without_media
 
 __all__ = ["check_kind", "check_kind_by_kind", "detect_kind", "first_kinds"]
 
@@ -47,7 +48,7 @@ def first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
     dataset = train_dataset if train_dataset is not None else eval_dataset
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
-    for row in dataset:
+    for row in without_media(dataset):
         prepared = "completion_ids" in row and "kind" in row
         return frozenset({row["kind"] if prepared else detect_kind(row)})
     raise ValueError("the dataset has no rows")

@@ -190,9 +190,12 @@ def common_messages(conversations: Sequence[Sequence[Message]]) -> int:
 
 def same_message(first: Message, second: Message) -> bool:
     """Whether two messages are the same; white space counts in what the assistant says only."""
-    if first["role"] in ("user", "system") and first.keys() == second.keys():
-        first, second = ({**each, "content": squeezed(each["content"])} for each in (first, second))
-    return first == second
+    if first == second:
+        return True
+    if first["role"] not in ("user", "system") or first.keys() != second.keys():
+        return False
+    one, other = ({**each, "content": squeezed(each["content"])} for each in (first, second))
+    return one == other
 
 
 def squeezed(content: Any) -> str:

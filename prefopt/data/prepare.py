@@ -19,7 +19,7 @@ from prefopt.data.mismatch import StreamMismatch, add_mismatched
 from prefopt.data.prepared import COLUMNS, FACTS, OPTIONAL, OUTPUTS, VERSION
 from prefopt.data.report import DataReport, SetAside, count_rows
 from prefopt.data.tokenize import Tokenized, Tokenizer, shared_length, tokenize
-from prefopt.data.unread import check_media, plain_columns
+from prefopt.data.unread import plain_columns, without_media
 
 __all__ = ["ColumnPlan", "PreparedDataset", "prepare_batch", "prepare_dataset"]
 
@@ -104,12 +104,12 @@ def prepare_dataset(
         "vocabulary": vocabulary,
     }
     try:
+        dataset = without_media(dataset)
         if isinstance(dataset, IterableDataset):
             return _prepare_stream(dataset, options, needs_kl, check_kinds, name)
         if not len(dataset):
             raise DataError("has no rows")
         check_columns(dataset.column_names)
-        check_media(dataset)
         if "weight" in dataset.column_names:
             check_weights(dataset["weight"])
         prepared = _prepare_rows(dataset, options, num_proc, name, batch_size)
@@ -191,8 +191,6 @@ def _prepare_stream(
     name: str,
 ) -> PreparedDataset:
     """Prepare rows as they are read, after a look at the first ones."""
-    if dataset.features:
-        dataset = dataset.decode(False)  # images are refused, not decoded
     first = list(dataset.take(FIRST_ROWS))
     if not first:
         raise DataError("has no rows")
@@ -203,6 +201,8 @@ def _prepare_stream(
     options = {**options, "outputs": plan.outputs, "plain": plain}
     batch = {column: [row.get(column) for row in first] for column in columns}
     kinds = frozenset(prepare_batch(batch, range(len(first)), **options)["kind"])
+    if unread := _not_read(plan, columns, [*kinds]):
+        logger.info("%s data: columns that are not read: %s", name, ", ".join(unread))
     if check_kinds is not None:
         check_kinds(kinds)
     features = None if dataset.features is None else plan.features(dataset.features)

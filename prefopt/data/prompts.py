@@ -20,7 +20,8 @@ __all__ = ["Texts", "read_texts"]
 TURN = "\n\nAssistant:"
 # A completion that begins with a shorter prompt may do so by chance: "Hi" and "Hi there".
 REPEATED_WORDS, REPEATED_LENGTH = 3, 12
-ASKING = ("system", "developer", "user")
+SYSTEM = ("system", "developer")
+ASKING = (*SYSTEM, "user")
 
 
 class Texts(NamedTuple):
@@ -90,7 +91,7 @@ def _after_prompt(row: Cells, prompt: str, given: list[str]) -> Texts:
 
 def _without_prompt(prompt: str, given: list[str]) -> Texts | None:
     """Return the completions without the prompt, if they all begin with it; else None."""
-    if len(prompt.split()) < REPEATED_WORDS and len(prompt.strip()) < REPEATED_LENGTH:
+    if len(prompt.strip()) < REPEATED_LENGTH and len(prompt.split()) < REPEATED_WORDS:
         return None
     prompt = prompt.replace("\r\n", "\n")
     lines = [text.replace("\r\n", "\n") for text in given]
@@ -168,39 +169,46 @@ def _read_conversations(
         start = read_prompt(row, spoken)
         if are_answers and start[-1]["role"] == "assistant" and len(start) > 1:
             start = start[:-1] if start[-1:] in given else start
-    if _begins(given, start):
-        return given[0][: len(start)], [messages[len(start) :] for messages in given]
-    if are_answers:
-        return start, given
+    length = len(start)
+    repeat_it = [_begins(messages, start) and len(messages) > length for messages in given]
+    if all(repeat_it) and start[-1]["role"] not in SYSTEM:
+        return given[0][:length], [messages[length:] for messages in given]
+    answers = [
+        messages[length:] if repeats else messages
+        for messages, repeats in zip(given, repeat_it, strict=True)
+    ]
+    if all(messages[0]["role"] not in ASKING for messages in answers):
+        return start, answers
     return _after_messages(row, start, given, columns)
 
 
 def _after_messages(
     row: Cells, start: list[Message], given: list[list[Message]], columns: list[str]
 ) -> tuple[list[Message], list[list[Message]]]:
-    """Return prompt and completions where these do not begin with an answer."""
-    last = start[-1]["role"]
-    if last not in ASKING:
-        return start, given  # they go on after an answer
-    shared, completions = _implicit_messages(row, given, columns)
-    if last != "user":
-        return start + shared, completions  # a system message, then conversations
-    size = len(start)
-    if any(_begins([shared[place:]], start, 0) for place in range(len(shared) - size + 1)):
-        return shared, completions
+    """Return prompt and completions where these do not begin with an answer.
+
+    They may begin with more than the prompt, which is then a part of what they share, its system
+    messages apart; or go on after an answer that ends the prompt.
+    """
+    length = common_messages(given)
+    shared, answers = given[0][:length], [messages[length:] for messages in given]
+    system = [message for message in start if message["role"] in SYSTEM]
+    asked = [message for message in start if message["role"] not in SYSTEM]
+    own = [message for message in shared if message["role"] in SYSTEM]
+    is_part = any(_begins(shared[place:], asked) for place in range(length))
+    if is_part and (not own or not system or own == system):
+        return shared if own else system + shared, answers
+    if start[-1]["role"] not in ASKING:
+        return start, given
     raise row.wrong(
         "prompt",
         f"is not among the messages that begin {columns[0]!r}; remove one of the two",
     )
 
 
-def _begins(given: list[list[Message]], start: list[Message], least: int = 1) -> bool:
-    """Whether all conversations begin with these messages, and go on for at least so many."""
-    return all(
-        len(messages) >= len(start) + least
-        and all(map(same_message, messages[: len(start)], start))
-        for messages in given
-    )
+def _begins(messages: list[Message], start: list[Message]) -> bool:
+    """Whether a conversation begins with these messages."""
+    return len(messages) >= len(start) and all(map(same_message, messages, start))
 
 
 def _implicit_messages(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from prefopt.data.errors import DataError
 from prefopt.data.example import Cells
@@ -17,7 +17,7 @@ from prefopt.data.messages import NO_MEDIA, squeezed
 from prefopt.data.names import Topic, meaning_of
 from prefopt.data.written import is_message, read_written
 
-__all__ = ["check_media", "plain_columns", "refuse_unread"]
+__all__ = ["plain_columns", "refuse_unread", "without_media"]
 
 # Text shorter than this may stand in another text by chance.
 REPEATED_LENGTH = 20
@@ -55,8 +55,8 @@ def refuse_unread(
     }
     if not found:
         return
-    asked = {squeezed(text) for text in _strings_in(prompt)}
-    said = asked | {squeezed(text) for text in _strings_in(completions)}
+    asked = set(_strings_in(prompt))
+    said = asked | set(_strings_in(completions))
     found = {
         column: topic
         for column, topic in found.items()
@@ -72,21 +72,28 @@ def refuse_unread(
     raise row.wrong(column, advice + rest)
 
 
-def check_media(dataset: Dataset) -> None:
-    """Refuse columns of images, audio or video, before anything tries to decode them.
+def without_media(dataset: Dataset | IterableDataset) -> Any:
+    """Return the dataset without anything to decode, after a look at its images, audio and video.
 
     Raises:
-        DataError: If one of them is not empty.
+        DataError: If a column of these types is not empty; in a stream, its values are left as
+            bytes and paths, for ``refuse_unread``.
     """
-    for column, feature in dataset.features.items():
-        if not _is_media_feature(feature):
-            continue
+    columns = [
+        name
+        for name, kind in (getattr(dataset, "features", None) or {}).items()
+        if _is_media_feature(kind)
+    ]
+    if isinstance(dataset, IterableDataset):
+        return dataset.decode(False) if columns else dataset
+    for column in columns:
         row = 0
         for batch in dataset.select_columns([column]).with_format("arrow").iter(100):
             for value in batch[column].to_pylist():
                 if not _is_empty(value):
                     raise DataError(_media_advice(column), row, column)
                 row += 1
+    return dataset
 
 
 def plain_columns(features: Mapping[str, Any] | None, read: Iterable[str]) -> list[str]:
@@ -139,12 +146,15 @@ def _content_in(column: str, value: Any, prompt_is_known: bool) -> Topic | None:
         return "conversation"
     if _is_number(value):
         return None
-    is_word = isinstance(value, str) and len(value.split()) == 1
-    if meaning.is_content and (meaning.certain or not is_word):
+    if meaning.is_content and (meaning.certain or not _is_word(value)):
         return meaning.topic
-    if not prompt_is_known and meaning.topic is None and isinstance(value, str) and not is_word:
-        return "prompt"
-    return None
+    if prompt_is_known or meaning.topic is not None or not isinstance(value, str):
+        return None
+    return None if _is_word(value) else "prompt"
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value.split()) == 1
 
 
 def _is_empty(value: Any) -> bool:
@@ -208,17 +218,20 @@ def _strings_in(value: Any) -> Iterator[str]:
 
 
 def _is_in(value: Any, texts: set[str]) -> bool:
-    """Whether all that a value says is in the texts."""
+    """Whether all that a value says is in the texts, white space apart."""
     if isinstance(value, str):
         try:
             value = read_written(value)
         except ValueError:
             return False
-    given = [squeezed(text) for text in _strings_in(value)]
+    given = {text for text in _strings_in(value) if text.strip()} - texts
+    if not given:
+        return True
+    texts = {squeezed(text) for text in texts}
     whole = " ".join(texts)
     return all(
-        text in texts or not text or (len(text) >= REPEATED_LENGTH and text in whole)
-        for text in given
+        text in texts or (len(text) >= REPEATED_LENGTH and text in whole)
+        for text in map(squeezed, given)
     )
 
 

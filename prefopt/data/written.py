@@ -30,6 +30,10 @@ def read_written(text: str) -> Any:
         >>> read_written('["a", "b"] is a list')
         '["a", "b"] is a list'
     """
+    if text.startswith(('"[', '"{')):  # written twice
+        once = read_list(f"[{text}]")
+        twice = read_written(once[0]) if isinstance(once, list) and len(once) == 1 else text
+        return text if isinstance(twice, str) else twice
     if not text.lstrip().startswith(("[", "{", "array(")):
         return text
     speaker = _SPEAKER.search(text)

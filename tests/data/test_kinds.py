@@ -1,4 +1,5 @@
 import pytest
+from datasets import Dataset, Features, Image, Value
 
 from prefopt.data import DataError, check_kind, check_kind_by_kind, detect_kind
 from prefopt.data.kinds import first_kinds
@@ -66,6 +67,15 @@ def test_the_first_row_tells_the_kind_of_raw_and_prepared_data():
     assert first_kinds(None, {"one": prepared, "two": pairs}) == {"ranked"}
     with pytest.raises(ValueError, match="the dataset has no rows"):
         first_kinds([], pairs)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_are_refused_before_they_are_decoded(stream):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    types = {**dict.fromkeys(row, Value("string")), "image": Image()}
+    rows = Dataset.from_list([{**row, "image": {"bytes": b"none", "path": None}}], Features(types))
+    with pytest.raises(DataError, match="column 'image': images are not supported yet"):
+        first_kinds(rows.to_iterable_dataset() if stream else rows, None)
 
 
 def test_each_kind_of_row_needs_losses_that_learn_from_it():

@@ -1,11 +1,13 @@
 import bz2
+import csv
 import gzip
+import io
 import json
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from prefopt.data import DataError, load_rows, report_for
+from prefopt.data import DataError, load_rows, prepare_dataset, report_for
 
 ROWS = [{"prompt": f"p{n}", "chosen": " a", "rejected": " b"} for n in range(3)]
 LINES = "\n".join(map(json.dumps, ROWS))
@@ -143,6 +145,21 @@ def test_ragged_columns_are_loaded(tmp_path):
     read = [json.loads(cell) if isinstance(cell, str) else cell for cell in loaded["tools"]]
     assert read[0] == [tool]
     assert read[3] == [{"other": [1, "two"]}]
+
+
+def test_messages_in_csv_files_are_read_and_empty_cells_are_nothing(tmp_path, words):
+    talk = [{"role": "Human", "content": 'Say "yes",\nplease'}, {"role": "bot", "content": "yes"}]
+    other = [talk[0], {"role": "bot", "content": "no"}]
+    for spell in (json.dumps, str):
+        file = io.StringIO()
+        table = csv.DictWriter(file, ["chosen", "rejected", "input", "images"])
+        table.writeheader()
+        table.writerows([{"chosen": spell(talk), "rejected": spell(other)}] * 2)
+        rows = load_rows(write(tmp_path / f"{spell.__name__}.csv", file.getvalue()))
+        prepared = prepare_dataset(rows, words)
+        turns = ("user:", "Say", '"yes",', "please", "assistant:")
+        assert prepared.dataset[1]["prompt_ids"] == [words.id_of(word) for word in turns]
+        assert prepared.dataset[1]["completion_ids"] == [[words.id_of(w)] for w in ("yes", "no")]
 
 
 def test_a_report_counts_bytes_without_a_tokenizer(tmp_path):

@@ -51,8 +51,24 @@ def test_a_system_message_as_prompt_goes_before_the_conversations():
     assert read(prompt=[SYSTEM], **WHOLE).prompt == [SYSTEM, USER]
 
 
+def test_the_system_message_may_be_in_the_prompt_or_in_the_conversations():
+    assert read(prompt=[SYSTEM, USER], **WHOLE).prompt == [SYSTEM, USER]
+    own = {name: [SYSTEM, *messages] for name, messages in WHOLE.items()}
+    for prompt in ([USER], [SYSTEM, USER], [SYSTEM], "Name a fruit."):
+        assert read(prompt=prompt, **own).prompt == [SYSTEM, USER]
+    rude = {"role": "system", "content": "Be rude."}
+    with pytest.raises(DataError, match="column 'prompt': is not among the messages"):
+        read(prompt=[rude, USER], **own)
+
+
+@pytest.mark.parametrize("prompt", ["Name a fruit.", [USER]])
+def test_one_of_the_completions_may_repeat_the_prompt(prompt):
+    example = read(prompt=prompt, chosen=[USER, ANSWER], rejected=[OTHER])
+    assert example.completions == [[ANSWER], [OTHER]]
+
+
 def test_a_prompt_that_is_another_question_is_refused():
-    for prompt in ("Name a tree.", [user("Name a tree.")]):
+    for prompt in ("Name a tree.", [user("Name a tree.")], [SYSTEM, user("Name a tree.")]):
         with pytest.raises(DataError, match="column 'prompt': is not among the messages"):
             read(prompt=prompt, **WHOLE)
 

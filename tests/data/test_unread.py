@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import logging
 
 import numpy as np
 import pytest
@@ -282,6 +283,13 @@ def test_columns_that_are_not_read_are_listed_in_the_report(words):
     assert prepare_dataset(Dataset.from_list(ids), None).report.not_read == ("id", "prompt")
     unpaired = [{**ROWS["unpaired"], "ranks": [1]}]
     assert prepare_dataset(Dataset.from_list(unpaired), words).report.not_read == ("ranks",)
+
+
+def test_columns_that_a_stream_does_not_read_are_logged(words, caplog):
+    rows = Dataset.from_list([{**ROWS["pair of text"], "id": "x", "source": "y"}])
+    with caplog.at_level(logging.INFO, logger="prefopt.data.prepare"):
+        prepare_dataset(rows.to_iterable_dataset(), words)
+    assert "train data: columns that are not read: id, source" in caplog.text
 
 
 def test_prepared_rows_are_prepared_again_with_what_they_repeat(words):

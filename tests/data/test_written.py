@@ -21,6 +21,12 @@ def test_json_and_python_are_read(messages, write):
     assert read_written(write(messages)) == messages
 
 
+def test_text_that_was_written_twice_is_read_twice():
+    assert read_written(json.dumps(json.dumps(TALK))) == TALK
+    for text in ('"[a", "b"', '"[1]" is a quote', '"{"'):
+        assert read_written(text) == text
+
+
 def test_a_list_with_unknown_roles_is_messages_too_so_that_they_are_refused_by_name():
     assert read_written('[{"role": "wizard", "content": "x"}]') == [
         {"role": "wizard", "content": "x"}
