@@ -61,12 +61,12 @@ def read_texts(row: Cells, given: list[Any], columns: list[str]) -> Texts:
             return _after_prompt(row, prompt, given)
         if spoken is None:
             return _implicit_text(row, given, columns[0])
-        start = _before_answers(read_prompt(row, spoken), given)
-        without = _without_prompt(squeezed(start[-1].get("content")), given)
-        given = [text.lstrip() for text in without.completions] if without else given
         answers = [[{"role": "assistant", "content": text}] for text in given]
-        prompt = _with_system(row, start)
-        return Texts("messages", prompt, answers, repeated=without is not None)
+        start = _before_answers(read_prompt(row, spoken), answers)
+        if without := _without_prompt(squeezed(start[-1].get("content")), given):
+            texts = [text.lstrip() for text in without.completions]
+            answers = [[{"role": "assistant", "content": text}] for text in texts]
+        return Texts("messages", _with_system(row, start), answers, repeated=without is not None)
     conversations = [
         read_messages(value, row.number, column)
         for value, column in zip(given, columns, strict=True)
@@ -143,14 +143,12 @@ def _implicit_text(row: Cells, texts: list[str], column: str) -> Texts:
 # Messages -----------------------------------------------------------------------------------------
 
 
-def _before_answers(start: list[Message], given: list[str]) -> list[Message]:
+def _before_answers(start: list[Message], given: list[list[Message]]) -> list[Message]:
     """Return the prompt of a conversation, without the answer if it ends with one of those given.
 
     ``messages`` beside ``chosen`` and ``rejected`` may hold the chosen answer too.
     """
-    last = start[-1]
-    repeats = last["role"] == "assistant" and last.get("content") in given and len(start) > 1
-    return start[:-1] if repeats else start
+    return start[:-1] if len(start) > 1 and start[-1:] in given else start
 
 
 def _read_conversations(
@@ -163,22 +161,20 @@ def _read_conversations(
             refuse_unread(row, (), given, prompt_is_known=False)
             raise row.wrong("prompt", f"is missing, and {columns[0]!r} begins with the answer")
         return _implicit_messages(row, given, columns)
-    if isinstance(row.get(spoken), str) and spoken == "prompt":
+    is_text = spoken == "prompt" and isinstance(row.get(spoken), str)
+    if is_text:
         start = [{"role": "user", "content": row.get(spoken)}]
     else:
-        start = read_prompt(row, spoken)
-        if are_answers and start[-1]["role"] == "assistant" and len(start) > 1:
-            start = start[:-1] if start[-1:] in given else start
-    length = len(start)
-    repeat_it = [_begins(messages, start) and len(messages) > length for messages in given]
-    if all(repeat_it) and start[-1]["role"] not in SYSTEM:
-        return given[0][:length], [messages[length:] for messages in given]
-    answers = [
-        messages[length:] if repeats else messages
-        for messages, repeats in zip(given, repeat_it, strict=True)
-    ]
-    if all(messages[0]["role"] not in ASKING for messages in answers):
-        return start, answers
+        start = _before_answers(read_prompt(row, spoken), given)
+    size = len(start)
+    repeats = [_begins(messages, start) and len(messages) > size for messages in given]
+    # Text may be any message of a conversation; messages say where the prompt ends.
+    if all(repeats) and not is_text and start[-1]["role"] not in SYSTEM:
+        return given[0][:size], [messages[size:] for messages in given]
+    if not all(repeats):
+        cut = [m[size:] if is_repeat else m for m, is_repeat in zip(given, repeats, strict=True)]
+        if all(messages[0]["role"] not in ASKING for messages in cut):
+            return start, cut
     return _after_messages(row, start, given, columns)
 
 

@@ -51,6 +51,15 @@ def test_a_system_message_as_prompt_goes_before_the_conversations():
     assert read(prompt=[SYSTEM], **WHOLE).prompt == [SYSTEM, USER]
 
 
+def test_messages_say_where_the_prompt_ends_and_text_does_not():
+    start = [user("Hi"), {"role": "assistant", "content": "Hello"}, USER]
+    whole = {"chosen": [*start, ANSWER], "rejected": [*start, OTHER]}
+    assert read(prompt="Hi", **whole).prompt == start
+    example = read(prompt=[user("Hi")], **whole)
+    assert example.prompt == start[:1]
+    assert example.completions == [[*start[1:], ANSWER], [*start[1:], OTHER]]
+
+
 def test_the_system_message_may_be_in_the_prompt_or_in_the_conversations():
     assert read(prompt=[SYSTEM, USER], **WHOLE).prompt == [SYSTEM, USER]
     own = {name: [SYSTEM, *messages] for name, messages in WHOLE.items()}
