@@ -1,13 +1,15 @@
 """What a model can do on this machine, found by probes: head, layout, attention backend.
 
 Before its first batch, a *probe* of a few tokens is scored in the shared-prefix layout and by the
-model's own plain forward pass. Where the two differ (state that leaks from one branch into the
-next, a head that transforms its logits, attention that never calls our backend), what is right is
-used instead, and a warning says so once.
+model's own plain forward pass of each text alone. Where the two differ (state that leaks from one
+branch into the next, a head that transforms its logits, attention that never calls our backend),
+the padded layout is used instead, and where that differs too, each text is computed by itself; a
+warning says so once.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 from torch import Tensor
 
 from prefopt.engine import attention
+from prefopt.engine.company import Company, known_company, original_window
 from prefopt.engine.forward import Forward
+from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Example, LayoutName, build_layout
 from prefopt.engine.precision import computing_dtype
-from prefopt.engine.probe import close, evaluating, is_exact, probe_inputs, quiet_transformers
+from prefopt.engine.probe import close, is_exact, probe_inputs, quiet_transformers
 
 logger = logging.getLogger("prefopt")
 
@@ -35,17 +39,31 @@ class Capability(NamedTuple):
 
 
 def probe_capability(
-    forward: Forward, layout: str, attn_backend: str, context: Callable[[], Any]
+    forward: Forward,
+    layout: str,
+    attn_backend: str,
+    context: Callable[[], Any],
+    longest: int | None = None,
 ) -> Capability:
     """Probe a model, and set up its forward pass for what was found.
 
+    ``longest``: tokens of the longest text to come; None for any.
+
     Raises:
-        ValueError: If a layout or backend is required that this model or machine cannot have.
+        ValueError: If the model reads later tokens, or a layout or backend is required that this
+            model or machine cannot have.
     """
+    forward.asked_in_training_mode = probe_modes(forward)
+    probe_causality(forward)
     probe_head(forward)
+    forward.company = probe_company(forward)
     if layout == "padded":
+        probe_padded(forward)
         return Capability("padded", "asked for")
-    problem = probe_sharing(forward)
+    if forward.company.may_separate(longest):
+        problem: str | None = forward.company.reason
+    else:
+        problem = probe_sharing(forward)
     if problem is None:
         backend = probed_backend(forward, attn_backend, context)
         forward.attend = backend.attend
@@ -56,14 +74,108 @@ def probe_capability(
         option = f'layout="{layout}"' if attn_backend == "auto" else f"{attn_backend=}"
         raise ValueError(f'{option} was asked for, but {message}; use "auto" or "padded"')
     logger.warning("prefopt: %s; using the padded layout", message)
+    probe_padded(forward)
     return Capability("padded", problem)
+
+
+@torch.no_grad()
+def probe_modes(forward: Forward) -> bool:
+    """Whether a model computes something else in training than in evaluation, dropout aside.
+
+    What differs between two passes in training mode is random, and means nothing.
+    """
+    tokens = _probe_tokens(forward)
+    with undisturbed(forward.model):
+        evaluated = forward.plain_logits(tokens)
+    try:
+        with undisturbed(forward.model, training=True):
+            once, again = forward.plain_logits(tokens), forward.plain_logits(tokens)
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # it wants labels in training
+        return False
+    exact = is_exact(forward.model)
+    return close(once, again, exact) and not close(once, evaluated, exact)
+
+
+@torch.no_grad()
+def probe_causality(forward: Forward) -> None:
+    """Raise where what a model predicts depends on later tokens.
+
+    Raises:
+        ValueError: Saying so.
+    """
+    tokens = _probe_tokens(forward)
+    other = tokens.clone()
+    other[-1] = tokens[0]
+    with _asked(forward):
+        before, after = (forward.plain_logits(text)[:-1] for text in (tokens, other))
+    if not close(before, after, is_exact(forward.model)):
+        raise ValueError(
+            f"{type(forward.causal_lm).__name__} reads the tokens that it is to predict: its "
+            "attention looks both ways. prefopt trains causal language models"
+        )
+
+
+@torch.no_grad()
+def probe_company(forward: Forward) -> Company:
+    """Return which texts may be computed together: what is known, or else what a probe finds.
+
+    The probe gives a text company that stands beyond the window the model was made for. The places
+    of a few tokens suffice for that, where positions are computed and not looked up in a table.
+    """
+    known = known_company(forward.causal_lm)
+    window = original_window(forward.causal_lm.config.get_text_config())
+    if known.beyond != "any" or window is None or not _computes_positions(forward):
+        return known
+    inputs = probe_inputs(forward.causal_lm)
+    rows = {name: torch.cat([it, it]) for name, it in inputs.items()}
+    logits = []
+    for distance in (0, window):
+        shift = torch.tensor([[0], [distance]], device=rows["position_ids"].device)
+        moved = rows | {"position_ids": rows["position_ids"] + shift}
+        with _asked(forward):
+            logits.append(forward.model(**moved, use_cache=False).logits[0])
+    if close(logits[1], logits[0], is_exact(forward.model)):
+        return known
+    return Company("equal", window, "they change beside a longer text")
+
+
+def _computes_positions(forward: Forward) -> bool:
+    """Whether a model computes rotary positions of any size, and has no table that could end."""
+    buffers = {name.split(".")[-1] for name, _ in forward.causal_lm.named_buffers()}
+    native = type(forward.causal_lm).__module__.startswith("transformers.")
+    return native and any(name.endswith("inv_freq") for name in buffers)
+
+
+def probe_padded(forward: Forward) -> None:
+    """See to it that padded rows give what each text gives alone: if need be, one row at a time.
+
+    Raises:
+        ValueError: If even then they differ.
+    """
+    exact = is_exact(forward.model)
+    problem = _probe_layout(forward, "padded", exact)
+    if problem is None:
+        return
+    forward.company = Company("none", 0, f"in padded rows {problem}")
+    logger.warning("prefopt: %s computes %s", type(forward.causal_lm).__name__, forward.company)
+    problem = _probe_layout(forward, "padded", exact)
+    if problem is not None:
+        raise ValueError(f"{type(forward.causal_lm).__name__} cannot be scored: {problem}")
+
+
+def _asked(forward: Forward) -> AbstractContextManager[None]:
+    return undisturbed(forward.model, forward.asked_in_training_mode)
+
+
+def _probe_tokens(forward: Forward) -> Tensor:
+    return probe_inputs(forward.causal_lm)["input_ids"][0]
 
 
 @torch.no_grad()
 def probe_head(forward: Forward) -> None:
     """Use the chunked head only if it gives the logits that the model itself gives."""
     inputs = probe_inputs(forward.causal_lm)
-    with evaluating(forward.model):
+    with _asked(forward):
         own = forward.model(**inputs, use_cache=False).logits
         try:
             assert forward.head is not None
@@ -95,7 +207,7 @@ def probe_sharing(forward: Forward) -> str | None:
     before = model.config._attn_implementation
     with quiet_transformers():
         model.set_attn_implementation(attention.NAME)
-        problem = _probe_layouts(forward, is_exact(forward.model))
+        problem = _probe_layout(forward, "shared_prefix", is_exact(forward.model))
         passed = any(layer.window for layer in forward.layers_seen)
         if problem is None and _has_windows(model) and not passed:
             problem = "its attention hides its sliding window"
@@ -139,7 +251,7 @@ def probed_backend(forward: Forward, request: str, context: Callable[[], Any]) -
         problem = attention.probe_backend(backend.attend, layers, model.device, dtype)
         if problem is None:
             forward.attend = backend.attend
-            problem = _probe_layouts(forward, exact=False)
+            problem = _probe_layout(forward, "shared_prefix", exact=False)
             forward.attend = attention.attend_by_segments
     if problem is None:
         return backend
@@ -153,30 +265,32 @@ def probed_backend(forward: Forward, request: str, context: Callable[[], Any]) -
     return attention.Backend("segments", attention.attend_by_segments, reason)
 
 
-def _probe_layouts(forward: Forward, exact: bool) -> str | None:
-    """Score two small trees in both layouts; return what fails or differs, or None."""
+def _probe_layout(forward: Forward, layout: LayoutName, exact: bool) -> str | None:
+    """Score two small trees in a layout and each text alone; return what differs, or None."""
     try:
-        shared, padded = _probe_logps(forward)
+        ours, plain = _probe_logps(forward, layout)
     except Exception as error:  # whatever fails, the layout cannot be used
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    if close(shared, padded, exact):
+    if close(ours, plain, exact):
         return None
-    largest = float((shared - padded).abs().max())
+    largest = float((ours - plain).abs().max())
     return f"log-probs of a probe differ by {largest:.2g} nats from the plain forward"
 
 
 @torch.no_grad()
-def _probe_logps(forward: Forward) -> list[Tensor]:
-    """Return the log-probs of the tokens of two small trees, in each layout."""
-    tokens = probe_inputs(forward.causal_lm)["input_ids"][0].cpu().numpy()
+def _probe_logps(forward: Forward, layout: LayoutName) -> tuple[Tensor, Tensor]:
+    """Return the log-probs of the tokens of two small trees, in a layout and of each text alone."""
+    tokens = _probe_tokens(forward).cpu().numpy()
     examples = [
         Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
         Example(tokens[2:6], [tokens[6:11], np.concatenate([tokens[6:8], tokens[:3]])]),
     ]
-    layouts = (build_layout(examples), build_layout(examples, "padded"))
-    logps = []
-    with evaluating(forward.model):
-        for layout in layouts:
-            batch = layout.to(forward.causal_lm.device)
-            logps.append(forward(batch).logps.index_select(0, batch.token_index))
-    return logps
+    with _asked(forward):
+        batch = build_layout(examples, layout).to(forward.causal_lm.device)
+        ours = forward(batch).logps.index_select(0, batch.token_index)
+        plain = [
+            forward.plain_logps(torch.from_numpy(text))[len(example.prompt_ids) - 1 :]
+            for example in examples
+            for text in example.texts()
+        ]
+    return ours, torch.cat(plain)

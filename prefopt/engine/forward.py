@@ -1,13 +1,16 @@
 """One forward pass of a model over a laid-out batch: from tokens to log-probs of predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prefopt.engine import attention
+from prefopt.engine.company import ANY, Company, reset_positions
 from prefopt.engine.divergences import Predictions, divergences
 from prefopt.engine.layout import Layout
 from prefopt.engine.logprobs import LMHead, plain_logps
@@ -15,7 +18,7 @@ from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.precision import at_least_float32
-from prefopt.engine.probe import causal_lm_of, takes_token_types
+from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_types
 from prefopt.engine.token_statistics import StatisticsCollector
 
 # Stands for the head where the model's own forward pass gives the logits themselves.
@@ -65,7 +68,11 @@ class Forward:
         model: A causal language model, or a peft model around one.
         causal_lm: The transformers model in it.
         head: The output layer; None where only the model's own forward pass gives its logits.
+        own_attention: The attention implementation that the model came with.
         attend: The attention backend of packed rows.
+        company: Which padded rows may be computed together.
+        asked_in_training_mode: Whether the model is another one in evaluation mode, so that it must
+            be in training mode wherever its scores are compared with those of training.
         layers_seen: What the attention layers asked for in the last packed row.
 
     Raises:
@@ -76,7 +83,11 @@ class Forward:
         self.model = model
         self.causal_lm = causal_lm_of(model)
         self.head: LMHead | None = LMHead.of(self.causal_lm)
+        own = self.causal_lm.config._attn_implementation
+        self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.attend: attention.Attend = attention.attend_by_segments
+        self.company: Company = ANY
+        self.asked_in_training_mode = False
         self.layers_seen: frozenset[attention.LayerFacts] = frozenset()
         self._backbone = self.causal_lm.base_model
         self._recomputing = RecomputingLayers(self._backbone)
@@ -115,11 +126,38 @@ class Forward:
         hidden: Tensor = self._backbone(**inputs, use_cache=False).last_hidden_state
         return hidden
 
+    def plain_logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits of a text (T,) as the model computes them by itself; (T, V).
+
+        That is its own forward pass and attention, of these tokens and nothing else.
+        """
+        inputs = {"input_ids": tokens.to(self.causal_lm.device)[None]}
+        if self._takes_token_types:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        reset_positions(self._backbone)
+        current = self.causal_lm.config._attn_implementation
+        with quiet_transformers():
+            self.causal_lm.set_attn_implementation(self.own_attention)
+        try:
+            logits: Tensor = self.model(**inputs, use_cache=False).logits
+        finally:
+            with quiet_transformers():
+                self.causal_lm.set_attn_implementation(current)
+        return logits[0]
+
+    def plain_logps(self, tokens: Tensor) -> Tensor:
+        """Return the log-prob of each token of a text but the first, computed plainly; (T - 1,)."""
+        logits = at_least_float32(self.plain_logits(tokens)[:-1])
+        targets = tokens[1:, None].to(logits.device)
+        return logits.log_softmax(-1).gather(-1, targets)[:, 0]
+
     def _run(
         self, batch: Layout, write_cache: attention.KVCache | None, routed: bool
     ) -> _BackboneOutput:
-        """Run the model over the first row of a batch."""
+        """Run the model over the first row of a batch, or over padded rows."""
         extras: dict[str, Any] = {"output_router_logits": True} if routed else {}
+        if self.company.beyond != "any" and batch.attention_mask is not None:
+            return self._run_apart(batch, extras)
         if self.head is None:
             output = self.model(**self._inputs(batch), **extras, use_cache=False)
             hidden = output.logits
@@ -128,6 +166,44 @@ class Forward:
             hidden = output.last_hidden_state
         router_logits = output.router_logits if routed else None
         return _BackboneOutput(hidden.flatten(0, 1), self.head or _LOGITS, router_logits)
+
+    def _run_apart(self, batch: Layout, extras: dict[str, Any]) -> _BackboneOutput:
+        """Run the model over padded rows, those together that may be computed together.
+
+        A row lacks the last token of its text, since nothing is predicted from it. Where the length
+        of a text matters, a place of padding stands for it.
+        """
+        assert batch.attention_mask is not None
+        lengths = (batch.attention_mask.sum(1) + 1).tolist()
+        groups = self.company.groups(lengths)
+        hidden, router_logits = [], []
+        for rows in groups:
+            width = max(lengths[row] for row in rows)
+            if self.company.beyond != "equal" or width <= self.company.window:
+                width = max(width - 1, 1)
+            reset_positions(self._backbone)
+            output = self._plain_rows(self._inputs(batch), rows, width, extras)
+            hidden.append(output.logits if self.head is None else output.last_hidden_state)
+            routed = getattr(output, "router_logits", None) or ()
+            router_logits.append([it.view(len(rows), width, -1) for it in routed])
+        order = torch.tensor(
+            [row for rows in groups for row in rows], device=batch.input_ids.device
+        )
+        put = partial(_in_rows, order.argsort(), batch.input_ids.shape[1])
+        layers = tuple(put(layer).flatten(0, 1) for layer in zip(*router_logits, strict=True))
+        return _BackboneOutput(put(hidden).flatten(0, 1), self.head or _LOGITS, layers)
+
+    def _plain_rows(
+        self, inputs: dict[str, Tensor], rows: Sequence[int], width: int, extras: dict[str, Any]
+    ) -> Any:
+        """Run the model over some padded rows, cut or padded to a width in tokens."""
+        ids = inputs["input_ids"]
+        pad = (0, width - ids.shape[1])
+        some = {name: F.pad(it[rows], pad) for name, it in inputs.items()}
+        some["position_ids"] = torch.arange(width, device=ids.device).expand(len(rows), width)
+        some["attention_mask"][:, 0] = True  # also of a row without tokens, which is not used
+        model = self.model if self.head is None else self._backbone
+        return model(**some, **extras, use_cache=False)
 
     def _of_no_tokens(
         self, batch: Layout, requested: Requested, cache: attention.KVCache | None
@@ -198,6 +274,12 @@ class Forward:
         plan.write_cache = None  # a checkpoint runs layers again, whose keys have been stored
         self.layers_seen = frozenset(plan.seen)
         return output
+
+
+def _in_rows(order: Tensor, width: int, groups: Sequence[Tensor]) -> Tensor:
+    """Return tensors (rows, tokens, D) as one of a width in tokens, its rows in this order."""
+    padded = [F.pad(group, (0, 0, 0, width - group.shape[1])) for group in groups]
+    return torch.cat(padded).index_select(0, order)
 
 
 def through_wrapper(

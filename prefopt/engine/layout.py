@@ -50,6 +50,10 @@ class Example:
     completion_ids: Sequence[Ints]
     completion_masks: Sequence[Bools] | None = None
 
+    def texts(self) -> list[Ints]:
+        """Return the prompt with each completion; N arrays of (p + n_i,)."""
+        return [np.concatenate([self.prompt_ids, completion]) for completion in self.completion_ids]
+
     def counted(self, completion: int) -> Bools:
         """Return which tokens of a completion are scored; (n_i,).
 
@@ -369,11 +373,7 @@ def _lay_out(row: Sequence[Node], texts: Sequence[_Text]) -> Layout:
 
 
 def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
-    texts = [
-        np.concatenate([example.prompt_ids, completion])
-        for example in examples
-        for completion in example.completion_ids
-    ]
+    texts = [text for example in examples for text in example.texts()]
     input_ids, attention_mask = _in_rows([text[:-1] for text in texts], pad_token_id)
     width = input_ids.shape[1]
     predicted: list[tuple[Ints, Ints]] = []

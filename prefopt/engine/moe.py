@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Layout
-from prefopt.engine.probe import causal_lm_of, evaluating
+from prefopt.engine.probe import causal_lm_of
 
 logger = logging.getLogger("prefopt")
 
@@ -88,7 +89,7 @@ class LoadBalancingLoss:
         mask = (torch.arange(6, device=model.device) < 4).expand(2, 6)
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "use_cache": False}
         try:
-            with evaluating(model):
+            with undisturbed(model):
                 own = model(**inputs, output_router_logits=True).aux_loss
                 output = model.base_model(**inputs, output_router_logits=True)
             ours = self(output.router_logits, mask)

@@ -1,8 +1,8 @@
-"""Probes: their inputs, how results are compared, and the state of a model while they run."""
+"""Probes: their inputs, and how results are compared."""
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -86,23 +86,6 @@ def is_exact(model: nn.Module) -> bool:
     # 4-bit weights are stored as uint8 and computed with in another dtype.
     computing = {getattr(module, "compute_dtype", None) for module in model.modules()}
     return dtypes | computing <= {torch.float32, torch.float64, torch.uint8, None}
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Switch training mode on or off in all modules until the context ends, then each back."""
-    others = [module for module in model.modules() if module.training != training]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module in others:
-            module.training = not training
-
-
-def evaluating(model: nn.Module) -> AbstractContextManager[None]:
-    """Switch a model's dropout off until the context ends, then back on where it was on."""
-    return in_mode(model, False)
 
 
 @contextmanager

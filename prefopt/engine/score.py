@@ -11,9 +11,9 @@ from prefopt.engine import attention
 from prefopt.engine.capability import probe_capability
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.forward import Forward, ForwardOutput, Requested, through_wrapper
+from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Layout
 from prefopt.engine.moe import LoadBalancingLoss
-from prefopt.engine.probe import evaluating
 from prefopt.engine.quantised import keep_trainable
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 
@@ -68,18 +68,19 @@ class Scorer:
             rows.
         context: Makes the context of forward passes to come, such as ``accelerator.autocast``: the
             backend must suit its dtype.
+        longest: Tokens of the longest prompt + completion to come; None for any.
 
     Attributes:
         model: As given.
         layout: The layout that batches must have: ``"shared_prefix"`` or ``"padded"``.
         reason: Why it is that layout, for people.
         backend: What computes attention in packed rows, and why; None for the padded layout.
-        own_attention: The attention implementation that the model came with.
+        company: Which texts are computed together.
 
     Raises:
-        ValueError: If the model cannot be scored (no output embeddings, an encoder-decoder, prompt
-            tuning, 4-bit weights packed for inference), or a layout or backend is required that the
-            model or the machine cannot have.
+        ValueError: If the model cannot be scored (no output embeddings, an encoder-decoder, later
+            tokens that it reads, prompt tuning, 4-bit weights packed for inference), or a layout or
+            backend is required that the model or the machine cannot have.
     """
 
     def __init__(
@@ -88,20 +89,24 @@ class Scorer:
         layout: str = "auto",
         attn_backend: str = "auto",
         context: Callable[[], Any] = nullcontext,
+        longest: int | None = None,
     ) -> None:
         layout = attention.check_request(layout, attn_backend)
         keep_trainable(model)
         self.model = model
         self._forward = Forward(model)
-        own = self._forward.causal_lm.config._attn_implementation
-        self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.layout, self.reason, self.backend = probe_capability(
-            self._forward, layout, attn_backend, context
+            self._forward, layout, attn_backend, context, longest
         )
+        self.company = self._forward.company
 
     def __str__(self) -> str:
         """Return layout and backend, and why."""
         said = f"layout {self.layout} ({self.reason})"
+        if self.company.beyond != "any":
+            said += f", {self.company}"
+        if self._forward.asked_in_training_mode:
+            said += ", scored in training mode without gradient too"
         if self.backend is None:
             return said
         return f"{said}, attention {self.backend.name} ({self.backend.reason})"
@@ -133,8 +138,10 @@ class Scorer:
             Log-probs of every completion.
 
         Raises:
-            ValueError: If there is no statistic of a name, or the reference has another vocabulary.
+            ValueError: If there is no statistic of a name, the reference has another vocabulary, or
+                a text is longer than ``longest`` said and the model must compute it by itself.
         """
+        self._check_lengths(batch)
         collector = StatisticsCollector(statistics) if statistics else None
         requested = Requested(load_balancing_loss, collector, divergence_from, keep_predictions)
 
@@ -162,13 +169,36 @@ class Scorer:
             continuation=continuation,
         )
 
+    def plain_logps(self, tokens: Tensor, context: Callable[[], Any] = nullcontext) -> Tensor:
+        """Return the log-prob of each token of a text alone but the first, by the plain forward.
+
+        That is the model's own forward pass, its attention included, of the token ids (n,) and
+        nothing else; (n - 1,), nats.
+        """
+        with context():
+            return self._forward.plain_logps(tokens)
+
+    def _check_lengths(self, batch: Layout) -> None:
+        if batch.attention_mask is not None or self.company.beyond == "any":
+            return
+        depths = (
+            sum(batch.segments[one].length for one in (*segment.ancestors, number))
+            for number, segment in enumerate(batch.segments)
+        )
+        longest = max(depths, default=0) + 1
+        if longest > self.company.window:
+            raise ValueError(
+                f"a text has {longest} tokens, more than max_length said; this model computes "
+                f'{self.company}: use layout="padded", or a max_length that is true'
+            )
+
     def to_device(self, batch: Layout) -> Layout:
         """Return a batch with its tensors on the model's device."""
         return batch.to(self._forward.causal_lm.device)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Switch the model's dropout off until the context ends, then back on where it was on."""
-        return evaluating(self.model)
+        """Ask the model without dropout; when the context ends, all of it is as it was."""
+        return undisturbed(self.model, self._forward.asked_in_training_mode)
 
 
 def _scores(batch: Layout, logps: Tensor) -> Scores:

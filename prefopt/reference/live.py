@@ -57,7 +57,7 @@ class ReferenceModel:
         return replace(scores, continuation=self._scored(continuation, context, False))
 
     def _scored(self, batch: Layout, context: Callable[[], Any], keep_predictions: bool) -> Scores:
-        with self._as_reference(), self.scorer.evaluating(), torch.no_grad():
+        with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
             return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
     def _as_reference(self) -> AbstractContextManager[None]:

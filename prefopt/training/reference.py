@@ -108,6 +108,7 @@ class ReferenceSetup:
         objective: Its losses.
         launch: How it is launched.
         say: Prints a line for people.
+        max_length: Most tokens of a prompt + completion; None for any.
 
     Attributes:
         scorer: Scores with the policy.
@@ -124,6 +125,7 @@ class ReferenceSetup:
         objective: Objective,
         launch: Launch,
         say: Callable[[str], None],
+        max_length: int | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -131,6 +133,7 @@ class ReferenceSetup:
         self._objective = objective
         self._launch = launch
         self._say = say
+        self._max_length = max_length
         self._database: Database | None = None
         self.scorer = self._scorer_of(model)
         self.references: References | None = None
@@ -138,7 +141,8 @@ class ReferenceSetup:
 
     def _scorer_of(self, model: Any) -> Scorer:
         context = self._launch.accelerator.autocast
-        return Scorer(model, self._args.layout, self._args.attn_backend, context)
+        layout, backend = self._args.layout, self._args.attn_backend
+        return Scorer(model, layout, backend, context, self._max_length)
 
     # Choosing it ----------------------------------------------------------------------------------
 

@@ -158,7 +158,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def _set_up_reference(self, ref_model: Any) -> None:
         run = self._run
         self._reference = ReferenceSetup(
-            self.model, run.tokenizer, self.args, run.objective, self._launch, run.say
+            self.model,
+            run.tokenizer,
+            self.args,
+            run.objective,
+            self._launch,
+            run.say,
+            run.max_length,
         )
         self._reference.choose(ref_model)
         self._references = self._reference.references
@@ -375,16 +381,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         KTO's KL estimate is that of the whole set. Unless only the loss is wanted, as ``evaluate``
         asks without ``compute_metrics``, the rewards of the rows are the predictions.
         """
-        self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         # Sharded models must be called through their wrapper; replicas need not.
         wrapped = self.model_wrapped if self._launch.is_sharded else None
         score = partial(self._score, wrapped=wrapped)
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
-        found = self._evaluator.evaluate(
-            self._evaluated(dataloader), score, self.compute_metrics, not prediction_loss_only
-        )
+        with self.scorer.evaluating():
+            found = self._evaluator.evaluate(
+                self._evaluated(dataloader), score, self.compute_metrics, not prediction_loss_only
+            )
         prefix = f"{metric_key_prefix}_"
         metrics = {
             name if name.startswith(prefix) else prefix + name: value

@@ -9,8 +9,6 @@ from torch import nn
 from prefopt.engine.probe import (
     causal_lm_of,
     close,
-    evaluating,
-    in_mode,
     is_exact,
     probe_inputs,
     quiet_transformers,
@@ -70,22 +68,6 @@ def test_four_bit_layers_are_exact_where_they_compute_in_float32():
     assert is_exact(layer)
     layer.compute_dtype = torch.bfloat16
     assert not is_exact(layer)
-
-
-def test_modes_come_back_as_they_were():
-    model = nn.Sequential(nn.Dropout(), nn.Dropout()).train()
-    model[1].eval()
-    for context, expected in ((evaluating(model), False), (in_mode(model, True), True)):
-        with context:
-            assert all(module.training == expected for module in model.modules())
-        assert [module.training for module in model.modules()] == [True, True, False]
-
-
-def test_modes_come_back_after_an_error_too():
-    model = nn.Dropout().train()
-    with pytest.raises(RuntimeError, match="stop"), evaluating(model):
-        raise RuntimeError("stop")
-    assert model.training
 
 
 def test_transformers_is_quiet_only_within():

@@ -240,7 +240,9 @@ def _prepare(data_args: Any, config: Any, model_args: Any) -> _Prepared:
                 f"the loss {run.objective.name!r} uses no reference: there is nothing to keep"
             )
         launch = Launch.to_score(run.model, config)
-        setup = ReferenceSetup(run.model, run.tokenizer, config, run.objective, launch, run.say)
+        setup = ReferenceSetup(
+            run.model, run.tokenizer, config, run.objective, launch, run.say, run.max_length
+        )
     return _Prepared(config, run, setup, launch)
 
 

@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn import functional as F
 
+from prefopt.engine.guard import undisturbed
 from prefopt.engine.linear_head import is_bare_linear
 from prefopt.engine.precision import computing_dtype
-from prefopt.engine.probe import in_mode
 
 _Forward: TypeAlias = Callable[[Tensor], Tensor]
 # Makes the recomputing forward pass of a module.
@@ -126,7 +126,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _probe(make: _Maker, module: nn.Module) -> bool:
     """Whether a recomputing forward pass gives what the module's own does, bit by bit."""
     try:
-        with in_mode(module, training=True):  # a module with dropout must be found to differ
+        with undisturbed(module, training=True):  # a module with dropout must be found to differ
             return all(
                 _equal(_output(module, hidden), _output(make(module), hidden))
                 for hidden in _probe_inputs(module)

@@ -1,0 +1,127 @@
+"""Ask a model something and leave it as it was.
+
+References, probes and evaluations use the policy between two training steps. Much changes on the
+way: peft makes every weight of an adapter trainable when it switches the adapter on again, rotary
+embeddings keep the frequencies of the longest text so far, and loaders draw random numbers.
+"""
+
+import copy
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# A module's own attributes of these types are its state; lists and dictionaries of them too.
+_PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype))
+
+# What every module has: its parts and hooks, which no forward pass changes.
+_COMMON = frozenset(vars(nn.Module())) - {"training"}
+
+# Larger buffers are tables and masks, which no forward pass writes to; these are copied.
+_SMALL_BUFFER = 1 << 16
+
+
+@contextmanager
+def undisturbed(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Switch a model to evaluation or training mode; when the context ends, all is as it was.
+
+    That is: the mode of each module, its plain attributes (active adapters among them), its
+    buffers, which weights require gradients, and the states of all random number generators.
+    Weights are not copied: what is done inside must not train.
+    """
+    modules = list(model.modules())
+    states = [_ModuleState.of(module) for module in modules]
+    parameters = {
+        id(it): it for module in modules for it in module._parameters.values() if it is not None
+    }
+    required = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
+    cuda = {it.device for it in parameters.values() if it.is_cuda}
+    generators = (random.getstate(), np.random.get_state())  # the global one
+    try:
+        _set_mode(model, modules, training)
+        with torch.random.fork_rng(list(cuda)):
+            yield
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        for parameter, gradient in required:
+            if parameter.requires_grad != gradient:
+                parameter.requires_grad_(gradient)
+        for state in states:
+            state.restore()
+
+
+def _set_mode(model: nn.Module, modules: Iterable[nn.Module], training: bool) -> None:
+    """Switch a model to training mode, or to evaluation mode as far as that is the same model.
+
+    On a CPU, 8-bit layers of bitsandbytes are exact in training and round their inputs in
+    evaluation; they have no dropout, and stay as they are trained.
+    """
+    model.train(training)
+    for module in modules:
+        if is_8bit(module):
+            module.training = True
+
+
+def is_8bit(module: nn.Module) -> bool:
+    """Whether a module is an 8-bit layer of bitsandbytes (LLM.int8)."""
+    # By the base classes' names, for bitsandbytes need not be installed.
+    return type(module).__name__ != "Linear" and any(
+        kind.__name__ == "Linear8bitLt" for kind in type(module).__mro__
+    )
+
+
+class _ModuleState(NamedTuple):
+    """What a forward pass may change of a module, its submodules apart."""
+
+    module: nn.Module
+    attributes: dict[str, Any]
+    buffers: dict[str, tuple[Tensor | None, Tensor | None]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_ModuleState":
+        # What a parallel wrapper notes in its first forward pass must stay.
+        wraps = type(module).__module__.startswith("torch.distributed")
+        attributes = {
+            name: copy.copy(value) if type(value) in (list, dict) else value
+            for name, value in vars(module).items()
+            if _is_state(name, value) and not wraps
+        }
+        buffers = {name: (buffer, _copied(buffer)) for name, buffer in module._buffers.items()}
+        return cls(module, attributes, buffers)
+
+    def restore(self) -> None:
+        own, buffers = vars(self.module), self.module._buffers
+        for name in own.keys() - self.attributes if self.attributes else ():
+            if _is_state(name, own[name]):
+                del own[name]
+        for name, value in self.attributes.items():
+            if name not in own or own[name] is not value:
+                own[name] = value
+        for name, (buffer, copied) in self.buffers.items():
+            buffers[name] = buffer
+            if buffer is not None and copied is not None:
+                with torch.no_grad():
+                    buffer.copy_(copied)
+
+
+def _is_state(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is a plain value of its own."""
+    if name in _COMMON:
+        return False
+    kind = type(value)
+    if kind is list or kind is dict:
+        items = value if kind is list else value.values()
+        return all(type(item) in _PLAIN for item in items)
+    return kind in _PLAIN or (kind is Tensor and value.dim() == 0)
+
+
+def _copied(buffer: Tensor | None) -> Tensor | None:
+    """Return a copy of a buffer that a forward pass may write to."""
+    if buffer is None or buffer.is_meta or buffer.numel() > _SMALL_BUFFER:
+        return None
+    return buffer.detach().clone()

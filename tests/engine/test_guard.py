@@ -1,0 +1,109 @@
+"""Whatever is asked of a model inside the guard, afterwards all of it is as it was."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from prefopt.engine.guard import is_8bit, undisturbed
+
+
+class Counting(nn.Module):
+    """Its forward pass changes all that one can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(3))
+        self.longest, self.active, self.scales = 4, ["first"], {"first": 1.0}
+        self.tried = torch.tensor(0)
+
+    def forward(self, x):
+        self.seen += 1
+        self.replaced = torch.ones(5)
+        self.longest = len(x)
+        self.active.append("second")
+        self.scales["first"] = 0.0
+        self.tried = torch.tensor(7)
+        self.met = True
+        self.weight.requires_grad_(False)
+        return x + random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002
+
+
+def state(module):
+    plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return str((plain, module.seen, module.replaced, module.weight.requires_grad))
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(3).tolist()  # noqa: NPY002
+
+
+def test_attributes_buffers_and_requires_grad_come_back():
+    module = Counting()
+    before, seen = state(module), module.seen
+    with undisturbed(module):
+        module(torch.zeros(9))
+        assert state(module) != before
+    assert state(module) == before
+    assert module.seen is seen
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_asked():
+    module = Counting()
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)  # noqa: NPY002
+    wanted = draws()
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)  # noqa: NPY002
+    with undisturbed(module):
+        module(torch.zeros(9))
+    assert draws() == wanted
+
+
+def test_modes_come_back_as_they_were():
+    model = nn.Sequential(nn.Dropout(), nn.Dropout()).train()
+    model[1].eval()
+    for training in (False, True):
+        with undisturbed(model, training):
+            assert all(module.training == training for module in model.modules())
+        assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_all_comes_back_after_an_error_too():
+    module = Counting().train()
+    before = state(module)
+    with pytest.raises(RuntimeError, match="stop"), undisturbed(module):
+        module(torch.zeros(9))
+        raise RuntimeError("stop")
+    assert state(module) == before
+    assert module.training
+
+
+def test_weights_are_trained_on_after_it():
+    module = Counting()
+    with undisturbed(module):
+        module(torch.zeros(2))
+    module.weight.sum().backward()
+    assert module.weight.grad is not None
+
+
+def test_statistics_of_a_batch_norm_in_training_mode_stay():
+    norm = nn.BatchNorm1d(2)
+    with undisturbed(norm, training=True):
+        norm(torch.randn(4, 2))
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_mean, torch.zeros(2))
+
+
+def test_eight_bit_layers_stay_in_the_mode_in_which_they_train():
+    """In evaluation mode on a CPU they round their inputs, in training they do not."""
+
+    class Linear8bitLt(nn.Linear):
+        pass
+
+    model = nn.Sequential(Linear8bitLt(2, 2), nn.Linear(2, 2)).train()
+    assert [is_8bit(layer) for layer in model] == [True, False]
+    with undisturbed(model):
+        assert [layer.training for layer in model] == [True, False]
