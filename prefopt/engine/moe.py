@@ -22,6 +22,9 @@ from prefopt.engine.probe import causal_lm_of
 
 logger = logging.getLogger("prefopt")
 
+# Names under which configurations say how many experts a layer has.
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
 
 @dataclass(frozen=True)
 class LoadBalancingLoss:
@@ -75,8 +78,7 @@ class LoadBalancingLoss:
 
     @classmethod
     def _unprobed(cls, model: Any, config: Any, weight: float) -> "LoadBalancingLoss":
-        names = ("num_experts", "num_local_experts", "n_routed_experts")
-        counts = [count for name in names if (count := getattr(config, name, None))]
+        counts = [count for name in EXPERT_COUNTS if (count := getattr(config, name, None))]
         formula = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
         chosen = getattr(config, "num_experts_per_tok", None)
         return cls(weight, formula or _unknown, counts[0] if counts else 0, chosen or 0)
