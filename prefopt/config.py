@@ -239,8 +239,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     check_first_batch: bool = field(
         default=False,
         metadata={
-            "help": "Before training, score the first rows of the training set, a batch, in padded "
-            "rows with the model's own attention too; a difference is an error."
+            "help": "Before training, score the first rows of the training set, a batch, also each "
+            "text alone by the model's plain forward pass; a difference is an error."
         },
     )
     log_token_metrics: bool = field(

@@ -147,7 +147,63 @@ _PADDED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", _COMMON),
 }
 
-_ARCHITECTURES = _SHARING | _PADDED_ONLY
+_MAMBA = {"mamba_d_head": 16, "mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+
+# Layers that attend and layers that carry a state; they share no prefixes.
+_HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
+    "jamba": (
+        "JambaConfig",
+        _COMMON
+        | {
+            "num_hidden_layers": 4,
+            "use_mamba_kernels": False,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+        },
+    ),
+    "bamba": (
+        "BambaConfig",
+        _COMMON | _MAMBA | {"mamba_d_state": 8, "attn_layer_indices": [1]},
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        _HEADS_OF_8 | _MAMBA | {"mamba_d_ssm": 64, "mamba_d_state": 8},
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        _COMMON | {"layer_types": ["conv", "full_attention"], "block_ff_dim": 64},
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        _HEADS_OF_8
+        | _EXPERTS
+        | {
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        _HEADS_OF_8
+        | {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "lru_width": 32,
+            "attention_window_size": 16,
+        },
+    ),
+}
+HYBRID = list(_HYBRID)
+
+_ARCHITECTURES = _SHARING | _PADDED_ONLY | _HYBRID
 SHARING = list(_SHARING)
 PADDED_ONLY = list(_PADDED_ONLY)
 
@@ -217,6 +273,18 @@ _MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Models that read a prompt both ways, and so share none of it.
+_PREFIX_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "paligemma": (
+        "PaliGemmaConfig",
+        {
+            "text_config": _TEXT | {"model_type": "gemma", "head_dim": 8},
+            "vision_config": _VISION | {"model_type": "siglip_vision_model"},
+            "image_token_index": 97,
+            "projection_dim": 32,
+        },
+    ),
+}
 MULTIMODAL = list(_MULTIMODAL)
 
 
@@ -269,7 +337,7 @@ def tiny_rows(count: int, kind: str = "paired", seed: int = 0) -> Dataset:
 
 def tiny_config(name: str, **changes: Any) -> PretrainedConfig:
     """Return the configuration of a tiny model."""
-    config, fields = (_ARCHITECTURES | _MULTIMODAL)[name]
+    config, fields = (_ARCHITECTURES | _MULTIMODAL | _PREFIX_MODELS)[name]
     return getattr(transformers, config)(**copy.deepcopy(fields | changes))
 
 
@@ -278,7 +346,11 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        auto = AutoModelForImageTextToText if name in _MULTIMODAL else AutoModelForCausalLM
+        auto = (
+            AutoModelForImageTextToText
+            if name in _MULTIMODAL | _PREFIX_MODELS
+            else AutoModelForCausalLM
+        )
         model = auto.from_config(tiny_config(name, **changes))
     with torch.no_grad():
         for path, parameter in model.named_parameters():

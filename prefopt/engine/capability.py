@@ -108,11 +108,23 @@ def probe_modes(forward: Forward) -> bool:
 
 @torch.no_grad()
 def probe_causality(forward: Forward) -> None:
-    """Raise where what a model predicts depends on later tokens.
+    """Raise where what a model predicts of a completion depends on later tokens.
 
     Raises:
         ValueError: Saying so.
     """
+    causal = _is_causal(forward)
+    if not causal and forward.takes_token_types:
+        forward.reads_prompts_both_ways = True  # the types then say where a prompt ends
+        causal = _is_causal(forward)
+    if not causal:
+        raise ValueError(
+            f"{type(forward.causal_lm).__name__} reads the tokens that it is to predict: its "
+            "attention looks both ways. prefopt trains causal language models"
+        )
+
+
+def _is_causal(forward: Forward) -> bool:
     tokens = _probe_tokens(forward)
     other = tokens.clone()
     other[-1] = tokens[0]
@@ -120,11 +132,7 @@ def probe_causality(forward: Forward) -> None:
         before, after = (forward.plain_logits(text)[:-1] for text in (tokens, other))
     # A token changes the rounding of others only in layers that compute several tokens as one.
     mixing = _has_experts(forward) or any(is_8bit(module) for module in forward.model.modules())
-    if not close(before, after, not mixing or is_exact(forward.model)):
-        raise ValueError(
-            f"{type(forward.causal_lm).__name__} reads the tokens that it is to predict: its "
-            "attention looks both ways. prefopt trains causal language models"
-        )
+    return close(before, after, not mixing or is_exact(forward.model))
 
 
 @torch.no_grad()
@@ -217,6 +225,8 @@ def probe_sharing(forward: Forward) -> str | None:
     """
     if forward.head is None:
         return "its head needs the model's own forward"
+    if forward.reads_prompts_both_ways:
+        return "it reads each token of a prompt from all others"
     model = forward.causal_lm
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if layer_types - _EXPRESSIBLE_LAYERS:
@@ -306,8 +316,8 @@ def _probe_logps(forward: Forward, layout: LayoutName) -> tuple[Tensor, Tensor]:
         batch = build_layout(examples, layout).to(forward.causal_lm.device)
         ours = forward(batch).logps.index_select(0, batch.token_index)
         plain = [
-            forward.plain_logps(torch.from_numpy(text))[len(example.prompt_ids) - 1 :]
+            forward.plain_logps(torch.from_numpy(text), prompt)[prompt - 1 :]
             for example in examples
-            for text in example.texts()
+            for prompt, text in ((len(example.prompt_ids), text) for text in example.texts())
         ]
     return ours, torch.cat(plain)

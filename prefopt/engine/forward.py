@@ -1,7 +1,7 @@
 """One forward pass of a model over a laid-out batch: from tokens to log-probs of predictions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ class Forward:
         own_attention: The attention implementation that the model came with.
         attend: The attention backend of packed rows.
         company: Which padded rows may be computed together.
+        reads_prompts_both_ways: Whether each token of a prompt is read by all others (PaliGemma).
         asked_in_training_mode: Whether the model is another one in evaluation mode, so that it must
             be in training mode wherever its scores are compared with those of training.
         layers_seen: What the attention layers asked for in the last packed row.
@@ -87,11 +88,12 @@ class Forward:
         self.own_attention = "eager" if own in (None, attention.NAME) else str(own)
         self.attend: attention.Attend = attention.attend_by_segments
         self.company: Company = ANY
+        self.reads_prompts_both_ways = False
         self.asked_in_training_mode = False
         self.layers_seen: frozenset[attention.LayerFacts] = frozenset()
         self._backbone = self.causal_lm.base_model
         self._recomputing = RecomputingLayers(self._backbone)
-        self._takes_token_types = takes_token_types(self.causal_lm)
+        self.takes_token_types = takes_token_types(self.causal_lm)
 
     def __call__(self, batch: Layout, requested: Requested | None = None) -> ForwardOutput:
         """Return the log-probs of a batch's predictions, and what else is requested."""
@@ -126,14 +128,15 @@ class Forward:
         hidden: Tensor = self._backbone(**inputs, use_cache=False).last_hidden_state
         return hidden
 
-    def plain_logits(self, tokens: Tensor) -> Tensor:
+    def plain_logits(self, tokens: Tensor, prompt_length: int = 0) -> Tensor:
         """Return the logits of a text (T,) as the model computes them by itself; (T, V).
 
         That is its own forward pass and attention, of these tokens and nothing else.
         """
         inputs = {"input_ids": tokens.to(self.causal_lm.device)[None]}
-        if self._takes_token_types:
-            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        if self.takes_token_types:
+            places = torch.arange(len(tokens), device=self.causal_lm.device)[None]
+            inputs["token_type_ids"] = self._token_types(places, places.new_tensor([prompt_length]))
         reset_positions(self._backbone)
         current = self.causal_lm.config._attn_implementation
         with quiet_transformers():
@@ -145,9 +148,9 @@ class Forward:
                 self.causal_lm.set_attn_implementation(current)
         return logits[0]
 
-    def plain_logps(self, tokens: Tensor) -> Tensor:
+    def plain_logps(self, tokens: Tensor, prompt_length: int) -> Tensor:
         """Return the log-prob of each token of a text but the first, computed plainly; (T - 1,)."""
-        logits = at_least_float32(self.plain_logits(tokens)[:-1])
+        logits = at_least_float32(self.plain_logits(tokens, prompt_length)[:-1])
         targets = tokens[1:, None].to(logits.device)
         return logits.log_softmax(-1).gather(-1, targets)[:, 0]
 
@@ -170,19 +173,18 @@ class Forward:
     def _run_apart(self, batch: Layout, extras: dict[str, Any]) -> _BackboneOutput:
         """Run the model over padded rows, those together that may be computed together.
 
-        A row lacks the last token of its text, since nothing is predicted from it. Where the length
-        of a text matters, a place of padding stands for it.
+        Where texts change each other, their last tokens count too, from which nothing is predicted.
         """
         assert batch.attention_mask is not None
-        lengths = (batch.attention_mask.sum(1) + 1).tolist()
-        groups = self.company.groups(lengths)
+        groups = self.company.groups((batch.attention_mask.sum(1) + 1).tolist())
+        inputs = self._inputs(_with_last_tokens(batch))
         hidden, router_logits = [], []
         for rows in groups:
-            width = max(lengths[row] for row in rows)
-            if self.company.beyond != "equal" or width <= self.company.window:
-                width = max(width - 1, 1)
+            width = int(inputs["attention_mask"][rows].sum(1).max())
             reset_positions(self._backbone)
-            output = self._plain_rows(self._inputs(batch), rows, width, extras)
+            model = self.model if self.head is None else self._backbone
+            some = {name: it[rows, :width] for name, it in inputs.items()}
+            output = model(**some, **extras, use_cache=False)
             hidden.append(output.logits if self.head is None else output.last_hidden_state)
             routed = getattr(output, "router_logits", None) or ()
             router_logits.append([it.view(len(rows), width, -1) for it in routed])
@@ -192,18 +194,6 @@ class Forward:
         put = partial(_in_rows, order.argsort(), batch.input_ids.shape[1])
         layers = tuple(put(layer).flatten(0, 1) for layer in zip(*router_logits, strict=True))
         return _BackboneOutput(put(hidden).flatten(0, 1), self.head or _LOGITS, layers)
-
-    def _plain_rows(
-        self, inputs: dict[str, Tensor], rows: Sequence[int], width: int, extras: dict[str, Any]
-    ) -> Any:
-        """Run the model over some padded rows, cut or padded to a width in tokens."""
-        ids = inputs["input_ids"]
-        pad = (0, width - ids.shape[1])
-        some = {name: F.pad(it[rows], pad) for name, it in inputs.items()}
-        some["position_ids"] = torch.arange(width, device=ids.device).expand(len(rows), width)
-        some["attention_mask"][:, 0] = True  # also of a row without tokens, which is not used
-        model = self.model if self.head is None else self._backbone
-        return model(**some, **extras, use_cache=False)
 
     def _of_no_tokens(
         self, batch: Layout, requested: Requested, cache: attention.KVCache | None
@@ -250,9 +240,16 @@ class Forward:
         elif batch.segments:
             # Without a mask, models search the tokens for padding, and warn of an EOS that pads.
             inputs["attention_mask"] = torch.ones_like(batch.input_ids)
-        if self._takes_token_types:
-            inputs["token_type_ids"] = torch.zeros_like(batch.input_ids)
+        if self.takes_token_types:
+            types = self._token_types(batch.position_ids, batch.prompt_lengths)
+            inputs["token_type_ids"] = types
         return inputs
+
+    def _token_types(self, positions: Tensor, prompt_lengths: Tensor | None) -> Tensor:
+        """Return the types that say which tokens (R, T) are no images, and which are prompts."""
+        if self.reads_prompts_both_ways and prompt_lengths is not None:
+            return (positions >= prompt_lengths[:, None]).long()
+        return torch.zeros_like(positions)
 
     def _backbone_output(
         self,
@@ -274,6 +271,18 @@ class Forward:
         plan.write_cache = None  # a checkpoint runs layers again, whose keys have been stored
         self.layers_seen = frozenset(plan.seen)
         return output
+
+
+def _with_last_tokens(batch: Layout) -> Layout:
+    """Return padded rows with the last token of each text, where that is known."""
+    assert batch.attention_mask is not None
+    lengths = batch.attention_mask.sum(1, keepdim=True)
+    ids, mask = F.pad(batch.input_ids, (0, 1)), F.pad(batch.attention_mask, (0, 1))
+    if batch.last_ids is not None:
+        ids = ids.scatter(1, lengths, batch.last_ids[:, None])
+    mask = mask.scatter(1, lengths, torch.ones_like(lengths, dtype=torch.bool))
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    return replace(batch, input_ids=ids, attention_mask=mask, position_ids=positions)
 
 
 def _in_rows(order: Tensor, width: int, groups: Sequence[Tensor]) -> Tensor:

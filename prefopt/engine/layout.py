@@ -105,6 +105,9 @@ class Layout(TensorRecord):
             continuation; ascending.
         sequence_tokens: Tokens of all prompts + completions counted separately, as a padded batch
             without its padding would hold them.
+        prompt_lengths: Tokens of the prompt in each padded row; (R,). None in packed rows.
+        last_ids: The last token of each padded row's text, which is left out; (R,). None in packed
+            rows.
         continuation: More completions of the same prompts, laid out in a row of their own which
             attends to this one. Its segments are numbered after this row's, and positions that
             predict count this row's tokens first. None without such completions.
@@ -121,6 +124,8 @@ class Layout(TensorRecord):
     lengths: Tensor
     hidden_positions: Tensor
     sequence_tokens: int
+    prompt_lengths: Tensor | None = None
+    last_ids: Tensor | None = None
     continuation: "Layout | None" = None
 
     @property
@@ -129,18 +134,14 @@ class Layout(TensorRecord):
         return "shared_prefix" if self.attention_mask is None else "padded"
 
 
-def in_padded_rows(row: Layout, before: Layout | None = None) -> Layout:
+def in_padded_rows(row: Layout) -> Layout:
     """Return a packed row as padded ones: for another model, which cannot share prefixes.
 
-    The row may be the continuation of ``before``. Predictions and their order stay, and the device.
+    Predictions and their order stay, and the device; a continuation is left out.
     """
-    rows = [row] if before is None else [before, row]
-    segments = [segment for one in rows for segment in one.segments]
+    segments = row.segments
     starts = np.cumsum([0, *(segment.length for segment in segments)])
-    ids, depths = (
-        torch.cat([getattr(one, name).flatten() for one in rows]).cpu().numpy()
-        for name in ("input_ids", "position_ids")
-    )
+    ids, depths = (it.flatten().cpu().numpy() for it in (row.input_ids, row.position_ids))
     positions = row.predict_positions.cpu().numpy()
     token_index, completions = row.token_index.cpu().numpy(), row.completion_index.cpu().numpy()
 
@@ -376,6 +377,9 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
     texts = [text for example in examples for text in example.texts()]
     input_ids, attention_mask = _in_rows([text[:-1] for text in texts], pad_token_id)
     width = input_ids.shape[1]
+    numbers = [len(example.completion_ids) for example in examples]
+    prompts = np.repeat([len(example.prompt_ids) for example in examples], numbers)
+    last = np.array([text[-1] if len(text) else pad_token_id for text in texts], dtype=np.int64)
     predicted: list[tuple[Ints, Ints]] = []
     for example in examples:
         for index, completion in enumerate(example.completion_ids):
@@ -388,6 +392,8 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
         attention_mask=torch.from_numpy(attention_mask),
         segments=(),
         sequence_tokens=sum(map(len, texts)),
+        prompt_lengths=torch.from_numpy(prompts),
+        last_ids=torch.from_numpy(last),
         **_prediction_fields(predicted),
     )
 

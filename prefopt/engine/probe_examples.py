@@ -60,10 +60,10 @@ def _plain_logps(scorer: Scorer, example: Example, context: Callable[[], Any]) -
     """Return the log-probs of the scored tokens of each completion, each text computed alone."""
     plain = []
     for text, counted in zip(example.texts(), example.counted_masks(), strict=True):
-        logps = scorer.plain_logps(torch.from_numpy(text), context)
+        prompt_length = len(example.prompt_ids)
+        logps = scorer.plain_logps(torch.from_numpy(text), prompt_length, context)
         every = torch.cat([logps.new_zeros(1), logps])  # nothing predicts the first token
-        of_completion = every[len(example.prompt_ids) :]
-        plain.append(of_completion[torch.from_numpy(counted).to(logps.device)])
+        plain.append(every[prompt_length:][torch.from_numpy(counted).to(logps.device)])
     return plain
 
 

@@ -169,14 +169,16 @@ class Scorer:
             continuation=continuation,
         )
 
-    def plain_logps(self, tokens: Tensor, context: Callable[[], Any] = nullcontext) -> Tensor:
+    def plain_logps(
+        self, tokens: Tensor, prompt_length: int, context: Callable[[], Any] = nullcontext
+    ) -> Tensor:
         """Return the log-prob of each token of a text alone but the first, by the plain forward.
 
         That is the model's own forward pass, its attention included, of the token ids (n,) and
-        nothing else; (n - 1,), nats.
+        nothing else; (n - 1,), nats. The prompt's length matters to models that read it both ways.
         """
         with context():
-            return self._forward.plain_logps(tokens)
+            return self._forward.plain_logps(tokens, prompt_length)
 
     def _check_lengths(self, batch: Layout) -> None:
         if batch.attention_mask is not None or self.company.beyond == "any":

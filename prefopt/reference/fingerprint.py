@@ -18,7 +18,7 @@ from torch import Tensor
 from prefopt.reference.adapters import active_adapters, adapter_containers, place_of_adapter
 
 # Raised when the engine computes other numbers for the same model and text.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 # Bytes digested at a time: large tensors are cut, so that all cores have work.
 _BLOCK_BYTES = 64 << 20

@@ -7,7 +7,6 @@ policy with its adapter switched off, the initial policy, or a copy that follows
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ class ReferenceModel:
 
     Args:
         scorer: Scores with that model. Where it cannot share prefixes and the batches do, they are
-            laid out anew.
+            laid out anew, without their continuations.
         description: What it is, for people; None for that of the class.
     """
 
@@ -48,15 +47,8 @@ class ReferenceModel:
             keep_predictions: Whether the policy's divergences from the reference are wanted, and so
                 ``Scores.predictions``.
         """
-        if batch.name == "padded" or self.scorer.layout == "shared_prefix":
-            return self._scored(batch, context, keep_predictions)
-        scores = self._scored(in_padded_rows(batch), context, keep_predictions)
-        if batch.continuation is None:
-            return scores
-        continuation = in_padded_rows(batch.continuation, before=batch)
-        return replace(scores, continuation=self._scored(continuation, context, False))
-
-    def _scored(self, batch: Layout, context: Callable[[], Any], keep_predictions: bool) -> Scores:
+        if batch.name == "shared_prefix" and self.scorer.layout == "padded":
+            batch = in_padded_rows(batch)
         with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
             return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import Texts
 from prefopt.data.prepared import completion_keys, is_stream
-from prefopt.engine import Scorer
+from prefopt.engine import Scorer, build_layout
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.layout import Example
 from prefopt.engine.score import sum_by_completion
@@ -176,6 +176,10 @@ class References:
         tokens = texts.tokens
         if self.store is None:
             assert self._live is not None  # kept since the run began
+            scorer = self._live.scorer
+            if scorer.layout != tokens.name and not with_predictions:
+                # Each text whole in a row of its own, as it would be computed for a store.
+                tokens = scorer.to_device(build_layout(texts.examples, scorer.layout))
             scores = self._live.score(tokens, self._options.context, with_predictions)
             continuation = None if scores.continuation is None else scores.continuation.logps
             return ReferenceLogps(

@@ -211,9 +211,9 @@ def test_a_continuation_scores_the_tokens_of_its_own_layout(batch, least_shared)
 # Rows laid out anew for a model that cannot share prefixes ---------------------------------------
 
 
-def scores_of_rows(row, before=None):
+def scores_of_rows(row):
     """Score the padded form of a row with a model that shares nothing, prediction by prediction."""
-    padded = in_padded_rows(row, before)
+    padded = in_padded_rows(row)
     assert padded.name == "padded"
     return padded, Scorer(tiny_model("bloom")).score(padded)
 
@@ -225,18 +225,6 @@ def test_a_packed_row_in_padded_rows_has_the_same_predictions():
     torch.testing.assert_close(padded.target_ids, row.target_ids)
     torch.testing.assert_close(padded.token_index, row.token_index)
     wanted = plain_logps(tiny_model("bloom"), examples).detach()
-    torch.testing.assert_close(scores.logps.detach(), wanted, rtol=1e-5, atol=1e-4)
-
-
-def test_a_continuation_in_padded_rows_starts_with_the_prompts_of_the_row_before():
-    examples = trees()
-    others = [
-        Example(one.prompt_ids, other.completion_ids)
-        for one, other in zip(examples, [*examples[1:], examples[0]], strict=True)
-    ]
-    row = build_layout(examples, continued=others, least_shared=3)
-    _, scores = scores_of_rows(row.continuation, before=row)
-    wanted = plain_logps(tiny_model("bloom"), others).detach()
     torch.testing.assert_close(scores.logps.detach(), wanted, rtol=1e-5, atol=1e-4)
 
 
