@@ -125,7 +125,7 @@ def test_a_reference_by_name_is_not_even_loaded_the_second_time(run, tmp_path, m
     tiny_tokenizer().save_pretrained(tmp_path / "reference")
     name = str(tmp_path / "reference")
     assert run(ref_model=name) == 16
-    monkeypatch.setattr("prefopt.training.model.load_causal_lm", None)
+    monkeypatch.setattr("prefopt.training.model.load_model", None)
     assert run(ref_model=name, loss_type="ipo") == 0
 
 
