@@ -358,7 +358,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             value = getattr(self, name)
             if value is None or (option not in known and value == _SPELT_OUT.get(name)):
                 continue
-            if name == "beta" and known == {"lambda_"}:
+            if name == "beta" and option not in known and "orpo" in {t.loss.name for t in terms}:
                 raise ValueError(
                     f"beta={value} of TRL's ORPOConfig is lambda_ here: use loss_kwargs="
                     f"{{'lambda_': {value}}} instead (hyper-parameters: orpo: lambda_)"

@@ -1,13 +1,14 @@
-"""Pairs, thumbs and rankings in one run, each kind of rows with losses of its own."""
+"""Several kinds of rows, and several datasets, in one run."""
 
 import math
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from prefopt import PreferenceConfig
 from prefopt.data import DataError
-from tests.equivalence.test_invariance import assert_same_training, run
+from prefopt.reference import fill
+from tests.equivalence.test_invariance import assert_same_training, results, run
 from tests.models import tiny_rows
 from tests.runs import steps, trainer
 
@@ -90,6 +91,60 @@ def test_rows_without_a_loss_and_losses_without_their_rows_are_errors(tmp_path):
         PreferenceConfig(str(tmp_path), loss_type={"pairs": "dpo"})
 
 
+def test_only_rows_of_a_loss_that_takes_margins_need_them(tmp_path):
+    kinds = ("paired", "unpaired")
+    rows = mixed(6, kinds)
+    losses = {"paired": "odpo", "unpaired": "kto"}
+    with pytest.raises(DataError, match="row 0: the loss takes margins"):
+        trainer(tmp_path, rows, loss_type=losses)
+    margins = [1.0 if row["chosen"] else None for row in rows]
+    trainer(tmp_path, rows.add_column("margin", margins), loss_type=losses, max_steps=1).train()
+
+
 def test_losses_by_kind_can_be_written_as_json(tmp_path):
     config = PreferenceConfig(str(tmp_path), loss_type='{"paired": "ipo", "unpaired": "bco"}')
     assert config.objective.name == "paired: ipo, unpaired: bco"
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_list_of_datasets_trains_as_the_same_rows_in_one(tmp_path, loss):
+    """The order of rows is the sampler's, so it is that of one dataset of them all."""
+    kind = "unpaired" if loss == "kto" else "paired"
+    parts = [tiny_rows(8, kind), tiny_rows(4, kind, seed=1)]
+    several = trainer(tmp_path / "several", [parts[0], (parts[1], 2)], loss_type=loss, optim="sgd")
+    # KTO's mismatched completions are those of each dataset: the prepared rows are compared.
+    joined = several.train_dataset.select(range(16))
+    one = trainer(tmp_path / "one", joined, loss_type=loss, optim="sgd")
+    assert len(joined) == 16
+    for trained in (several, one):
+        trained.train()
+    assert_same_training(results(several), results(one))
+    if loss == "dpo":
+        raw = concatenate_datasets([parts[0], parts[1].select([0, 0, 1, 1, 2, 2, 3, 3])])
+        assert_same_training(results(several), run(tmp_path / "raw", raw, loss_type=loss))
+
+
+def test_a_list_is_evaluated_as_its_rows(tmp_path):
+    parts = [tiny_rows(6), tiny_rows(3, seed=1)]
+    trained = trainer(tmp_path, tiny_rows(4), eval_dataset=parts, max_steps=1)
+    trained.train()
+    whole = trained.evaluate()["eval_logps/chosen"]
+    of_parts = [trained.evaluate(part)["eval_logps/chosen"] for part in parts]
+    assert whole == pytest.approx((6 * of_parts[0] + 3 * of_parts[1]) / 9, rel=1e-5)
+    assert trained.evaluate([parts[0]])["eval_logps/chosen"] == pytest.approx(of_parts[0])
+
+
+def test_a_row_that_is_used_twice_has_one_reference(tmp_path, monkeypatch):
+    counts = []
+    original = fill.score_completions
+
+    def counting(examples, *options):
+        counts.append(sum(len(example.completion_ids) for example in examples))
+        return original(examples, *options)
+
+    monkeypatch.setattr(fill, "score_completions", counting)
+    trainer(tmp_path, [(tiny_rows(8), 2.5), tiny_rows(5, seed=1)])
+    assert sum(counts) == 26
+    # Another weight, and another order, ask for nothing new.
+    trainer(tmp_path, [tiny_rows(5, seed=1), (tiny_rows(8), 0.5)])
+    assert sum(counts) == 26

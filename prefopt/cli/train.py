@@ -10,14 +10,18 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
-from functools import partial
+from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.rows import DataArguments, load_splits
 
-_ALIASES = {"model": "model_name_or_path", "dataset": "dataset_name"}
+_ALIASES = {
+    "model": "model_name_or_path",
+    "dataset": "dataset_name",
+    "test_split_size": "eval_fraction",
+}
 
 _DESCRIPTION = """\
 Train a model on preference data with a loss picked by name.
@@ -27,58 +31,11 @@ Train a model on preference data with a loss picked by name.
   accelerate launch -m prefopt train --config run.yaml
 
 MODEL is a folder or a Hub id. DATA is a Hub id, a folder, or a file: json, jsonl, csv, parquet,
-also .gz. An option on the command line overrides the same option in the file.
+also .gz; several, with weights, go to --datasets. An option on the command line overrides the same
+option in the file.
 `prefopt losses` lists the losses; hyper-parameters beside --beta and --label_smoothing are given
 as --loss_kwargs '{"tau": 0.1}'.
 """
-
-
-@dataclass
-class DataArguments:
-    """The data of a run, under the names that TRL's scripts use."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "aliases": ["--dataset"],
-            "help": "Hub id, local folder, or file (json, jsonl, csv, parquet, also .gz).",
-        },
-    )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Name of the dataset's configuration, if it has several."}
-    )
-    dataset_train_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "Split to train on, also a part such as train[:1000]. By default the only one, "
-            "or train."
-        },
-    )
-    dataset_test_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "Split to evaluate on. By default test, where there is one and eval_strategy "
-            "asks for evaluations."
-        },
-    )
-    eval_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the training rows held out, by the run's seed, to evaluate on; "
-            "at least 0 and below 1. Not together with dataset_test_split."
-        },
-    )
-    dataset_streaming: bool = field(
-        default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.dataset_test_split:
-            raise ValueError("give eval_fraction or dataset_test_split, not both")
-        if self.eval_fraction and self.dataset_streaming:
-            raise ValueError("eval_fraction needs the whole dataset: it does not go with streaming")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -125,6 +82,8 @@ def make_parser() -> Any:
     for action in parser._actions:
         if action.dest == "loss_type":
             action.nargs = "+"  # `--loss_type sigmoid sft`, as in TRL, beside 'dpo + 0.2*sft'
+        elif action.dest == "datasets":
+            action.type = _json_object  # `--datasets a.jsonl '{"path": "b.jsonl", "weight": 2}'`
         elif action.dest in PreferenceConfig._VALID_DICT_FIELDS:
             action.type = _json_object
         elif action.type in (int, float) and type(None) in get_args(hints.get(action.dest)):
@@ -151,7 +110,7 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     _known_only(_values_of(rest), options)
     if model_args.model_name_or_path is None:
         raise UserError("--model is missing: a folder or a Hub id")
-    if data_args.dataset_name is None:
+    if data_args.dataset_name is None and data_args.datasets is None:
         raise UserError("--dataset is missing: a Hub id, a folder, or a file")
     return data_args, config, model_args
 
@@ -233,39 +192,6 @@ def read_config_file(path: str) -> dict[str, Any]:
     return values
 
 
-def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
-    """Return the rows to train on, and those to evaluate on or None."""
-    from prefopt.data import load_rows
-
-    name = str(data_args.dataset_name)
-    load = partial(
-        load_rows, name, config=data_args.dataset_config, streaming=data_args.dataset_streaming
-    )
-    rows = load(data_args.dataset_train_split)
-    splits = dict(rows) if isinstance(rows, Mapping) else {}
-    if splits:
-        if "train" not in splits:
-            raise UserError(
-                f"{name} has no split 'train'; give --dataset_train_split one of: "
-                f"{', '.join(splits)}"
-            )
-        rows = splits["train"]
-    if data_args.dataset_test_split:
-        return rows, load(data_args.dataset_test_split)
-    if data_args.eval_fraction:
-        parts = rows.train_test_split(data_args.eval_fraction, seed=config.seed)
-        return parts["train"], parts["test"]
-    if str(getattr(config.eval_strategy, "value", config.eval_strategy)) == "no":
-        return rows, None
-    if "test" not in splits:
-        found = f" ({', '.join(splits)})" if splits else ""
-        raise UserError(
-            "eval_strategy asks for evaluations, but there are no rows for them: name a split "
-            f"with --dataset_test_split{found}, or hold rows out with --eval_fraction 0.1"
-        )
-    return rows, splits["test"]
-
-
 def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
     """Return what a command line says of model and options, as ``PreferenceTrainer`` takes it."""
     from trl import get_peft_config, get_quantization_config
@@ -303,7 +229,7 @@ def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
         trainer.save_metrics("eval", held_out, combined=False)
         metrics |= held_out
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        trainer.push_to_hub(dataset_name=[entry.path for entry in data_args.entries])
     return metrics
 
 

@@ -6,6 +6,7 @@ from prefopt.data.example import Kind, PreferenceExample
 from prefopt.data.formats import read_example
 from prefopt.data.kinds import check_kind, check_kind_by_kind, detect_kind
 from prefopt.data.load import load_rows, report_for
+from prefopt.data.mixture import WeightedDataset
 from prefopt.data.prepare import PreparedDataset, prepare_dataset
 from prefopt.data.report import DataReport, Lengths, SetAside
 
@@ -18,6 +19,7 @@ __all__ = [
     "PreferenceExample",
     "PreparedDataset",
     "SetAside",
+    "WeightedDataset",
     "check_kind",
     "check_kind_by_kind",
     "detect_kind",

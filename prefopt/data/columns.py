@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from prefopt.data.errors import DataError
+from prefopt.data.mixture import read_mixture
 from prefopt.data.prepared import COLUMNS
 
 __all__ = [
@@ -32,10 +33,10 @@ _WIN_RATES = ("win_rate_chosen", "win_rate_rejected")
 
 
 def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
-    """Check that there is a dataset, and that each is of one of the two accepted classes.
+    """Check that there is a dataset, and that each is of an accepted class, or a list of such.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or a list is not one of ``prefopt.data.mixture``.
         TypeError: If one is something else, such as a list of rows.
     """
     if train_dataset is None and eval_dataset is None:
@@ -54,6 +55,9 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
 
 
 def _check_dataset(dataset: Any, what: str) -> None:
+    if isinstance(dataset, list):
+        read_mixture(dataset)
+        return
     if isinstance(dataset, Dataset | IterableDataset):
         return
     if isinstance(dataset, dict) and any(isinstance(one, Dataset) for one in dataset.values()):
@@ -106,22 +110,30 @@ def check_numbers(batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> No
                 raise DataError(problem, rates[2], _WIN_RATES[rates.index(None)])
 
 
-def check_margins(batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> None:
-    """Check that each row of a batch says by how much one completion is better than another.
+def check_margins(
+    batch: Mapping[str, Sequence[Any]], rows: Sequence[int], places: Iterable[int]
+) -> None:
+    """Check that rows say by how much one completion is better than another.
 
     A loss that takes margins would count what is missing as 0.
 
+    Args:
+        batch: Columns.
+        rows: Number of each row in the data.
+        places: Those of the batch that must say so.
+
     Raises:
-        DataError: If a row has neither a margin nor scores.
+        DataError: If one of these has neither a margin nor scores.
     """
-    missing: list[Any] = [None] * len(rows)
-    margins, scores = (batch.get(name, missing) for name in ("margin", "scores"))
-    chosen, rejected = (batch.get(f"score_{side}", missing) for side in ("chosen", "rejected"))
-    for *told, first, second, row in zip(margins, scores, chosen, rejected, rows, strict=True):
-        if told == [None, None] and None in (first, second):
+    for place in places:
+        margin, scores, chosen, rejected = (
+            batch[name][place] if name in batch else None
+            for name in ("margin", "scores", "score_chosen", "score_rejected")
+        )
+        if margin is None and scores is None and None in (chosen, rejected):
             raise DataError(
                 "the loss takes margins (by how much the chosen completion is better), and there "
                 "is none; add a column 'margin', or 'score_chosen' and 'score_rejected', or "
                 "'scores' of rankings",
-                row,
+                rows[place],
             )

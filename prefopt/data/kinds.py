@@ -6,6 +6,7 @@ from typing import Any
 from prefopt.data.errors import DataError
 from prefopt.data.example import Kind
 from prefopt.data.formats import read_example
+from prefopt.data.mixture import WeightedDataset, names_of, read_mixture
 from prefopt.data.unread import without_media
 
 __all__ = ["check_kind", "check_kind_by_kind", "detect_kind", "first_kinds"]
@@ -44,14 +45,25 @@ def detect_kind(row: Mapping[str, Any]) -> Kind:
 
 
 def first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
-    """Return the kind of the first row of the data, raw or prepared."""
+    """Return the kind of the first row of the data, raw or prepared; of a mixture, of each part."""
     dataset = train_dataset if train_dataset is not None else eval_dataset
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
+    if isinstance(dataset, list):
+        parts = read_mixture(dataset)
+        names = names_of(parts, "eval" if train_dataset is None else "train")
+        return frozenset().union(*map(_first_kind_of_part, parts, names))
     for row in without_media(dataset):
         prepared = "completion_ids" in row and "kind" in row
         return frozenset({row["kind"] if prepared else detect_kind(row)})
     raise ValueError("the dataset has no rows")
+
+
+def _first_kind_of_part(part: WeightedDataset, name: str) -> frozenset[str]:
+    try:
+        return first_kinds(part.dataset, None)
+    except DataError as error:
+        raise error.within(name) from error.__cause__
 
 
 def check_kind(kinds_in_data: Iterable[str], objective_kinds: Iterable[str]) -> None:

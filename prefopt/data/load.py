@@ -38,6 +38,8 @@ def load_rows(
     *,
     config: str | None = None,
     streaming: bool = False,
+    data_dir: str | None = None,
+    data_files: Any = None,
 ) -> Dataset | DatasetDict | IterableDataset:
     """Load a data set from a file, a folder or the Hub, whichever the name is.
 
@@ -47,6 +49,8 @@ def load_rows(
         split: Split to take, as ``test`` or ``train[:10%]``; None for the only one, or all.
         config: Configuration of a data set that has several.
         streaming: Whether to read it as a stream.
+        data_dir: Folder within the data set, as ``datasets.load_dataset`` takes it.
+        data_files: Files within it; ``path_or_name`` may then be their type, as ``json``.
 
     Returns:
         The split; without ``split``, a dictionary of all of them if there are several.
@@ -59,7 +63,10 @@ def load_rows(
     path = Path(path_or_name)
     try:
         path = path.expanduser()
-        if path.is_file():
+        if data_dir is not None or data_files is not None:
+            within = {"data_dir": data_dir, "data_files": data_files, "streaming": streaming}
+            loaded = load_dataset(str(path_or_name), config, split=split, **within)
+        elif path.is_file():
             loaded = _load_file(path, split, streaming)
         elif path.is_dir() and _is_saved(path):
             loaded = _split_of(load_from_disk(str(path)), split, path)

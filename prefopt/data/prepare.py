@@ -60,7 +60,7 @@ def prepare_dataset(
     max_length: int | None = 1024,
     num_proc: int | None = None,
     needs_kl: bool = False,
-    needs_margins: bool = False,
+    needs_margins: Sequence[str] = (),
     vocabulary: int | None = None,
     check_kinds: Callable[[frozenset[str]], None] | None = None,
     name: str = "train",
@@ -79,7 +79,7 @@ def prepare_dataset(
         num_proc: Number of processes; not for streaming data.
         needs_kl: Whether to add ``kl_completion_ids``: for each completion one of another prompt,
             as ``prefopt.data.mismatch`` explains, cut to ``max_length`` behind this row's prompt.
-        needs_margins: Whether each row must say by how much a completion is better than another.
+        needs_margins: Kinds of rows that must say by how much a completion is better than another.
         vocabulary: How many token ids the model embeds; rows of token ids may hold no others.
         check_kinds: Called with the kinds of the rows, of a stream again when it meets another; it
             raises ``DataError`` if no loss learns from them.
@@ -320,7 +320,7 @@ def prepare_batch(
     tokenizer: Tokenizer | None,
     max_length: int | None,
     outputs: Sequence[str],
-    needs_margins: bool = False,
+    needs_margins: Sequence[str] = (),
     vocabulary: int | None = None,
     plain: Sequence[str] = (),
     version: int = VERSION,
@@ -335,8 +335,6 @@ def prepare_batch(
         DataError: If a row is none of the formats.
     """
     check_numbers(batch, numbers)
-    if needs_margins:
-        check_margins(batch, numbers)
     columns = [column for column in batch if column not in plain]
     others = dict.fromkeys(plain)
     cells = [
@@ -346,6 +344,8 @@ def prepare_batch(
     examples = [
         read_example(row, number, vocabulary) for row, number in zip(cells, numbers, strict=True)
     ]
+    kinds = [example.kind for example in examples]
+    check_margins(batch, numbers, [i for i, kind in enumerate(kinds) if kind in needs_margins])
     try:
         tokenized = tokenize(examples, numbers, tokenizer)
     except (TypeError, UnicodeEncodeError):

@@ -74,6 +74,8 @@ class DataReport:
         unit: What is counted: ``tokens``, or ``bytes`` where no tokenizer was given.
         eos_missing: Whether text ends without end-of-sequence token, since the tokenizer has none.
         mismatched_skipped: Mismatched completions that could not come from the row before.
+        weight: How often each row is used in an epoch, where there are several datasets.
+        used: Rows of an epoch that are so used; None where each row is used once.
     """
 
     name: str
@@ -104,6 +106,8 @@ class DataReport:
     unit: str = "tokens"
     eos_missing: bool = False
     mismatched_skipped: int = 0
+    weight: float = 1.0
+    used: int | None = None
 
     @property
     def saving(self) -> float:
@@ -126,6 +130,10 @@ class DataReport:
             shown += ", ..." if aside.count > len(aside.rows) else ""
             rows = "row" if aside.count == 1 else "rows"
             lines.append(("set aside", f"{aside.count:,}: {reason} ({rows} {shown})"))
+        if self.used is not None:
+            lines.append(
+                ("used", f"{_plural(self.used, 'row')} an epoch, by weight {self.weight:g}")
+            )
         lines += self._remarks()
         lines += [("not read", ", ".join(self.not_read))] if self.not_read else []
         lines.append(("prompts", self._lengths(self.prompts)))

@@ -1,17 +1,28 @@
 """What a run begins with: policy, tokenizer, losses, and data that go with them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
+from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
 from prefopt.config import PreferenceConfig
-from prefopt.data import DataReport, check_kind, check_kind_by_kind, prepare_dataset
+from prefopt.data import (
+    DataError,
+    DataReport,
+    PreparedDataset,
+    WeightedDataset,
+    check_kind,
+    check_kind_by_kind,
+    prepare_dataset,
+)
 from prefopt.data.columns import check_datasets
-from prefopt.data.kinds import first_kinds
+from prefopt.data.kinds import LEARNS_FROM, first_kinds
+from prefopt.data.mixture import mix, names_of, read_mixture, rows_used
 from prefopt.objective import Objective
 from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
 from prefopt.training.loading import check_causal
@@ -35,6 +46,7 @@ class DataPreparation:
         num_proc: Processes that prepare a dataset; None for this one.
         console: Where reports are printed.
         vocabulary: How many token ids the policy embeds.
+        seed: Of the rows that a weight leaves out or takes once more.
 
     Attributes:
         reports: What preparation did to each dataset, by name.
@@ -48,6 +60,7 @@ class DataPreparation:
         num_proc: int | None,
         console: Console,
         vocabulary: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.reports: dict[str, DataReport] = {}
         self._done = WeakSet[Any]()
@@ -57,6 +70,7 @@ class DataPreparation:
         self._max_length = max_length
         self._num_proc = num_proc
         self._console = console
+        self._seed = seed
 
     def prepare(self, dataset: Any, name: str) -> Any:
         """Return a dataset as token ids, its report printed; None for None.
@@ -66,25 +80,74 @@ class DataPreparation:
         """
         if isinstance(dataset, dict):
             return {its: self.prepare(part, its) for its, part in dataset.items()}
+        if isinstance(dataset, list):
+            prepared = self._mix(read_mixture(dataset), name)
+            self._done.add(prepared)
+            return prepared
         if dataset is None or dataset in self._done:
             return dataset
-        objective = self._objective
-        prepared = prepare_dataset(
+        made = self._prepare(dataset, name, self._check_kinds)
+        self._done.add(made.dataset)
+        self._report(made.report)
+        return made.dataset
+
+    def _prepare(
+        self,
+        dataset: Any,
+        name: str,
+        check_kinds: Callable[[frozenset[str]], None] | None = None,
+    ) -> PreparedDataset:
+        takes_margins = {
+            kind
+            for term in self._objective.terms
+            if "margins" in term.inputs
+            for kind in LEARNS_FROM[term.loss.data_kind]
+            if term.rows in (None, kind)
+        }
+        return prepare_dataset(
             dataset,
             self._tokenizer,
             max_length=self._max_length,
             num_proc=self._num_proc,
-            needs_kl=objective.needs_kl,
-            needs_margins="margins" in objective.inputs,
+            needs_kl=self._objective.needs_kl,
+            needs_margins=sorted(takes_margins),
             vocabulary=self._vocabulary,
-            check_kinds=self._check_kinds,
+            check_kinds=check_kinds,
             name=name,
         )
-        self._done.add(prepared.dataset)
-        if prepared.report is not None:
-            self.reports[name] = prepared.report
-            self._console.print(prepared.report.render(), markup=False)
-        return prepared.dataset
+
+    def _mix(self, parts: list[WeightedDataset], name: str) -> Dataset:
+        """Return the rows of several datasets as one, each prepared and reported by itself."""
+        names = names_of(parts, name)
+        prepared = [
+            self._prepare(part.dataset, its) for its, part in zip(names, parts, strict=True)
+        ]
+        try:
+            self._check_kinds(frozenset[str]().union(*(made.kinds for made in prepared)))
+        except DataError as error:
+            kinds = [" and ".join(sorted(made.kinds)) for made in prepared]
+            found = [f"{its} is {kind}" for its, kind in zip(names, kinds, strict=True)]
+            raise DataError(f"{error.problem} Of the datasets, {', '.join(found)}.") from None
+        chosen = []
+        for place, (its, made) in enumerate(zip(names, prepared, strict=True)):
+            weight = parts[place].weight
+            try:
+                used = rows_used(len(made.dataset), weight, (self._seed, place))
+            except DataError as error:
+                raise error.within(its) from None
+            assert made.report is not None  # only streams have none
+            self._report(replace(made.report, weight=weight, used=len(used)))
+            chosen.append((made.dataset, used))
+        mixed = mix(chosen)
+        if len(parts) > 1:
+            whole = f"{name} data: {len(mixed):,} rows an epoch, of {len(parts)} datasets"
+            self._console.print(whole, markup=False)
+        return mixed
+
+    def _report(self, report: DataReport | None) -> None:
+        if report is not None:
+            self.reports[report.name] = report
+            self._console.print(report.render(), markup=False)
 
     def _check_kinds(self, kinds: frozenset[str]) -> None:
         if self._objective.by_kind:
@@ -157,8 +220,10 @@ def prepare_run(
         switch_off_dropout(model)
     objective = args.objective_for(first_kinds(train_dataset, eval_dataset))
     check_reference_asked_for(args, objective, ref_model)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    vocabulary = embedded_tokens(model)
     data = DataPreparation(
-        tokenizer, objective, max_length, args.dataset_num_proc, console, embedded_tokens(model)
+        tokenizer, objective, max_length, args.dataset_num_proc, console, vocabulary, seed
     )
     with args.main_process_first(desc="dataset preparation"):
         train_dataset = data.prepare(train_dataset, "train")

@@ -61,7 +61,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         args: The arguments; None for the defaults.
         data_collator: Replaces ``prefopt.data.PreferenceCollator``.
         train_dataset: Preferences in any format of ``prefopt.data``; a map-style or a streaming
-            dataset.
+            dataset, or a list of map-style ones, each alone or in a tuple with its weight
+            (``prefopt.data.WeightedDataset``).
         eval_dataset: The same, or a dictionary of such by name.
         processing_class: The tokenizer; None to load it from where the model came from.
         compute_metrics: Called after evaluation with ``EvalPrediction(predictions, label_ids)``:

@@ -1,18 +1,20 @@
 """What a run begins with: checked and prepared without a trainer."""
 
 import pytest
+from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 
-from prefopt.data import DataError
+from prefopt.data import DataError, WeightedDataset
 from prefopt.objective import parse_objective
 from prefopt.training.run import DataPreparation, named_datasets, prepare_run
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import config
 
 
-def preparation(loss="dpo", max_length=64):
+def preparation(loss="dpo", max_length=64, num_proc=None, seed=0):
     console = Console(quiet=True)
-    return DataPreparation(tiny_tokenizer(), parse_objective(loss), max_length, None, console)
+    objective = parse_objective(loss)
+    return DataPreparation(tiny_tokenizer(), objective, max_length, num_proc, console, seed)
 
 
 def run(tmp_path, model="llama", train=None, **options):
@@ -45,6 +47,106 @@ def test_what_it_prepared_stays_and_nothing_stays_nothing():
 def test_data_that_a_loss_cannot_learn_from_is_an_error():
     with pytest.raises(DataError, match="the data is unpaired, but the loss needs pairs"):
         preparation("dpo").prepare(tiny_rows(4, "unpaired"), "train")
+
+
+def test_several_datasets_are_prepared_and_reported_by_themselves():
+    """One of texts, one of messages, one of unpaired rows; a prompt of one is too long."""
+    turns = [[{"role": "user", "content": f"w{i}"}] for i in range(5, 8)]
+    answers = [
+        [[{"role": "assistant", "content": f"w{i + n} w9"}] for i in (3, 6, 9)] for n in (5, 30)
+    ]
+    messages = Dataset.from_dict({"prompt": turns, "chosen": answers[0], "rejected": answers[1]})
+    long = Dataset.from_list([{"prompt": "w3 " * 80, "chosen": " w4", "rejected": " w5"}])
+    data = preparation({"paired": "dpo", "unpaired": "kto"})
+    data._tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    texts = concatenate_datasets([tiny_rows(4), long])
+    rows = data.prepare(
+        [texts, (messages, 2.0, "chats.jsonl"), WeightedDataset(tiny_rows(6, "unpaired"), 0.5)],
+        "train",
+    )
+    assert rows["kind"][:] == ["paired"] * 4 + ["paired"] * 6 + ["unpaired"] * 3
+    reports = [
+        (name, report.rows, report.kept, report.weight, report.used)
+        for name, report in data.reports.items()
+    ]
+    assert reports == [
+        ("train[0]", 5, 4, 1.0, 4),
+        ("train: chats.jsonl", 3, 3, 2.0, 6),
+        ("train[2]", 6, 6, 0.5, 3),
+    ]
+    assert "used                     6 rows an epoch, by weight 2" in "\n".join(
+        report.render() for report in data.reports.values()
+    )
+
+
+def test_a_mixture_is_the_same_for_a_seed_whatever_the_number_of_processes():
+    parts = [(tiny_rows(20), 0.5), (tiny_rows(10, seed=1), 1.5)]
+    first, same, parallel, other = (
+        preparation(seed=seed, num_proc=num_proc).prepare(parts, "train").to_list()
+        for seed, num_proc in ((1, None), (1, None), (1, 2), (2, None))
+    )
+    assert first == same == parallel
+    assert len(first) == len(other) == 25
+    assert first != other
+
+
+def test_rows_that_are_prepared_already_mix_too():
+    rows = preparation().prepare(tiny_rows(4), "train")
+    data = preparation()
+    assert len(data.prepare([rows, (tiny_rows(3, seed=1), 2)], "train")) == 10
+    assert list(data.reports) == ["train[1]"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "loss", "message"),
+    [
+        (["paired", "unpaired"], "dpo", r"train\[0\] is paired, train\[1\] is unpaired"),
+        (["paired", "ranked"], "kto", r"train\[1\] is ranked"),
+        (["paired", "unpaired"], {"paired": "dpo"}, "add one for 'unpaired'"),
+        (["paired", "paired"], "odpo", r"train\[0\] data: the loss takes margins"),
+    ],
+)
+def test_a_mixture_that_losses_cannot_learn_from_is_named(parts, loss, message):
+    with pytest.raises(DataError, match=message):
+        preparation(loss).prepare([tiny_rows(4, kind) for kind in parts], "train")
+
+
+def test_losses_look_at_the_rows_of_all_parts_together():
+    both = [tiny_rows(4), tiny_rows(4, "unpaired")]
+    assert len(preparation("kto").prepare(both, "train")) == 8
+    # The term for unpaired rows has none in the first part, that for pairs none in the second.
+    assert len(preparation("dpo + kto").prepare(both, "train")) == 8
+    margins = tiny_rows(4).add_column("margin", [1, 2, 3, 4])
+    by_kind = preparation({"paired": "odpo", "unpaired": "kto"})
+    rows = by_kind.prepare([margins, tiny_rows(4, "unpaired")], "train")
+    assert rows["margin"][:] == [1.0, 2.0, 3.0, 4.0, None, None, None, None]
+
+
+def test_wrong_rows_and_weights_name_the_dataset():
+    wrong = Dataset.from_list([{"prompt": "w3", "chosen": "w4", "rejected": None}])
+    data = preparation()
+    with pytest.raises(DataError, match=r"train: b.csv data, row 0, column 'rejected'"):
+        data.prepare([tiny_rows(2), (wrong, 1.0, "b.csv")], "train")
+    with pytest.raises(DataError, match=r"train: b.csv data: a weight of 0.01 leaves none of 4"):
+        data.prepare([(tiny_rows(4), 0.01, "b.csv")], "train")
+
+
+def test_a_list_of_datasets_is_checked_before_anything_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="the list of datasets is empty"):
+        prepare_run("nowhere", config(tmp_path), train_dataset=[])
+    streams = [tiny_rows(4), tiny_rows(4).to_iterable_dataset()]
+    with pytest.raises(ValueError, match="number 1 of the datasets is a stream"):
+        prepare_run("nowhere", config(tmp_path), train_dataset=streams)
+    with pytest.raises(TypeError, match="of a list of rows make one with"):
+        prepare_run("nowhere", config(tmp_path), train_dataset=tiny_rows(2).to_list())
+    with pytest.raises(ValueError, match="number 0 of the datasets has no rows"):
+        prepare_run("nowhere", config(tmp_path), train_dataset=[tiny_rows(2).select([])])
+
+
+def test_without_a_name_the_loss_is_that_of_all_parts(tmp_path):
+    unpaired = tiny_rows(6, "unpaired")
+    assert run(tmp_path, train=[unpaired, unpaired]).objective.name == "kto"
+    assert run(tmp_path, train=[tiny_rows(6), tiny_rows(4, "ranked")]).objective.name == "dpo"
 
 
 def test_a_run_has_policy_tokenizer_losses_and_data(tmp_path):

@@ -13,7 +13,8 @@ from prefopt.cli import is_main_process
 from prefopt.cli.cache.store import folder_of, store_errors
 from prefopt.cli.cache.text import model_text, printable, size_text
 from prefopt.cli.errors import UserError, user_errors
-from prefopt.cli.train import checkpoint_of, load_splits, make_parser, parse, run_arguments
+from prefopt.cli.rows import load_splits
+from prefopt.cli.train import checkpoint_of, make_parser, parse, run_arguments
 from prefopt.reference.fingerprint import Fingerprint
 from prefopt.reference.references import References
 from prefopt.reference.sources import Source

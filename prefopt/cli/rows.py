@@ -1,0 +1,301 @@
+"""The rows of a run, as its options name them: one dataset, or several with weights."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefopt.cli.errors import UserError
+
+# What a key of an entry is called elsewhere, and what to write here.
+_OTHER_KEYS = {
+    "id": "path",
+    "dataset": "path",
+    "dataset_name": "path",
+    "config": "name",
+    "dataset_config": "name",
+    "subset": "name",
+    "dataset_split": "split",
+    "fraction": "weight (how often each row is used in an epoch, where TRL's fraction is the share "
+    "of the mixture)",
+}
+
+# A path that is one of these is the type of data_files.
+_TYPES = ("json", "csv", "parquet")
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One of several datasets: an item of ``datasets``, with the keys that TRL has, and a weight.
+
+    Attributes:
+        path: Hub id, folder or file, or the type of ``data_files``, as ``json``.
+        name: Configuration of a dataset that has several.
+        split: Split to train on, also a part of it; None for the only one, or train.
+        columns: The columns to read; None for all.
+        data_dir: Folder within the dataset.
+        data_files: Files within the dataset, or of the type that ``path`` is.
+        weight: How often each row is used in an epoch.
+    """
+
+    path: str
+    name: str | None = None
+    split: str | None = None
+    columns: list[str] | None = None
+    data_dir: str | None = None
+    data_files: Any = None
+    weight: float = 1.0
+
+    @classmethod
+    def read(cls, item: Any) -> "DatasetEntry":
+        """Return the entry that a path or a mapping describes.
+
+        Raises:
+            ValueError: If it is neither, has no path, or a key that there is not.
+
+        Examples:
+            >>> DatasetEntry.read({"path": "pairs.jsonl", "weight": 0.5}).label
+            'pairs.jsonl'
+        """
+        if isinstance(item, str):
+            return cls(item)
+        if not isinstance(item, Mapping):
+            raise ValueError(
+                f"datasets must list paths, or mappings such as {{path: pairs.jsonl}}; got {item!r}"
+            )
+        known = [part.name for part in fields(cls)]
+        for key in item:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = _OTHER_KEYS.get(str(key), near[0] if near else None)
+                raise ValueError(
+                    f"unknown key {key!r} in datasets"
+                    + (f"; use {hint} instead" if hint else "")
+                    + f" (there are: {', '.join(known)})"
+                )
+        if not isinstance(item.get("path"), str):
+            raise ValueError(f"an entry of datasets needs a path (Hub id, folder or file): {item}")
+        columns = item.get("columns")
+        if isinstance(columns, str) or not isinstance(columns or [], list):
+            raise ValueError(f"columns of {item['path']} must be a list of names, got {columns!r}")
+        return cls(**{**item, "weight": _number(item["path"], item.get("weight"))})
+
+    @property
+    def label(self) -> str:
+        """What the dataset is called in reports and errors."""
+        files = self.data_files if isinstance(self.data_files, str) else None
+        more = [part for part in (self.name, self.data_dir, files, self.split) if part]
+        return f"{self.path} ({', '.join(more)})" if more else self.path
+
+    def load(self, split: str | None = None, streaming: bool = False) -> Any:
+        """Return its rows, or those of another split.
+
+        Raises:
+            ValueError: If it cannot be read, or has no such split or columns.
+        """
+        rows = train_split(self.load_all(split or self.split, streaming), self.path)
+        missing = [column for column in self.columns or [] if column not in rows.column_names]
+        if missing:
+            raise ValueError(
+                f"{self.label} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}"
+            )
+        return rows.select_columns(self.columns) if self.columns else rows
+
+    def load_all(self, split: str | None = None, streaming: bool = False) -> Any:
+        """Return the rows of a split; without one, all splits if there are several."""
+        from prefopt.data import load_rows
+
+        files = self.data_files
+        if self.path in _TYPES and isinstance(files, str) and Path(files).is_file():
+            return load_rows(files, split, streaming=streaming)
+        return load_rows(
+            self.path,
+            split,
+            config=self.name,
+            streaming=streaming,
+            data_dir=self.data_dir,
+            data_files=self.data_files,
+        )
+
+
+@dataclass
+class DataArguments:
+    """The data of a run, under the names that TRL's scripts use."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--dataset"],
+            "help": "Hub id, local folder, or file (json, jsonl, csv, parquet, also .gz).",
+        },
+    )
+    datasets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Several datasets in place of one: paths, or in a YAML file mappings with "
+            "path, weight (how often each row is used in an epoch, default 1), name (of a "
+            "configuration), split, columns, data_dir, data_files."
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Name of the dataset's configuration, if it has several."}
+    )
+    dataset_train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to train on, also a part such as train[:1000]. By default the only one, "
+            "or train."
+        },
+    )
+    dataset_test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to evaluate on. By default test, where there is one and eval_strategy "
+            "asks for evaluations."
+        },
+    )
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={
+            "aliases": ["--test_split_size"],
+            "help": "Share of the training rows held out, by the run's seed, to evaluate on; "
+            "at least 0 and below 1. Not together with dataset_test_split.",
+        },
+    )
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.eval_fraction and self.dataset_test_split:
+            raise ValueError("give eval_fraction or dataset_test_split, not both")
+        if self.eval_fraction and self.dataset_streaming:
+            raise ValueError("eval_fraction needs the whole dataset: it does not go with streaming")
+        if isinstance(self.dataset_name, list):
+            raise ValueError("dataset_name is one dataset; several go to datasets")
+        if self.datasets is not None:
+            self._check_several()
+
+    def _check_several(self) -> None:
+        if not isinstance(self.datasets, list) or not self.datasets:
+            raise ValueError(
+                "datasets must be a list of at least one dataset, each a path or a mapping such as "
+                f"{{path: pairs.jsonl, weight: 0.5}}; got {self.datasets!r}"
+            )
+        if self.dataset_name is not None:
+            raise ValueError(
+                f"give dataset_name (here {self.dataset_name}) or datasets, not both; a dataset "
+                "more is an entry more"
+            )
+        for option, key in (("dataset_config", "name"), ("dataset_train_split", "split")):
+            if getattr(self, option) is not None:
+                raise ValueError(f"{option} is of one dataset; give each entry its {key} instead")
+        if self.dataset_streaming:
+            raise ValueError(
+                "datasets does not go with dataset_streaming: a stream has no number of rows for a "
+                "weight to share out. Leave it out: rows are read from disk, not kept in memory"
+            )
+        _ = self.entries  # raises for a wrong one
+
+    @property
+    def entries(self) -> list[DatasetEntry]:
+        """The datasets of the run."""
+        if self.datasets is not None:
+            return [DatasetEntry.read(item) for item in self.datasets]
+        return [DatasetEntry(str(self.dataset_name), self.dataset_config, self.dataset_train_split)]
+
+
+def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
+    """Return the rows to train on, and those to evaluate on or None.
+
+    Several datasets are lists of ``prefopt.data.WeightedDataset``; weights are of training alone.
+    """
+    evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
+    if data_args.datasets is not None:
+        return _load_several(data_args, config.seed, evaluates)
+    (entry,) = data_args.entries
+    load = partial(entry.load_all, streaming=data_args.dataset_streaming)
+    rows = load(entry.split)
+    splits = dict(rows) if isinstance(rows, Mapping) else {}
+    rows = train_split(rows, entry.path)
+    if data_args.dataset_test_split:
+        return rows, load(data_args.dataset_test_split)
+    if data_args.eval_fraction:
+        return _held_out(rows, data_args.eval_fraction, config.seed, entry.label)
+    if not evaluates:
+        return rows, None
+    if "test" not in splits:
+        raise _nothing_to_evaluate(f" ({', '.join(splits)})" if splits else "")
+    return rows, splits["test"]
+
+
+def _load_several(data_args: DataArguments, seed: int, evaluates: bool) -> tuple[Any, Any]:
+    from prefopt.data import WeightedDataset
+
+    entries = data_args.entries
+    rows = [entry.load() for entry in entries]
+    held_out: list[WeightedDataset] | None = None
+    if data_args.dataset_test_split:
+        split = data_args.dataset_test_split
+        held_out = [WeightedDataset(entry.load(split), name=entry.label) for entry in entries]
+    elif data_args.eval_fraction:
+        # Of each dataset before its weight, so that no row is in both parts.
+        parts = [
+            _held_out(its, data_args.eval_fraction, seed, entry.label)
+            for its, entry in zip(rows, entries, strict=True)
+        ]
+        rows = [train for train, _ in parts]
+        held_out = [
+            WeightedDataset(test, name=entry.label)
+            for (_, test), entry in zip(parts, entries, strict=True)
+        ]
+    elif evaluates:
+        raise _nothing_to_evaluate("")
+    train = [
+        WeightedDataset(its, entry.weight, entry.label)
+        for its, entry in zip(rows, entries, strict=True)
+    ]
+    return train, held_out
+
+
+def train_split(rows: Any, name: str) -> Any:
+    """Return the rows to train on, of a dataset that may have several splits."""
+    if not isinstance(rows, Mapping):
+        return rows
+    if "train" not in rows:
+        raise UserError(
+            f"{name} has no split 'train'; give --dataset_train_split, or split of an entry of "
+            f"datasets, one of: {', '.join(rows)}"
+        )
+    return rows["train"]
+
+
+def _held_out(rows: Any, fraction: float, seed: int, label: str) -> tuple[Any, Any]:
+    try:
+        parts = rows.train_test_split(fraction, seed=seed)
+    except ValueError:
+        raise UserError(
+            f"{label} has too few rows ({len(rows)}) to hold out {fraction:g} of them; leave out "
+            "--eval_fraction, or name a split with --dataset_test_split"
+        ) from None
+    return parts["train"], parts["test"]
+
+
+def _nothing_to_evaluate(found: str) -> UserError:
+    return UserError(
+        "eval_strategy asks for evaluations, but there are no rows for them: name a split "
+        f"with --dataset_test_split{found}, or hold rows out with --eval_fraction 0.1"
+    )
+
+
+def _number(path: str, weight: Any) -> float:
+    if weight is None:
+        return 1.0
+    try:  # YAML reads 1e-1 as text
+        return float(weight)
+    except (TypeError, ValueError):
+        raise ValueError(f"the weight of {path} must be a number, got {weight!r}") from None
