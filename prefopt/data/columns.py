@@ -55,8 +55,8 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
 
 
 def _check_dataset(dataset: Any, what: str) -> None:
-    if isinstance(dataset, list):
-        read_mixture(dataset)
+    if isinstance(dataset, list) and not (dataset and isinstance(dataset[0], dict)):
+        read_mixture(dataset, what)
         return
     if isinstance(dataset, Dataset | IterableDataset):
         return
@@ -65,7 +65,8 @@ def _check_dataset(dataset: Any, what: str) -> None:
     else:
         how = "make one with datasets.Dataset.from_list(rows), or prefopt.data.load_rows(path)"
     raise TypeError(
-        f"{what} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}; {how}"
+        f"{what} must be a datasets.Dataset or IterableDataset, or a list of Datasets, got "
+        f"{type(dataset).__name__}; {how}"
     )
 
 

@@ -32,11 +32,12 @@ class WeightedDataset(NamedTuple):
     name: str | None = None
 
 
-def read_mixture(items: Sequence[Any]) -> list[WeightedDataset]:
+def read_mixture(items: Sequence[Any], what: str = "datasets") -> list[WeightedDataset]:
     """Return the datasets of a list, each with its weight.
 
     Args:
         items: Datasets, or tuples of a dataset, its weight and its name.
+        what: What the list is called in errors.
 
     Raises:
         TypeError: If an item is something else.
@@ -49,11 +50,11 @@ def read_mixture(items: Sequence[Any]) -> list[WeightedDataset]:
         [1.0, 0.5]
     """
     if not items:
-        raise ValueError("the list of datasets is empty; give at least one")
+        raise ValueError(f"{what} is an empty list; give at least one dataset")
     parts = []
     for place, item in enumerate(items):
         part = WeightedDataset(*item) if _is_weighted(item) else WeightedDataset(item)
-        _check(part, f"number {place} of the datasets" + (f" ({part.name})" if part.name else ""))
+        _check(part, f"{what}[{place}]" + (f" ({part.name})" if part.name else ""))
         parts.append(part._replace(weight=float(part.weight)))
     return parts
 

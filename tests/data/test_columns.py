@@ -73,6 +73,11 @@ def test_data_are_datasets_and_there_is_at_least_one():
     rows = Dataset.from_dict(ROWS)
     check_datasets(rows, None)
     check_datasets(None, {"a": rows, "b": rows.to_iterable_dataset()})
+    check_datasets([rows, (rows, 0.5)], {"a": [rows]})
+    with pytest.raises(ValueError, match="train_dataset is an empty list"):
+        check_datasets([], None)
+    with pytest.raises(ValueError, match=r"weight of eval_dataset\['a'\]\[1\] must be greater"):
+        check_datasets(rows, {"a": [rows, (rows, 0)]})
     with pytest.raises(ValueError, match="give a train_dataset, or an eval_dataset"):
         check_datasets(None, None)
     with pytest.raises(TypeError, match=r"got list; make one with datasets.Dataset.from_list"):

@@ -61,12 +61,16 @@ def test_the_kind_of_a_row_is_read_from_its_columns():
 
 
 def test_the_first_row_tells_the_kind_of_raw_and_prepared_data():
-    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
-    prepared = [{"kind": "ranked", "completion_ids": [[1], [2]]}]
+    pairs = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    prepared = Dataset.from_list([{"kind": "ranked", "completion_ids": [[1], [2]]}])
     assert first_kinds(pairs, None) == {"paired"}
     assert first_kinds(None, {"one": prepared, "two": pairs}) == {"ranked"}
     with pytest.raises(ValueError, match="the dataset has no rows"):
-        first_kinds([], pairs)
+        first_kinds(pairs.select([]), pairs)
+    assert first_kinds([pairs, (prepared, 0.5)], None) == {"paired", "ranked"}
+    wrong = Dataset.from_list([{"prompt": "a"}])
+    with pytest.raises(DataError, match=r"train: x.csv data, row 0"):
+        first_kinds([pairs, (wrong, 1.0, "x.csv")], None)
 
 
 @pytest.mark.parametrize("stream", [False, True])

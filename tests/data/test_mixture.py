@@ -77,14 +77,14 @@ def test_a_dataset_a_tuple_and_a_record_are_the_same():
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), 0.0])
 def test_a_weight_must_be_greater_than_nothing(weight):
-    with pytest.raises(ValueError, match=r"number 0 of the datasets \(hh\) must be greater than 0"):
+    with pytest.raises(ValueError, match=r"of datasets\[0\] \(hh\) must be greater than 0"):
         read_mixture([(rows(prompt=["?"]), weight, "hh")])
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([rows(prompt=["?"]), {"prompt": "?"}], "number 1 of the datasets must be a datasets.Data"),
+        ([rows(prompt=["?"]), {"prompt": "?"}], r"datasets\[1\] must be a datasets.Data"),
         (["pairs.jsonl"], "got str"),
         ([(rows(prompt=["?"]), "0.5")], "must be a number, got '0.5'"),
         ([(rows(prompt=["?"]), True)], "must be a number, got True"),

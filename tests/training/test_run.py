@@ -7,14 +7,16 @@ from rich.console import Console
 from prefopt.data import DataError, WeightedDataset
 from prefopt.objective import parse_objective
 from prefopt.training.run import DataPreparation, named_datasets, prepare_run
-from tests.models import tiny_model, tiny_rows, tiny_tokenizer
+from tests.models import VOCABULARY, tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import config
 
 
 def preparation(loss="dpo", max_length=64, num_proc=None, seed=0):
     console = Console(quiet=True)
     objective = parse_objective(loss)
-    return DataPreparation(tiny_tokenizer(), objective, max_length, num_proc, console, seed)
+    return DataPreparation(
+        tiny_tokenizer(), objective, max_length, num_proc, console, VOCABULARY, seed
+    )
 
 
 def run(tmp_path, model="llama", train=None, **options):
@@ -94,7 +96,7 @@ def test_rows_that_are_prepared_already_mix_too():
     rows = preparation().prepare(tiny_rows(4), "train")
     data = preparation()
     assert len(data.prepare([rows, (tiny_rows(3, seed=1), 2)], "train")) == 10
-    assert list(data.reports) == ["train[1]"]
+    assert list(data.reports) == ["train[0]", "train[1]"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_rows_that_are_prepared_already_mix_too():
         (["paired", "unpaired"], "dpo", r"train\[0\] is paired, train\[1\] is unpaired"),
         (["paired", "ranked"], "kto", r"train\[1\] is ranked"),
         (["paired", "unpaired"], {"paired": "dpo"}, "add one for 'unpaired'"),
-        (["paired", "paired"], "odpo", r"train\[0\] data: the loss takes margins"),
+        (["paired", "paired"], "odpo", r"train\[0\] data, row 0: the loss takes margins"),
     ],
 )
 def test_a_mixture_that_losses_cannot_learn_from_is_named(parts, loss, message):
@@ -132,14 +134,14 @@ def test_wrong_rows_and_weights_name_the_dataset():
 
 
 def test_a_list_of_datasets_is_checked_before_anything_is_loaded(tmp_path):
-    with pytest.raises(ValueError, match="the list of datasets is empty"):
+    with pytest.raises(ValueError, match="train_dataset is an empty list"):
         prepare_run("nowhere", config(tmp_path), train_dataset=[])
     streams = [tiny_rows(4), tiny_rows(4).to_iterable_dataset()]
-    with pytest.raises(ValueError, match="number 1 of the datasets is a stream"):
+    with pytest.raises(ValueError, match=r"train_dataset\[1\] is a stream"):
         prepare_run("nowhere", config(tmp_path), train_dataset=streams)
-    with pytest.raises(TypeError, match="of a list of rows make one with"):
+    with pytest.raises(TypeError, match="got list; make one with"):
         prepare_run("nowhere", config(tmp_path), train_dataset=tiny_rows(2).to_list())
-    with pytest.raises(ValueError, match="number 0 of the datasets has no rows"):
+    with pytest.raises(ValueError, match=r"train_dataset\[0\] has no rows"):
         prepare_run("nowhere", config(tmp_path), train_dataset=[tiny_rows(2).select([])])
 
 
