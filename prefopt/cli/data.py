@@ -20,14 +20,28 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([asdict(report) for report in reports], indent=2))
         return 0
-    print("\n\n".join(report.render() for report in reports))
+    for report in reports:
+        print(report.render(), end="\n\n")
+        show_sample(report)
     units = {report.unit for report in reports} - {"tokens"}
     if units:
         print(
-            f"\nCounted in {' and '.join(units)}, as no tokenizer is named: "
+            f"Counted in {' and '.join(units)}, as no tokenizer is named: "
             "--tokenizer MODEL counts the tokens of that model, and what max_length cuts."
         )
     return 0
+
+
+def show_sample(report: "DataReport") -> None:
+    """Print a row as the model sees it; in a terminal what is trained on is green."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    for place, (title, text) in enumerate(report.sample.parts() if report.sample else []):
+        console.print(f"--- {title} ---", style="dim")
+        console.print(text, style="green" if place else None)
+    if report.sample:
+        console.print("---", style="dim", end="\n\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -39,7 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="count rows kept, cut and set aside, tokens, and what the layout saves",
-        description="Prepare a dataset as training would, and print the counts.",
+        description="Prepare a dataset as training would; print the counts, how its texts differ "
+        "from what inference makes, and a row as the model sees it.",
     )
     report.add_argument("dataset", help="Hub id, folder, or json, jsonl, csv, parquet file (.gz)")
     report.add_argument(

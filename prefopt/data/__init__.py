@@ -8,7 +8,7 @@ from prefopt.data.kinds import check_kind, check_kind_by_kind, detect_kind
 from prefopt.data.load import load_rows, report_for
 from prefopt.data.mixture import WeightedDataset
 from prefopt.data.prepare import PreparedDataset, prepare_dataset
-from prefopt.data.report import DataReport, Lengths, SetAside
+from prefopt.data.report import DataReport, Lengths, Remark, Sample, SetAside
 
 __all__ = [
     "DataError",
@@ -18,6 +18,8 @@ __all__ = [
     "PreferenceCollator",
     "PreferenceExample",
     "PreparedDataset",
+    "Remark",
+    "Sample",
     "SetAside",
     "WeightedDataset",
     "check_kind",

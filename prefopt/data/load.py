@@ -21,7 +21,7 @@ from prefopt.data.formats import SOURCE_COLUMNS
 from prefopt.data.messages import Message
 from prefopt.data.prepare import prepare_dataset
 from prefopt.data.report import DataReport
-from prefopt.data.tokenize import Tokenizer
+from prefopt.data.template import Tokenizer
 
 __all__ = ["load_rows", "report_for"]
 
@@ -130,11 +130,18 @@ class _Bytes:
     def __call__(self, text: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [list(item.encode()) for item in text]}
 
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
     def apply_chat_template(
         self, conversation: list[Message], *, add_generation_prompt: bool = False, **options: Any
     ) -> str:
-        text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation)
-        return text + "assistant: " if add_generation_prompt else text
+        lines = [json.dumps(options["tools"], ensure_ascii=False)] if options.get("tools") else []
+        for turn in conversation:
+            others = {key: turn[key] for key in turn if key not in ("role", "content")}
+            more = json.dumps(others, ensure_ascii=False) if others else ""
+            lines.append(f"{turn['role']}: {turn.get('content') or ''}{more}")
+        return "\n".join([*lines, "assistant: " if add_generation_prompt else ""])
 
 
 def _load_file(path: Path, split: str | None, streaming: bool) -> Any:

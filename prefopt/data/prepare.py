@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, Features, IterableDataset
 
+from prefopt.data.audit import Finding, TemplateFacts, audit, stop_tokens
 from prefopt.data.columns import check_columns, check_margins, check_numbers, check_weights
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
 from prefopt.data.formats import SOURCE_COLUMNS, TEXTS_OF_IDS, read_example
 from prefopt.data.mismatch import StreamMismatch, add_mismatched
+from prefopt.data.prefix import shared_length
 from prefopt.data.prepared import COLUMNS, FACTS, OPTIONAL, OUTPUTS, VERSION
-from prefopt.data.report import DataReport, SetAside, count_rows
-from prefopt.data.tokenize import Tokenized, Tokenizer, shared_length, tokenize
+from prefopt.data.report import DataReport, Remark, SetAside, count_rows, show_row
+from prefopt.data.template import Tokenizer
+from prefopt.data.tokenize import Tokenized, tokenize
 from prefopt.data.unread import plain_columns, without_media
 
 __all__ = ["ColumnPlan", "PreparedDataset", "prepare_batch", "prepare_dataset"]
@@ -69,8 +72,9 @@ def prepare_dataset(
     """Turn preferences in any format of ``prefopt.data.formats`` into token ids.
 
     Completions are cut at their end. A row is set aside if its prompt leaves no room for a
-    completion, or if a completion has no token that counts; the report counts them. A stream
-    has no report: it warns of the first row it sets aside for each reason.
+    completion, if a completion has no token that counts, or if the chat template leaves out an
+    answer, a message or tools; the report counts them. A stream has no report: it warns of the
+    first row it sets aside for each reason.
 
     Args:
         dataset: The data.
@@ -102,6 +106,7 @@ def prepare_dataset(
         "max_length": max_length,
         "needs_margins": needs_margins,
         "vocabulary": vocabulary,
+        "stops": stop_tokens(tokenizer),
     }
     try:
         dataset = without_media(dataset)
@@ -157,14 +162,19 @@ def _prepare_rows(
         for reason, count in Counter(why for why in reasons if why is not None).items()
     }
     if not kept:
-        reasons_text = "; ".join(f"{aside.count} rows: {why}" for why, aside in set_aside.items())
+        reasons_text = "; ".join(
+            f"{aside.count} row{'s' * (aside.count > 1)}: {why}" for why, aside in set_aside.items()
+        )
         raise DataError(f"no row is left ({reasons_text}; max_length is {max_length})")
+    remarks = _collect(mapped, kept)
     mapped = mapped.select(kept) if set_aside else mapped
     report = replace(
         count_rows(mapped, name, batch_size),
         rows=len(dataset),
         set_aside=set_aside,
         not_read=tuple(_not_read(plan, columns, mapped.unique("kind"))),
+        remarks=remarks,
+        sample=show_row(mapped[0], kept[0], tokenizer),
         max_length=max_length,
         unit=getattr(tokenizer, "unit", "tokens"),
         eos_missing=tokenizer is not None
@@ -181,6 +191,19 @@ def _not_read(plan: "ColumnPlan", columns: Sequence[str], kinds: Sequence[str]) 
         return named + [column for column in TEXTS_OF_IDS if column in columns]
     needed_by = {"label": "unpaired", "output": "unpaired", "ranks": "ranked"}
     return named + [c for c, kind in needed_by.items() if c in columns and kind not in kinds]
+
+
+def _collect(dataset: Dataset, kept: Sequence[int]) -> dict[str, Remark]:
+    """Return what was found in the rows that are kept, each with its first example."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    findings = dataset["_findings"][:]
+    for row in kept:
+        for finding in findings[row]:
+            found.setdefault(finding["what"], (finding["example"], []))[1].append(row)
+    return {
+        what: Remark(len(rows), tuple(rows[:EXAMPLE_ROWS]), example)
+        for what, (example, rows) in found.items()
+    }
 
 
 def _prepare_stream(
@@ -200,7 +223,10 @@ def _prepare_stream(
     plain = plain_columns(dataset.features, SOURCE_COLUMNS)
     options = {**options, "outputs": plan.outputs, "plain": plain}
     batch = {column: [row.get(column) for row in first] for column in columns}
-    kinds = frozenset(prepare_batch(batch, range(len(first)), **options)["kind"])
+    rows = prepare_batch(batch, range(len(first)), **options)
+    if all(rows["_lost"]):
+        raise DataError(f"none of the first {len(first)} rows can be used: {rows['_reason'][0]}")
+    kinds = frozenset(rows["kind"])
     if unread := _not_read(plan, columns, [*kinds]):
         logger.info("%s data: columns that are not read: %s", name, ", ".join(unread))
     if check_kinds is not None:
@@ -255,13 +281,20 @@ def _check_kind(kind: str, others: frozenset[str], check: Any, number: int) -> N
 
 @dataclass
 class _KeepUsable:
-    """Keeps the usable rows of a stream; warns once of each reason why a row is not."""
+    """Keeps the usable rows of a stream; warns once of each reason why a row is not.
+
+    What is found in rows that are used is logged once too, as information.
+    """
 
     name: str
     warned_of: set[str] = field(default_factory=set)
 
     def __call__(self, row: Mapping[str, Any], number: int) -> bool:
         reason = row["_reason"]
+        for finding in row["_findings"] if reason is None else []:
+            if finding["what"] not in self.warned_of:
+                self.warned_of.add(finding["what"])
+                logger.info("%s data: row %d: %s: %s", self.name, number, *finding.values())
         if reason is not None and reason not in self.warned_of:
             self.warned_of.add(reason)
             logger.warning(
@@ -323,6 +356,7 @@ def prepare_batch(
     needs_margins: Sequence[str] = (),
     vocabulary: int | None = None,
     plain: Sequence[str] = (),
+    stops: Sequence[int] = (),
     version: int = VERSION,
 ) -> dict[str, list[Any]]:
     """Prepare a batch of rows; the function that ``datasets`` maps.
@@ -355,7 +389,12 @@ def prepare_batch(
         for example, number in zip(examples, numbers, strict=True):
             if example.kl_completions is None:
                 raise DataError("is null; other rows have it", number, "kl_completion_ids")
-    rows = [_prepare_row(*both, max_length) for both in zip(examples, tokenized, strict=True)]
+    by_template = any(example.form == "messages" for example in examples)
+    facts = TemplateFacts.of(tokenizer) if tokenizer and by_template else TemplateFacts()
+    pairs = list(zip(examples, tokenized, strict=True))
+    rows = [
+        _prepare_row(*pair, audit(*pair, tokenizer, facts, stops), max_length) for pair in pairs
+    ]
     return {column: [row[column] for row in rows] for column in outputs}
 
 
@@ -370,17 +409,21 @@ def _check_texts(batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> 
 
 
 def _prepare_row(
-    example: PreferenceExample, tokenized: Tokenized, max_length: int | None
+    example: PreferenceExample,
+    tokenized: Tokenized,
+    findings: Sequence[Finding],
+    max_length: int | None,
 ) -> dict[str, Any]:
     """Return the prepared row, cut to ``max_length``, and its facts."""
-    prompt, whole, moved = tokenized
+    prompt, whole = tokenized.prompt_ids, tokenized.completion_ids
+    lost = tokenized.rendered.lost if tokenized.rendered else None
     room = None if max_length is None else max(max_length - len(prompt), 0)
     completions = [ids[:room] for ids in whole]
     mismatched = [ids[:room] for ids in example.kl_completions or []]
     masks = [mask[:room] for mask in example.masks or [[True] * len(ids) for ids in whole]]
     # Nothing predicts the first token of a text.
     counted = [mask[1:] if not prompt else mask for mask in masks]
-    reason = example.unusable
+    reason = example.unusable or lost
     if reason is None and room == 0 and any(whole):
         reason = NO_ROOM
     if reason is None and not all(map(any, counted)):
@@ -396,11 +439,13 @@ def _prepare_row(
         "scores": example.scores if used else [],
         "kl_completion_ids": mismatched if used else [],
         "_reason": reason,
+        "_lost": lost is not None,
+        "_findings": [finding._asdict() for finding in findings],
         "_cut_tokens": [len(a) - len(b) for a, b in zip(whole, completions, strict=True)],
         "_identical": _any_equal(whole),
         "_identical_after": _any_equal(completions) and not _any_equal(whole),
         "_empty": any(map(_is_empty, example.completions)),
-        "_moved": moved,
+        "_moved": bool(tokenized.unused_ids),
         "_repeated": example.repeated,
         "_layout_tokens": _layout_tokens(prompt, completions) if used else 0,
         "_keys": [_key(ids) for ids in (prompt, *completions)] if used else [],

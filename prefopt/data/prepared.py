@@ -35,7 +35,7 @@ __all__ = [
 
 # Part of the key under which `datasets` caches prepared rows: raise it when they would come out
 # differently, since `datasets` does not look into the functions of an installed package.
-VERSION = 3
+VERSION = 4
 IDS = List(Value("int32"))
 OUTPUTS = {
     "kind": Value("string"),
@@ -52,6 +52,8 @@ OPTIONAL = {
 # Facts about each row that go into the report and are removed again.
 FACTS = {
     "_reason": Value("string"),
+    "_lost": Value("bool"),
+    "_findings": List({"what": Value("string"), "example": Value("string")}),
     "_cut_tokens": List(Value("int32")),
     "_identical": Value("bool"),
     "_identical_after": Value("bool"),

@@ -12,7 +12,7 @@ from prefopt.data.messages import (
     same_message,
     squeezed,
 )
-from prefopt.data.tokenize import shared_length
+from prefopt.data.prefix import shared_length
 from prefopt.data.unread import refuse_unread
 
 __all__ = ["Texts", "read_texts"]

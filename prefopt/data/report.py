@@ -1,8 +1,9 @@
 """How many rows of a data set were kept, cut and set aside, and how many tokens they hold."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from prefopt.data.prepared import list_lengths, read_chunks
 
-__all__ = ["DataReport", "Lengths", "SetAside", "count_rows"]
+__all__ = ["DataReport", "Lengths", "Remark", "Sample", "SetAside", "count_rows", "show_row"]
+
+SHOWN = 1200  # characters of a text, half of them at its end
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,36 @@ class SetAside:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """Rows that are used, and of which there is something to know: how many, and the first few.
+
+    ``example`` is how it looks in the first of them.
+    """
+
+    count: int
+    rows: tuple[int, ...]
+    example: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row as the model sees it: the text of the prompt's tokens, and of each completion's."""
+
+    row: int
+    prompt: str
+    completions: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def parts(self) -> list[tuple[str, str]]:
+        """Return each part's title and text; the prompt is the first, the others are trained on."""
+        titles = [f"row {self.row}, prompt", *(f"{name}, trained on" for name in self.names)]
+        return [
+            (title, _shorten(text))
+            for title, text in zip(titles, (self.prompt, *self.completions), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Counts of a data set that was prepared.
 
@@ -51,6 +84,9 @@ class DataReport:
         kept: Rows that are used.
         kinds: Rows kept of each kind.
         set_aside: Rows not used, by reason.
+        remarks: Rows kept whose text differs from what inference makes, by what differs, and such
+            whose text had its BOS or EOS already.
+        sample: The first row that is kept; None without a tokenizer.
         cut_rows: Rows kept with a completion cut to ``max_length``.
         cut_completions: Completions that were cut.
         cut_tokens: Tokens that were cut off.
@@ -83,6 +119,8 @@ class DataReport:
     kept: int
     kinds: Mapping[str, int]
     set_aside: Mapping[str, SetAside] = field(default_factory=dict)
+    remarks: Mapping[str, Remark] = field(default_factory=dict)
+    sample: Sample | None = None
     cut_rows: int = 0
     cut_completions: int = 0
     cut_tokens: int = 0
@@ -126,14 +164,14 @@ class DataReport:
             (f"{self.name} data", f"{_plural(self.rows, 'row')} in, {self.kept:,} kept: {kinds}")
         ]
         for reason, aside in self.set_aside.items():
-            shown = ", ".join(map(str, aside.rows))
-            shown += ", ..." if aside.count > len(aside.rows) else ""
-            rows = "row" if aside.count == 1 else "rows"
-            lines.append(("set aside", f"{aside.count:,}: {reason} ({rows} {shown})"))
+            lines.append(("set aside", f"{aside.count:,}: {reason} ({_numbers(aside)})"))
         if self.used is not None:
             lines.append(
                 ("used", f"{_plural(self.used, 'row')} an epoch, by weight {self.weight:g}")
             )
+        for what, remark in self.remarks.items():
+            text = f"{_plural(remark.count, 'row')}: {what}: {remark.example} ({_numbers(remark)})"
+            lines.append(("audit", text))
         lines += self._remarks()
         lines += [("not read", ", ".join(self.not_read))] if self.not_read else []
         lines.append(("prompts", self._lengths(self.prompts)))
@@ -168,14 +206,6 @@ class DataReport:
         if self.empty:
             text = f"{_plural(self.empty, 'row')} with a completion without a word"
             lines.append(("empty", text))
-        if self.boundary_moved:
-            lines.append(
-                (
-                    "boundary",
-                    f"{_plural(self.boundary_moved, 'row')} where the tokenised prompt is not how "
-                    "prompt + completion begins; there the completion begins where they differ",
-                )
-            )
         if self.repeated:
             rows = _plural(self.repeated, "row")
             lines.append(("repeated", f"{rows} whose completions began with the prompt, now once"))
@@ -214,6 +244,36 @@ def _proposed_weights(desirable: int, undesirable: int) -> list[tuple[str, str]]
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _numbers(found: SetAside | Remark) -> str:
+    shown = ", ".join(map(str, found.rows))
+    more = ", ..." if found.count > len(found.rows) else ""
+    return f"{'row' if found.count == 1 else 'rows'} {shown}{more}"
+
+
+def _shorten(text: str) -> str:
+    left = len(text) - SHOWN
+    if left <= 0:
+        return text
+    return f"{text[: SHOWN // 2]}\n[... {left:,} characters ...]\n{text[-SHOWN // 2 :]}"
+
+
+def show_row(row: Mapping[str, Any], number: int, tokenizer: Any) -> Sample | None:
+    """Return the text of a prepared row's tokens; None if there is nothing to read them with."""
+    decode = getattr(tokenizer, "decode", None)
+    if decode is None:
+        return None
+    texts = [decode(ids) for ids in (row["prompt_ids"], *row["completion_ids"])]
+    return Sample(number, texts[0], tuple(texts[1:]), tuple(_names(row)))
+
+
+def _names(row: Mapping[str, Any]) -> Sequence[str]:
+    if row["kind"] == "paired":
+        return ["chosen", "rejected"]
+    if row["kind"] == "unpaired":
+        return ["desirable" if label else "undesirable" for label in row["desirable"]]
+    return [f"rank {rank}" for rank in row["ranks"]]
 
 
 def count_rows(dataset: Dataset, name: str, batch_size: int) -> DataReport:

@@ -1,53 +1,69 @@
 """From text and messages to token ids, split into prompt and completions."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
-from prefopt.data.messages import Message
+from prefopt.data.prefix import shared_length
+from prefopt.data.template import Rendered, Tokenizer, render_messages
 
-__all__ = ["Tokenized", "Tokenizer", "shared_length", "split_prompt", "tokenize"]
-
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used."""
-
-    eos_token: str | None
-    chat_template: Any
-
-    def __call__(self, text: list[str], **options: Any) -> Any:
-        """Return the ids of each text under the key ``input_ids``."""
-
-    def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
-        """Return the text of the messages."""
+__all__ = ["Tokenized", "split_prompt", "tokenize"]
 
 
 class Tokenized(NamedTuple):
-    """Token ids; and whether the completions begin before the prompt's own tokens end."""
+    """Token ids of an example.
+
+    Attributes:
+        prompt_ids: The prompt, as far as all texts begin with it.
+        completion_ids: What follows it in each text.
+        unused_ids: The prompt's own tokens that are not how the texts go on.
+        rendered: The texts that were tokenised; None if the row holds token ids.
+    """
 
     prompt_ids: list[int]
     completion_ids: list[list[int]]
-    boundary_moved: bool
+    unused_ids: list[int]
+    rendered: Rendered | None = None
 
 
-def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Return how many leading tokens, or characters, two sequences share.
+class SpecialTokens(NamedTuple):
+    """What a tokenizer puts around plain text, and the tokens that texts end with.
 
-    >>> shared_length([1, 2, 3], [1, 2, 4, 5])
-    2
+    Attributes:
+        before: Token ids before every text, as BOS.
+        behind: Token ids behind every text, without EOS.
+        bos: Text of the BOS token; empty if there is none.
+        eos: Text of the EOS token; empty if there is none.
+        turn_ends: Texts of further special tokens: one may end a turn.
     """
-    shared = min(len(first), len(second))
-    if first[:shared] == second[:shared]:
-        return shared
-    low = 0  # the first `low` tokens are shared, the first `shared` are not
-    while shared - low > 1:
-        middle = (low + shared) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            shared = middle
-    return low
+
+    before: list[int]
+    behind: list[int]
+    bos: str
+    eos: str
+    turn_ends: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
+        """Return those of a tokenizer."""
+        bare = _encode(tokenizer, ["a"])[0]
+        whole = tokenizer(["a"])["input_ids"][0]
+        start = next(
+            (at for at in range(len(whole)) if whole[at : at + len(bare)] == bare),
+            len(whole) - len(bare),
+        )
+        eos_id = getattr(tokenizer, "eos_token_id", None)
+        names = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+        named = {getattr(tokenizer, f"{name}_token", None) for name in names}
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        return cls(
+            before=whole[:start],
+            behind=[token for token in whole[start + len(bare) :] if token != eos_id],
+            bos=getattr(tokenizer, "bos_token", None) or "",
+            eos=tokenizer.eos_token or "",
+            turn_ends=tuple(t.content for t in added if t.special and t.content not in named),
+        )
 
 
 def split_prompt(prompt_ids: list[int], texts: Sequence[list[int]]) -> Tokenized:
@@ -58,11 +74,11 @@ def split_prompt(prompt_ids: list[int], texts: Sequence[list[int]]) -> Tokenized
     all the texts, and its own tokens beyond are not used.
 
     Examples:
-        >>> split_prompt([5, 6, 7], [[5, 6, 7, 8], [5, 6, 9]])
-        Tokenized(prompt_ids=[5, 6], completion_ids=[[7, 8], [9]], boundary_moved=True)
+        >>> split_prompt([5, 6, 7], [[5, 6, 7, 8], [5, 6, 9]])[:3]
+        ([5, 6], [[7, 8], [9]], [7])
     """
     end = min(shared_length(prompt_ids, text) for text in texts)
-    return Tokenized(prompt_ids[:end], [text[end:] for text in texts], end < len(prompt_ids))
+    return Tokenized(prompt_ids[:end], [text[end:] for text in texts], prompt_ids[end:])
 
 
 def tokenize(
@@ -70,62 +86,94 @@ def tokenize(
 ) -> list[Tokenized]:
     """Return the token ids of examples, from one call of the tokenizer for all texts.
 
-    Text gets the tokenizer's special tokens, and the end-of-sequence token where it does not end
-    with it. Messages are rendered by the chat template. Token ids stay as they are.
+    Text gets the tokenizer's special tokens, BOS not where it begins with BOS, and the
+    end-of-sequence token where it does not end with it or with another special token. Messages are
+    rendered by the chat template. Token ids stay as they are.
 
     Raises:
         DataError: If the tokenizer has no chat template, or the template refuses a row.
     """
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    for example, number in zip(examples, numbers, strict=True):
-        if example.form != "ids" and example.completions:
-            texts[example.form == "text"].extend(_render(example, number, tokenizer))
-    ids = {plain: iter(_encode(tokenizer, part, plain)) for plain, part in texts.items()}
-    tokenized = []
-    for example in examples:
-        if example.form == "ids" or not example.completions:
-            prompt = example.prompt if example.form == "ids" else []
-            tokenized.append(Tokenized(prompt, example.completions, False))
-        else:
-            source = ids[example.form == "text"]
-            prompt = next(source)
-            tokenized.append(split_prompt(prompt, [next(source) for _ in example.completions]))
-    return tokenized
+    special = _special_tokens(examples, tokenizer)
+    rendered = [
+        None
+        if example.form == "ids" or not example.completions
+        else _render(example, number, tokenizer, special)
+        for example, number in zip(examples, numbers, strict=True)
+    ]
+    ids = iter(
+        _encode(tokenizer, [text for row in rendered if row for text in (row.prompt, *row.texts)])
+    )
+    return [
+        _split(example, row, ids, special) for example, row in zip(examples, rendered, strict=True)
+    ]
 
 
-def _render(example: PreferenceExample, number: int, tokenizer: Tokenizer | None) -> Iterable[str]:
+def _special_tokens(
+    examples: Sequence[PreferenceExample], tokenizer: Tokenizer | None
+) -> SpecialTokens | None:
+    if tokenizer is None or all(example.form != "text" for example in examples):
+        return None
+    return SpecialTokens.of(tokenizer)
+
+
+def _render(
+    example: PreferenceExample,
+    number: int,
+    tokenizer: Tokenizer | None,
+    special: SpecialTokens | None,
+) -> Rendered:
     """Return the texts of the prompt alone and of the prompt with each completion."""
     if tokenizer is None:
         raise DataError("holds text, so a tokenizer is needed", number)
-    if example.form == "text":
-        eos = tokenizer.eos_token or ""
-        ends = ["" if text.endswith(eos) else eos for text in example.completions]
-        texts = [text + end for text, end in zip(example.completions, ends, strict=True)]
-        return [example.prompt, *(example.prompt + text for text in texts)]
-    if not tokenizer.chat_template:
-        raise DataError(
-            "holds messages, but the tokenizer has no chat template: set tokenizer.chat_template, "
-            "or make prompt and completions plain text",
-            number,
-        )
-    options = {"tools": example.tools, **example.options, "tokenize": False}
-    conversations = [example.prompt + messages for messages in example.completions]
-    try:
-        prompt = tokenizer.apply_chat_template(
-            example.prompt, **{**options, "add_generation_prompt": True}
-        )
-        return [prompt, *(tokenizer.apply_chat_template(c, **options) for c in conversations)]
-    except Exception as error:  # a template may raise anything
-        raise DataError(
-            f"the chat template refuses the messages: {type(error).__name__}: {error}", number
-        ) from error
+    if example.form == "messages":
+        return render_messages(example, number, tokenizer)
+    assert special is not None  # made where an example is text
+    texts = [example.prompt + with_end(text, special) for text in example.completions]
+    return Rendered(example.prompt, texts)
 
 
-def _encode(tokenizer: Tokenizer | None, texts: list[str], plain: bool) -> list[list[int]]:
-    """Return the token ids of texts; rendered messages have their special tokens already."""
+def with_end(text: str, special: SpecialTokens) -> str:
+    """Return a completion with one end: its own, without white space behind it, else EOS."""
+    ends = tuple(filter(None, (special.eos, *special.turn_ends)))
+    ended = text if text.endswith(ends) else text.rstrip()
+    if not ended.endswith(ends):
+        return text + special.eos
+    end = next(end for end in ends if ended.endswith(end))
+    while (shorter := ended.removesuffix(end).rstrip()).endswith(end):
+        ended = shorter
+    return ended
+
+
+def begins_itself(text: str, special: SpecialTokens) -> bool:
+    """Whether a plain text begins with BOS, as one that was rendered before."""
+    return bool(special.bos) and text.startswith(special.bos)
+
+
+def _split(
+    example: PreferenceExample,
+    rendered: Rendered | None,
+    ids: Iterator[list[int]],
+    special: SpecialTokens | None,
+) -> Tokenized:
+    """Return the ids of an example's texts, which come next, split at the end of the prompt."""
+    if rendered is None:
+        prompt = example.prompt if example.form == "ids" else []
+        return Tokenized(prompt, example.completions, [])
+    prompt = next(ids)
+    texts = [next(ids) for _ in rendered.texts]
+    # A text that begins with BOS was rendered before: nothing is put around it.
+    if special and example.form == "text" and not begins_itself(rendered.texts[0], special):
+        prompt = special.before + prompt
+        texts = [special.before + text + special.behind for text in texts]
+    return split_prompt(prompt, texts)._replace(rendered=rendered)
+
+
+def _encode(tokenizer: Tokenizer | None, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of texts, without special tokens that are not in the text."""
     if not texts or tokenizer is None:
         return []
-    options: dict[str, Any] = {} if plain else {"add_special_tokens": False}
-    encoded = tokenizer(texts, padding=False, truncation=False, verbose=False, **options)
+    encoded = tokenizer(
+        texts, padding=False, truncation=False, verbose=False, add_special_tokens=False
+    )
     ids: list[list[int]] = encoded["input_ids"]
     return ids

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.data.templates import THINKING, bytes_tokenizer, pair
+
 
 def test_the_report_counts_rows_and_tokens_of_the_named_model(prefopt, data_files, model_folder):
     result = prefopt("data", "report", data_files["paired"], "--tokenizer", model_folder)
@@ -42,7 +44,30 @@ def test_every_split_of_a_folder_is_reported(prefopt, data_files, tmp_path):
     result = prefopt("data", "report", tmp_path)
     assert "train data   3 rows in," in result.out
     assert "test data    2 rows in," in result.out
-    assert "train" not in prefopt("data", "report", tmp_path, "--split", "test").out
+    assert "train data" not in prefopt("data", "report", tmp_path, "--split", "test").out
+
+
+def test_a_row_is_shown_with_what_is_trained_on(prefopt, tmp_path):
+    bytes_tokenizer(THINKING).save_pretrained(tmp_path / "model")
+    rows = [pair("[b]Hi[/b] :smile:", "Hello " + "there " * 40, "No")] * 2
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = ("data", "report", tmp_path / "rows.jsonl", "--tokenizer", tmp_path / "model")
+    result = prefopt(*argv)
+    assert "audit            2 rows: the template puts text before the answer" in result.out
+    prompt, chosen, rejected = result.out.split("--- row 0, prompt ---\n")[1].split("\n---")[:3]
+    assert prompt == "<|im_start|>user\n[b]Hi[/b] :smile:<|im_end|>\n<|im_start|>assistant\n"
+    assert chosen.startswith(" chosen, trained on ---\n<think>\n\n</think>\n\nHello there")
+    assert "there " * 40 + "<|im_end|>\n" in chosen
+    assert rejected.endswith("No<|im_end|>\n")
+    report = json.loads(prefopt(*argv, "--json").out)[0]
+    assert report["sample"]["prompt"] == prompt
+    assert all(remark["rows"] == [0, 1] for remark in report["remarks"].values())
+
+
+def test_a_row_is_shown_as_text_where_no_tokenizer_is_named(prefopt, data_files):
+    out = prefopt("data", "report", data_files["unpaired"]).out
+    assert re.search(r"--- row 0, prompt ---\n.*\n--- (un)?desirable, trained on ---\n", out)
+    assert "audit" not in out
 
 
 @pytest.mark.parametrize(

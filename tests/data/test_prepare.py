@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from prefopt.data import DataError, load_rows, prepare_dataset
 
+from .templates import CHATML, DROPS_THINKING, assistant, bytes_tokenizer, pair
+
 CANONICAL = ["kind", "prompt_ids", "completion_ids", "desirable", "ranks"]
 ids = st.lists(st.integers(0, 5), max_size=8)
 some_ids = st.lists(st.integers(0, 5), min_size=1, max_size=8)
@@ -115,6 +117,35 @@ def test_reasons_to_set_a_row_aside_are_counted_with_their_rows(words):
         "all completions share one rank": (1, (2,)),
         "one completion is no ranking": (1, (3,)),
     }
+
+
+def test_rows_of_which_the_template_leaves_something_out_are_set_aside():
+    tool = {"type": "function", "function": {"name": "look"}}
+    thought = [assistant("4", reasoning_content="add")]
+    rows = [pair("2+2?", "4", "5", tools=None)] * 3
+    rows[1] = pair("2+2?", "4", "5", tools=json.dumps([tool]))
+    rows[2] = pair("2+2?", thought, "5")
+    report = prepare(rows, bytes_tokenizer(CHATML)).report
+    assert (report.rows, report.kept) == (3, 1)
+    lines = [line for line in report.render().splitlines() if line.startswith("set aside")]
+    assert [line.split(":")[1] for line in lines] == [
+        " the chat template leaves out tools",
+        " the chat template leaves out the reasoning of an answer",
+    ]
+    assert [aside.rows for aside in report.set_aside.values()] == [(1,), (2,)]
+    with pytest.raises(
+        DataError, match=r"no row is left \(1 row: the chat template leaves out tool"
+    ):
+        prepare(rows[1:2], bytes_tokenizer(CHATML))
+
+
+def test_remarks_are_of_rows_that_are_kept_and_name_them_as_the_data_does(words):
+    rows = [{"prompt": "Hi", "chosen": "a</s>", "rejected": "b"}] * 9
+    rows[0] = rows[0] | {"prompt": "much too long for that"}
+    rows[4] = rows[4] | {"chosen": "a"}
+    report = prepare(rows, bytes_tokenizer(eos="</s>"), max_length=10).report
+    (remark,) = report.remarks.values()
+    assert (remark.count, remark.rows, remark.example) == (7, (1, 2, 3, 5, 6), "'a</s>'")
 
 
 def test_no_row_left_is_an_error(words):
@@ -261,6 +292,30 @@ def test_a_stream_warns_of_the_first_row_it_sets_aside(words, caplog):
     messages = [record.getMessage() for record in caplog.records if "set aside" in record.message]
     assert len(messages) == 1
     assert "train data: row 2 is set aside: the prompt leaves no room" in messages[0]
+
+
+def test_a_stream_warns_once_of_what_the_template_leaves_out(caplog):
+    rows = [pair("2+2?", "4</s>", "5")] * 30
+    rows[11] = rows[12] = pair("2+2?", "<think>add</think>4", "5")
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    tokenizer = bytes_tokenizer(DROPS_THINKING, eos="</s>", bos="<s>")
+    with caplog.at_level(logging.INFO, logger="prefopt.data.prepare"):
+        assert len(list(prepare_dataset(stream, tokenizer).dataset)) == 28
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "row 11 is set aside: the chat template leaves out the reasoning" in warnings[0]
+    infos = [r.getMessage() for r in caplog.records if r.levelname == "INFO"]
+    assert len(infos) == len({text.split(": ")[2] for text in infos}) == 2
+    assert all(text.startswith("train data: row 0: ") for text in infos)
+
+
+def test_a_stream_whose_first_rows_all_lose_something_is_an_error():
+    rows = [pair("2+2?", "<think>add</think>4", "5")] * 8 + [pair("2+2?", "4", "5")]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    tokenizer = bytes_tokenizer(DROPS_THINKING, eos="</s>", bos="<s>")
+    with pytest.raises(DataError, match=r"train data: none of the first 8 rows .*the reasoning of"):
+        prepare_dataset(stream, tokenizer)
+    assert len(list(prepare_dataset(stream.skip(1), tokenizer).dataset)) == 1
 
 
 def test_the_first_rows_of_a_stream_are_checked_at_once_and_others_in_time(words):

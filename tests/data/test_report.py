@@ -4,9 +4,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import DataReport, Lengths, SetAside, prepare_dataset
-from prefopt.data.report import _proposed_weights
+from prefopt.data import DataReport, Lengths, Remark, Sample, SetAside, prepare_dataset
+from prefopt.data.report import _proposed_weights, show_row
 from prefopt.engine.layout import Example, build_layout
+
+from .templates import CHATML, bytes_tokenizer, pair
 
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
@@ -27,6 +29,10 @@ def test_it_renders_every_count():
         cut_tokens=1234,
         identical=2,
         identical_after_cut=1,
+        remarks={
+            "ends otherwise": Remark(2000, (0, 1, 2), "'\\n'"),
+            "begins otherwise": Remark(1, (3,), "'<s>'"),
+        },
         boundary_moved=5,
         prompts=Lengths(997, 19940, 60),
         completions=Lengths(1897, 5691, 9),
@@ -46,10 +52,10 @@ def test_it_renders_every_count():
         "set aside    2: too long (rows 4, 8)",
         "set aside    9: no token (rows 1, 2, 3, ...)",
         "set aside    1: tied (row 7)",
+        "audit        2,000 rows: ends otherwise: '\\n' (rows 0, 1, 2, ...)",
+        "audit        1 row: begins otherwise: '<s>' (row 3)",
         "cut          4 completions of 3 rows at max_length 64, by 1,234 tokens",
         "identical    2 rows and 1 after the cut with two completions the same",
-        "boundary     5 rows where the tokenised prompt is not how prompt + completion begins; "
-        "there the completion begins where they differ",
         "labels       90 desirable, 7 undesirable",
         "weights      for kto, undesirable_weight 9.64 to 12.86 would balance them",
         "mismatched   1 completion could not come from the row before",
@@ -152,3 +158,35 @@ def test_weights_are_proposed_where_labels_are_out_of_balance(desirable, undesir
     """KTO's Eq. 8: desirable rows times their weight are 1 to 4/3 of the undesirable ones."""
     proposed = _proposed_weights(desirable, undesirable)
     assert [text for _, text in proposed] == ([wanted] if wanted else [])
+
+
+def test_a_sample_shows_the_tokens_as_text():
+    tokenizer = bytes_tokenizer(CHATML)
+    rows = [pair("much too long " * 9, "Hello", "No"), pair("Hi", "Hello there", "No")]
+    report = prepare_dataset(Dataset.from_list(rows), tokenizer, max_length=24).report
+    assert report.sample.parts() == [
+        ("row 1, prompt", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        ("chosen, trained on", "Hel"),
+        ("rejected, trained on", "No<|im_end|>"),
+    ]
+
+
+def test_a_long_text_of_a_sample_is_shortened():
+    sample = Sample(0, "a" * 1200, ("b" * 700 + "c" * 2000,), ("chosen",))
+    (_, prompt), (_, completion) = sample.parts()
+    assert prompt == sample.prompt
+    assert completion == "b" * 600 + "\n[... 1,500 characters ...]\n" + "c" * 600
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"kind": "unpaired", "desirable": [False]}, ("undesirable",)),
+        ({"kind": "unpaired", "desirable": [True]}, ("desirable",)),
+        ({"kind": "ranked", "ranks": [0, 0, 1]}, ("rank 0", "rank 0", "rank 1")),
+    ],
+)
+def test_completions_of_a_sample_are_named(row, names):
+    ids = {"prompt_ids": [20], "completion_ids": [[21]] * len(names)}
+    assert show_row(row | ids, 0, bytes_tokenizer()).names == names
+    assert show_row(row | ids, 0, None) is None

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data import DataError, prepare_dataset, read_example
-from prefopt.data.tokenize import shared_length, split_prompt, tokenize
+from prefopt.data.tokenize import split_prompt, tokenize
 
 from .conftest import TEMPLATES, Words, read_template
+from .templates import CHATML, bytes_tokenizer, pair
 
 tokens = st.lists(st.integers(0, 2), max_size=12)
 
@@ -150,6 +151,55 @@ def test_text_ends_with_one_end_of_sequence_token(gpt2, ending):
     assert gpt2.decode(ids) == " b<|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("answer", "completion"),
+    [
+        ("Hello", "Hello</s>"),
+        ("Hello</s>", "Hello</s>"),
+        ("Hello</s>\n", "Hello</s>"),
+        ("Hello \n</s> </s>\n\n", "Hello \n</s>"),
+        ("Hello\n", "Hello\n</s>"),
+        ("Hello<|im_end|>", "Hello<|im_end|>"),
+        ("Hello<|eot|>\n", "Hello<|eot|>"),
+        ("Hello<|im_end|></s>", "Hello<|im_end|></s>"),
+        ("Pad with <pad>", "Pad with <pad></s>"),
+        ("</s>\n", "</s>"),
+    ],
+)
+def test_a_text_that_was_rendered_before_has_one_end(answer, completion):
+    tokenizer = bytes_tokenizer(eos="</s>")
+    row = read_example({"prompt": "<|user|>Hi</s>\n", "completion": answer, "label": 1}, 0)
+    ids = tokenize([row], [0], tokenizer)[0]
+    assert tokenizer.decode(ids.completion_ids[0]) == completion
+    assert tokenizer.decode(ids.prompt_ids) == "<|user|>Hi</s>\n"
+
+
+@pytest.mark.parametrize("adds", ["", "<s> $A", "$A </s>", "<s> $A </s>"])
+@pytest.mark.parametrize("given", ["Hi", "<s>Hi"])
+def test_every_text_has_one_beginning_and_one_end_whatever_the_tokenizer_adds(adds, given):
+    tokenizer = bytes_tokenizer(eos="</s>", bos="<s>", adds=adds)
+    row = read_example({"prompt": given, "chosen": " there", "rejected": " no</s>\n"}, 0)
+    ids = tokenize([row], [0], tokenizer)[0]
+    begins = "<s>" if "<s>" in adds + given else ""
+    assert tokenizer.decode(ids.prompt_ids) == begins + "Hi"
+    assert [tokenizer.decode(c) for c in ids.completion_ids] == [" there</s>", " no</s>"]
+    assert not ids.unused_ids
+
+
+def test_messages_get_no_special_tokens_but_those_of_the_template():
+    template = "{{ bos_token }}" + CHATML
+    tokenizer = bytes_tokenizer(template, bos="<s>", adds="<s> $A </s>")
+    row = read_example(pair("Hi", "Hello", "No"), 0)
+    text = read_example({"prompt": "Hi", "completion": " Hello", "label": 1}, 1)
+    ids, plain = tokenize([row, text], [0, 1], tokenizer)
+    texts = [tokenizer.decode(part) for part in (ids.prompt_ids, ids.completion_ids[0])]
+    prompt = "<s><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert texts == [prompt, "Hello<|im_end|>\n"]
+    assert (
+        tokenizer.decode(plain.prompt_ids + plain.completion_ids[0]) == "<s>Hi Hello<|im_end|></s>"
+    )
+
+
 def test_text_gets_no_end_where_the_tokenizer_has_none():
     example = read_example({"prompt": "a", "completion": " b", "label": 1}, 0)
     assert tokenize([example], [0], Words(eos_token=None))[0].completion_ids == [[1]]
@@ -180,19 +230,12 @@ def test_text_needs_a_tokenizer():
         tokenize([example], [5], None)
 
 
-@given(tokens, tokens)
-def test_the_common_prefix_is_common_and_the_longest(first, second):
-    length = shared_length(first, second)
-    assert first[:length] == second[:length]
-    assert first[: length + 1] != second[: length + 1] or length == min(len(first), len(second))
-
-
 @given(tokens, st.lists(tokens, min_size=1, max_size=4))
 def test_prompt_and_completion_are_the_whole_text(prompt, texts):
     split = split_prompt(prompt, texts)
     assert [split.prompt_ids + ids for ids in split.completion_ids] == texts
     assert split.prompt_ids == prompt[: len(split.prompt_ids)]
-    assert split.boundary_moved == (split.prompt_ids != prompt)
+    assert split.prompt_ids + split.unused_ids == prompt
     # One token more would not be shared.
     end = len(split.prompt_ids)
     assert end == len(prompt) or any(text[end : end + 1] != [prompt[end]] for text in texts)
