@@ -1,10 +1,8 @@
 """What of an example's messages and tools is not in the text that a chat template made of them."""
 
 import html
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -107,27 +105,18 @@ def _missing(message: Message, text: str, start: int) -> tuple[str, str] | None:
     for key in REASONING:
         if isinstance(message.get(key), str) and not held(message[key]):
             return REASON, message[key]
-    for call in _calls(message):
+    for call in message.get("tool_calls") or []:
         for forms in _words_of_call(call):
             if not any(map(held, forms)):
                 return "a tool call", forms[0]
     return None
 
 
-def _calls(message: Message) -> list[Mapping[str, Any]]:
-    calls = [*(message.get("tool_calls") or []), message.get("function_call")]
-    return [call for call in calls if isinstance(call, Mapping)]
-
-
 def _words_of_call(call: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     """Yield name and arguments of a tool call, each as the ways in which it may be written."""
     function = call.get("function") or call
     yield [str(function.get("name") or "")]
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        with suppress(ValueError):  # text that is no JSON is looked for as it is
-            arguments = json.loads(arguments)
-    yield from _leaves(arguments)
+    yield from _leaves(function.get("arguments"))
 
 
 def _leaves(value: Any) -> Iterator[Sequence[str]]:
@@ -150,7 +139,7 @@ def _is_listed(tool: Any, example: PreferenceExample, text: str) -> bool:
         if message["role"] != "system"
         for words in (
             *texts_of(message.get("content")),
-            *(str(call.get("function") or call) for call in _calls(message)),
+            *(str(call.get("function") or call) for call in message.get("tool_calls") or []),
         )
     ]
     times = sum(words.count(name) for words in said) if name else 0

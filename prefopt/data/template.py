@@ -123,9 +123,7 @@ def _in_form(message: Message, in_parts: bool, json_arguments: bool) -> Message:
     return message
 
 
-def _with_json_arguments(call: Any) -> Any:
-    if not isinstance(call, dict):
-        return call
+def _with_json_arguments(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(call.get("function"), dict):
         return {**call, "function": _with_json_arguments(call["function"])}
     if isinstance(call.get("arguments"), dict):

@@ -108,8 +108,6 @@ def test_arguments_are_json_text_where_the_template_takes_text():
     call = [{"function": {"name": "look", "arguments": {"at": "Bjørn", "n": 2}}}]
     rendered = render(DROPS_THINKING, pair("Hi", [assistant("", tool_calls=call)], "No"), bos="<s>")
     assert rendered.texts[0].endswith('<|call|>look\n{"at": "Bjørn", "n": 2}</s>')
-    odd = pair("Hi", [assistant("", tool_calls=["no call"])], "No")
-    assert "refuses" not in (render(CHATML, odd).lost or "")
 
 
 def test_the_least_loss_is_told():
