@@ -31,10 +31,10 @@ def write(folder, name, content):
         json.dumps(ROWS),
         json.dumps(ROWS, indent=2),
         "\n".join(json.dumps(row, indent=1) for row in ROWS),
-        gzip.compress(LINES.encode()),
+        gzip.compress(LINES.encode(), mtime=0),
         bz2.compress(LINES.encode()),
         lzma.compress(LINES.encode()),
-        gzip.compress(LINES[:60].encode()) + gzip.compress(LINES[60:].encode()),
+        gzip.compress(LINES[:60].encode(), mtime=0) + gzip.compress(LINES[60:].encode(), mtime=0),
     ],
 )
 def test_json_is_read_however_it_is_written(tmp_path, content):
