@@ -406,6 +406,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         elif self.reference == ADAPTER:
             raise ValueError("reference='adapter:' names no adapter: give its folder or id")
         check_request(self.layout, self.attn_backend)
+        if os.path.isfile(self.output_dir):
+            raise ValueError(f"output_dir {self.output_dir} is a file; name a folder")
 
     def _check_types(self) -> None:
         """Check that fields of numbers, switches and (of our own) text hold nothing else."""

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.bad_input import files, ids, options, rows
+from tests.bad_input import commands, files, ids, options, rows, runs
 from tests.bad_input.case import Case, check
 
 TABLES = {
@@ -12,6 +12,8 @@ TABLES = {
     "ids and messages": ids.CASES,
     "files": files.CASES,
     "options": options.CASES,
+    "runs": runs.CASES,
+    "commands": commands.CASES,
 }
 CASES = [(table, case) for table, cases in TABLES.items() for case in cases]
 

@@ -96,4 +96,8 @@ def make_reports(options: argparse.Namespace) -> "list[DataReport]":
 
 
 def _length(text: str) -> int | None:
-    return None if text.lower() == "none" else int(text)
+    if text.lower() == "none":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, or none, got {text!r}")
+    return int(text)

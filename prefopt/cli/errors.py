@@ -39,7 +39,7 @@ def user_errors() -> Iterator[None]:
 
 
 def _one_message(error: BaseException) -> str:
-    text = str(error).strip()
+    text = " ".join(str(error).split())  # what transformers says is of several lines
     if not text:
         return type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:

@@ -44,11 +44,17 @@ def main(argv: Sequence[str]) -> int:
     data_args, config, model_args = parse(parser, list(argv))
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
+        from prefopt.data import DataError
+        from prefopt.training.reference import checkpoint_folder
         from prefopt.training.trainer import PreferenceTrainer
 
         arguments = run_arguments(config, model_args)
+        checkpoint_folder(checkpoint_of(config.resume_from_checkpoint), config.output_dir)
         trainer = PreferenceTrainer(train_dataset=train_rows, eval_dataset=eval_rows, **arguments)
-    metrics = run(trainer, data_args)
+    try:
+        metrics = run(trainer, data_args)
+    except DataError as error:  # a stream is read as it is trained on
+        raise UserError(str(error)) from error
     if trainer.is_world_process_zero():
         print_metrics(metrics, config.output_dir)
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
@@ -176,7 +182,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the config file: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} must map option names to values, such as `loss_type: ipo`")
     values = {key.replace("-", "_"): value for key, value in values.items()}

@@ -14,6 +14,7 @@ from prefopt.data.prepared import COLUMNS
 
 __all__ = [
     "check_columns",
+    "check_dataset",
     "check_datasets",
     "check_margins",
     "check_numbers",
@@ -47,14 +48,19 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
         for name, part in eval_dataset.items():
             if not isinstance(name, str):
                 raise TypeError(f"eval_dataset: a name must be text, got {name!r}")
-            _check_dataset(part, f"eval_dataset[{name!r}]")
+            check_dataset(part, f"eval_dataset[{name!r}]")
     elif eval_dataset is not None:
-        _check_dataset(eval_dataset, "eval_dataset")
+        check_dataset(eval_dataset, "eval_dataset")
     if train_dataset is not None:
-        _check_dataset(train_dataset, "train_dataset")
+        check_dataset(train_dataset, "train_dataset")
 
 
-def _check_dataset(dataset: Any, what: str) -> None:
+def check_dataset(dataset: Any, what: str) -> None:
+    """Check that something is a dataset.
+
+    Raises:
+        TypeError: If it is not.
+    """
     if isinstance(dataset, list) and not (dataset and isinstance(dataset[0], dict)):
         read_mixture(dataset, what)
         return

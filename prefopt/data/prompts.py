@@ -1,6 +1,6 @@
 """Where the prompt of a row ends and its completions begin."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefopt.data.example import Cells, Form
@@ -51,7 +51,10 @@ def read_texts(row: Cells, given: list[Any], columns: list[str]) -> Texts:
     are_text = [isinstance(value, str) for value in given]
     if any(are_text) and not all(are_text):
         place = are_text.index(False)
-        raise row.wrong(columns[place], "holds messages where another completion is text")
+        what = f"a value of type {type(given[place]).__name__}"
+        if isinstance(given[place], Mapping | list):
+            what = "messages"
+        raise row.wrong(columns[place], f"holds {what} where another completion is text")
     spoken = prompt_column(row, columns)
     prompt = None
     if "prompt" in row or ("prompt" in row.columns and spoken is None):

@@ -5,7 +5,8 @@ What a checkpoint is, is decided from its configuration, before weights are read
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,35 @@ def _load_whole(name: str, options: Mapping[str, Any], allow_missing: bool) -> A
     options = {key: value for key, value in options.items() if key != "torch_dtype"} | {
         "dtype": dtype_of(options)
     }
-    model, info = _auto_class(name, options).from_pretrained(
-        name,
-        # Weights of another shape are reported below, with all others.
-        **{**options, "ignore_mismatched_sizes": True, "output_loading_info": True},
-    )
+    if name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise OSError(f"there is no model in {name}: no such folder")
+    model_class = _auto_class(name, options)
+    with explained("model", name):
+        model, info = model_class.from_pretrained(
+            name,
+            # Weights of another shape are reported below, with all others.
+            **{**options, "ignore_mismatched_sizes": True, "output_loading_info": True},
+        )
     _check_weights(name, model, info, allow_missing)
     return model
+
+
+@contextmanager
+def explained(what: str, name: str) -> Iterator[None]:
+    """Let errors of loading say in one sentence what could not be loaded.
+
+    Raises:
+        OSError: For an error of the system, such as a file that is not there.
+        ValueError: For any other wrong input.
+    """
+    try:
+        yield
+    except (RuntimeError, ImportError):  # of the machine, not of what is loaded
+        raise
+    except Exception as error:  # tokenizers and safetensors have classes of their own
+        kind = OSError if isinstance(error, OSError) else ValueError
+        said = " ".join(str(error).split())[:300]
+        raise kind(f"can't load the {what} {name}: {type(error).__name__}: {said}") from error
 
 
 # Data types ---------------------------------------------------------------------------------------

@@ -418,8 +418,19 @@ def checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: str
     Args:
         resume_from_checkpoint: As ``Trainer.train`` takes it: True means the latest checkpoint.
         output_dir: Where checkpoints are.
+
+    Raises:
+        ValueError: If there is none.
     """
     folder = resume_from_checkpoint
+    if folder is None or folder is False:
+        return None
     if folder is True:
-        folder = str(get_last_checkpoint(output_dir) or "")
-    return Path(folder) if folder else None
+        folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if folder is None:
+            raise ValueError(f"there is no checkpoint in {output_dir} to resume from")
+    if not isinstance(folder, str | Path) or not Path(folder).is_dir() or not str(folder):
+        raise ValueError(f"there is no checkpoint {folder!r} to resume from: it is no folder")
+    if not any(Path(folder).iterdir()):
+        raise ValueError(f"there is no checkpoint in {folder} to resume from: it is empty")
+    return Path(folder)

@@ -7,7 +7,8 @@ from weakref import WeakSet
 
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from prefopt.config import PreferenceConfig
@@ -20,9 +21,10 @@ from prefopt.data import (
     check_kind_by_kind,
     prepare_dataset,
 )
-from prefopt.data.columns import check_datasets
+from prefopt.data.columns import check_dataset, check_datasets
 from prefopt.data.kinds import LEARNS_FROM, first_kinds
 from prefopt.data.mixture import mix, names_of, read_mixture, rows_used
+from prefopt.data.prepared import is_stream
 from prefopt.objective import Objective
 from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
 from prefopt.training.loading import check_causal
@@ -86,6 +88,7 @@ class DataPreparation:
             return prepared
         if dataset is None or dataset in self._done:
             return dataset
+        check_dataset(dataset, f"{name} data")
         made = self._prepare(dataset, name, self._check_kinds)
         self._done.add(made.dataset)
         self._report(made.report)
@@ -231,6 +234,33 @@ def prepare_run(
     return Run(model, tokenizer, objective, max_length, data, train_dataset, eval_dataset, console)
 
 
+def check_hooks(
+    data_collator: Any = None,
+    compute_metrics: Any = None,
+    callbacks: Any = None,
+    optimizers: Any = (None, None),
+) -> None:
+    """Check what transformers would call late, and complain of in its own words.
+
+    Raises:
+        TypeError: If one is of the wrong type.
+    """
+    for name, hook in {"data_collator": data_collator, "compute_metrics": compute_metrics}.items():
+        if hook is not None and not callable(hook):
+            raise TypeError(f"{name} must be a function, got {hook!r}")
+    if callbacks is not None and not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list of TrainerCallback, got {callbacks!r}")
+    for callback in callbacks or ():
+        of_class = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(of_class, TrainerCallback):
+            raise TypeError(f"callbacks must be a list of TrainerCallback, and one is {callback!r}")
+    is_pair = isinstance(optimizers, list | tuple) and len(optimizers) == 2
+    if not is_pair or any(one is not None and not hasattr(one, "step") for one in optimizers):
+        raise TypeError(
+            f"optimizers must be a pair, an optimiser and a schedule (or None), got {optimizers!r}"
+        )
+
+
 def _check_arguments(
     model: Any, ref_model: Any, args: Any, train_dataset: Any, eval_dataset: Any
 ) -> None:
@@ -246,6 +276,17 @@ def _check_arguments(
             "leave ref_model out: the reference is then the policy as it is given"
         )
     check_datasets(train_dataset, eval_dataset)
+    if not isinstance(ref_model, str | nn.Module | None):
+        raise TypeError(
+            f"ref_model must be an id, a path or a model, got {type(ref_model).__name__}"
+        )
+    if train_dataset is not None and is_stream(train_dataset) and args.max_steps < 1:
+        raise ValueError("a stream does not tell its length: give max_steps")
+    if eval_dataset is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy={str(args.eval_strategy.value)!r} needs an eval_dataset; without one, "
+            "leave it out"
+        )
     if ref_model is not None:
         check_causal(ref_model, loading_options(args))
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from prefopt.config import PreferenceConfig
+from prefopt.training.loading import explained
 
 # One of these is in a folder that holds a tokenizer.
 _TOKENIZER_FILES = (
@@ -100,9 +101,10 @@ def _loaded(source: str, args: PreferenceConfig, **options: Any) -> PreTrainedTo
     """Return the tokenizer of a folder or id, with the template of its processor if it has none."""
     loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
     options["revision"] = loading.get("revision")  # as that of the weights
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        source, trust_remote_code=args.trust_remote_code, **options
-    )
+    with explained("tokenizer of", source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=args.trust_remote_code, **options
+        )
     if not tokenizer.chat_template:
         tokenizer.chat_template = _processor_template(source, options)
     return tokenizer

@@ -45,7 +45,7 @@ from prefopt.training.reference import (
     ReferenceSetup,
     checkpoint_folder,
 )
-from prefopt.training.run import named_datasets, prepare_run
+from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.step import BatchScorer, StepStatistics
 
 # Beside the batches of a step stands, under this name, what each must know of the others.
@@ -120,6 +120,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if old:
             check_trainer_arguments(old, signature(PreferenceTrainer).parameters, PreferenceConfig)
         args = PreferenceConfig("prefopt_output") if args is None else args
+        check_hooks(data_collator, compute_metrics, callbacks, optimizers)
         data = (train_dataset, eval_dataset, processing_class)
         run = prepare_run(model, args, ref_model, *data, quantization_config, peft_config)
         if run.train_dataset is not None:
@@ -259,7 +260,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Return a loader over this process's rows of an evaluation set, raw or prepared."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
+            known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if dataset not in known:
+                names = ", ".join(known) or "none; give eval_dataset as a dictionary"
+                raise ValueError(f"there is no eval_dataset {dataset!r}; there is {names}")
+            dataset = known[dataset]
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
         dataset = self._run.data.prepare(dataset, "eval")
@@ -294,6 +299,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             ValueError: If the checkpoint is of another loss or reference, or the reference has not
                 scored the data and cannot be had again.
         """
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset; there are only data to evaluate on")
         checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
         self._reference.begin(checkpoint, *named_datasets(self.train_dataset, self.eval_dataset))
         self._statistics.resume(checkpoint)

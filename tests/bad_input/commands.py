@@ -1,0 +1,102 @@
+"""Wrong words on the command line: one line on stderr, exit code 2."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bad_input.case import Case, run_command
+from tests.models import tiny_model, tiny_rows, tiny_tokenizer
+
+
+def files(folder: Path) -> Path:
+    """Write a model, data and configurations that commands may name."""
+    tiny_model("llama").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    lines = [json.dumps(row) + "\n" for row in tiny_rows(4)]
+    bad = '{"prompt": "w3", "chosen": 5, "rejected": "w4"}\n'
+    texts = {
+        "pairs.jsonl": "".join(lines),
+        "labels.jsonl": "".join(json.dumps(row) + "\n" for row in tiny_rows(4, "unpaired")),
+        "null.jsonl": "".join([*lines, json.dumps({"prompt": "w3", "chosen": "w4"})]),
+        "cut.jsonl": "".join(lines)[:-9],
+        "late.jsonl": "".join([*(lines * 5), bad]),
+        "broken.yaml": "a: [1",
+        "list.yaml": "- 1",
+        "unknown.yaml": "bata: 1",
+        "nan.yaml": "beta: .nan\nmodel: model\ndataset: pairs.jsonl",
+        "text.yaml": "max_length: long\nmodel: model\ndataset: pairs.jsonl",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (folder / "empty").mkdir()
+    return folder
+
+
+def command(says: str, *words: str) -> Case:
+    """Return the case of a command; words that name a file mean it."""
+
+    def do(folder: Path) -> str:
+        known = {path.name: path for path in files(folder).iterdir()}
+        return run_command(*(known.get(word, word) for word in words))
+
+    return Case(" ".join(words) or "nothing", do, says, None)
+
+
+def train(says: str, *words: str, data: str = "pairs.jsonl", model: str = "model") -> Case:
+    """Return the case of a training run that is refused."""
+    fixed: list[Any] = ["train", "--model", model, "--dataset", data, "--output_dir", "out"]
+    settings = ["--max_steps", "9", "--use_cpu", "--report_to", "none", "--save_strategy", "no"]
+    case = command(says, *fixed, *settings, *words)
+    return Case(" ".join(["train", model, data, *words]), case.do, says, None)
+
+
+CASES = [
+    command("unknown command 'trian'; did you mean 'train'", "trian"),
+    command("--model is missing", "train", "--dataset", "pairs.jsonl"),
+    command("--dataset is missing", "train", "--model", "model"),
+    train("unknown option '--bata'; did you mean '--beta'", "--bata", "1"),
+    train("'words' belongs to no option", "words"),
+    train("--learning_rate: invalid float value: 'x'", "--learning_rate", "x"),
+    train("learning_rate must be a finite number", "--learning_rate", "nan"),
+    train("learning_rate must be at least 0", "--learning_rate", "-1"),
+    train("--max_length: invalid int value: 'x'", "--max_length", "x"),
+    train("max_length must be at least 2", "--max_length", "0"),
+    train("beta must be a finite number", "--beta", "nan"),
+    train("beta must be greater than 0", "--beta", "-1"),
+    train("unknown loss 'ipoo'; did you mean 'ipo'", "--loss_type", "ipoo"),
+    train("not a JSON object", "--loss_type", "dpo", "--loss_kwargs", "{a: 1}"),
+    train("no loss here takes the option 'a'", "--loss_type", "dpo", "--loss_kwargs", '{"a": 1}'),
+    train("2 values for 1 losses", "--loss_type", "dpo", "--loss_weights", "1", "2"),
+    train("eval_fraction must be in", "--eval_fraction", "nan"),
+    train("no rows for them: name a split", "--eval_strategy", "steps"),
+    train("only split is 'train', not 'test'", "--dataset_test_split", "test"),
+    train("--layout: invalid choice: 'paded'", "--layout", "paded"),
+    train("Truthy value expected: got maybe", "--disable_dropout", "maybe"),
+    train("must be an object like", "--model_init_kwargs", "[1]"),
+    train("can't load the model .*: TypeError: .*'a'", "--model_init_kwargs", '{"a": 1}'),
+    train("pad_token '<x>' is not in", "--pad_token", "<x>"),
+    train("per_device_train_batch_size must be at least 1", "--per_device_train_batch_size", "0"),
+    train("there is no checkpoint 'nowhere'", "--resume_from_checkpoint", "nowhere"),
+    train("there is no checkpoint in out", "--resume_from_checkpoint", "true"),
+    train("output_dir .*null.jsonl is a file", "--output_dir", "null.jsonl"),
+    train("there is no file or folder nowhere.jsonl", data="nowhere.jsonl"),
+    train("row 4, column 'rejected': is null", data="null.jsonl"),
+    train("cut.jsonl, line 4: is no valid JSON", data="cut.jsonl"),
+    train("has no data files", data="empty"),
+    train("the data is unpaired, but the loss needs", "--loss_type", "dpo", data="labels.jsonl"),
+    train("row 20, column 'chosen'", "--dataset_streaming", data="late.jsonl"),
+    train("there is no model in ./nowhere", model="./nowhere"),
+    train("can't load the model .*empty", model="empty"),
+    command("cannot read the config file", "train", "--config", "nowhere.yaml"),
+    command("broken.yaml is not valid YAML", "train", "--config", "broken.yaml"),
+    command("must map option names to values", "train", "--config", "list.yaml"),
+    command("unknown option in .*unknown.yaml: 'bata'", "train", "--config", "unknown.yaml"),
+    command("beta must be a finite number, got nan", "train", "--config", "nan.yaml"),
+    command("--max_length: invalid int value: 'long'", "train", "--config", "text.yaml"),
+    command("there is no file or folder", "data", "report", "nowhere.jsonl"),
+    command("row 4, column 'rejected': is null", "data", "report", "null.jsonl"),
+    command("only split is 'train', not 'x'", "data", "report", "pairs.jsonl", "--split", "x"),
+    command("unknown loss 'ipoo'", "losses", "ipoo"),
+    command("--steps must be at least 1", "demo", "--steps", "0"),
+    command("no file nowhere.parquet", "cache", "import", "nowhere.parquet"),
+]
