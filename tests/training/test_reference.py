@@ -105,11 +105,20 @@ def test_a_launch_in_one_process_needs_nobody(tmp_path):
 def test_training_goes_on_from_the_latest_checkpoint_or_the_one_that_is_named(tmp_path):
     assert checkpoint_folder(None, str(tmp_path)) is None
     assert checkpoint_folder(False, str(tmp_path)) is None
-    assert checkpoint_folder(True, str(tmp_path)) is None
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
     assert checkpoint_folder(True, str(tmp_path)) == tmp_path / "checkpoint-10"
-    assert checkpoint_folder("there", str(tmp_path)).name == "there"
+    named = str(tmp_path / "checkpoint-2")
+    assert checkpoint_folder(named, str(tmp_path)) == tmp_path / "checkpoint-2"
+
+
+@pytest.mark.parametrize("asked", [True, "nowhere", "", 5, "empty"])
+def test_a_checkpoint_that_is_not_there_is_told(tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no checkpoint .* to resume from"):
+        checkpoint_folder(asked, str(tmp_path))
 
 
 # A reference that cannot share prefixes beside a policy that does ---------------------------------
