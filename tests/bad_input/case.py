@@ -40,7 +40,7 @@ class Case:
         do: Does with it what a user would, in an empty folder; a report or text that it returns
             counts as said.
         says: A pattern of what must be said.
-        raises: The class of error that must come; None where it goes on and says so.
+        raises: The class or classes of error that must come; None where it goes on and says so.
         row: Row that the error must name.
         column: Column that the error must name.
     """
@@ -48,7 +48,7 @@ class Case:
     name: str
     do: Callable[[Path], Any]
     says: str
-    raises: type[Exception] | None = DataError
+    raises: Any = DataError
     row: int | None = None
     column: str | None = None
 

@@ -47,7 +47,7 @@ def make(folder: Path, model: Any = "llama", train: Any = None, **options: Any) 
     )
 
 
-def refused(name: str, says: str, raises: type[Exception] = ValueError, **given: Any) -> Case:
+def refused(name: str, says: str, raises: Any = ValueError, **given: Any) -> Case:
     """Return the case of a trainer that cannot be made; what is callable is made for it."""
 
     def do(folder: Path) -> Any:
@@ -344,7 +344,7 @@ DATASETS = [
     *(
         refused(f"eval_dataset is {name}", says, raises, eval_dataset=data)
         for name, data, says, raises in (
-            ("a list", [1], "eval_dataset must be a datasets.Dataset", TypeError),
+            ("a list of a number", [1], r"eval_dataset\[0\] must be a datasets.Dataset", TypeError),
             ("an empty dictionary", {}, "eval_dataset is an empty dictionary", ValueError),
             ("a dictionary of null", {"a": None}, "eval_dataset.'a'. must be", TypeError),
             ("named by a number", {5: tiny_rows(2)}, "a name must be text, got 5", TypeError),
@@ -483,9 +483,9 @@ DATASETS = [
     ),
     trained(
         "a null in a worker's stream",
-        "is null",
-        15,
-        "chosen",
+        "train data, row 15, column 'chosen': is null",
+        None,  # torch hands on nothing of a worker's error but its text
+        None,
         dataloader_num_workers=1,
         train=stream([*PAIRS[:15], NULL]),
     ),
@@ -512,6 +512,41 @@ DATASETS = [
         max_length=20,
     ),
     refused("a stream without max_steps", "give max_steps", train=stream(PAIRS), max_steps=-1),
+]
+
+MIXTURES = [
+    refused(f"datasets, {name}", says, raises, train=data)
+    for name, says, raises, data in (
+        ("none", "train_dataset is an empty list", ValueError, []),
+        ("a path", r"train_dataset\[0\] must be a datasets.Dataset", TypeError, ["rows.jsonl"]),
+        (
+            "a stream",
+            r"train_dataset\[0\] is a stream",
+            ValueError,
+            Later(lambda: [tiny_rows(2).to_iterable_dataset()]),
+        ),
+        *(
+            (
+                f"a weight of {weight!r}",
+                r"the weight of train_dataset\[0\] must be",
+                (ValueError, TypeError),
+                Later(lambda weight=weight: [(tiny_rows(2), weight)]),
+            )
+            for weight in (0, -1, NAN, float("inf"), "1", True, None)
+        ),
+        (
+            "one without rows",
+            r"train_dataset\[1\].* no rows",
+            ValueError,
+            Later(lambda: [tiny_rows(2), tiny_rows(2).select([])]),
+        ),
+        (
+            "kinds for one loss",
+            r"train\[1\] is unpaired",
+            ValueError,
+            Later(lambda: [tiny_rows(2), tiny_rows(2, "unpaired")]),
+        ),
+    )
 ]
 
 HOOKS = [
@@ -599,4 +634,4 @@ HOOKS = [
     ),
 ]
 
-CASES = [*TOKENIZERS, *MODELS, *DATASETS, *HOOKS]
+CASES = [*TOKENIZERS, *MODELS, *DATASETS, *MIXTURES, *HOOKS]

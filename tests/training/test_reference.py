@@ -117,7 +117,7 @@ def test_training_goes_on_from_the_latest_checkpoint_or_the_one_that_is_named(tm
 def test_a_checkpoint_that_is_not_there_is_told(tmp_path, monkeypatch, asked):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there is no checkpoint .* to resume from"):
+    with pytest.raises(ValueError, match=r"there is no checkpoint .* to resume from"):
         checkpoint_folder(asked, str(tmp_path))
 
 
