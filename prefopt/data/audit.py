@@ -24,6 +24,8 @@ TWO_ENDS = "the completion ends with two tokens at which generation stops"
 BEHIND = "what follows the end of the answer is trained on"
 HISTORY = "the template leaves out the reasoning of earlier answers"
 ADDED = "the template adds text of its own to the prompt"
+PLAIN = "plain text has none of the chat template's tags; lists of messages would get them"
+UNKNOWN = "the template does not read an argument of chat_template_kwargs"
 DATE = "the template prints today's date, so tokens differ from day to day"
 SHOWN = 80  # characters of an example
 
@@ -42,19 +44,33 @@ class TemplateFacts(NamedTuple):
     """What a chat template prints in every conversation.
 
     Attributes:
+        source: The template; empty if there is none.
+        tags: The tags between two turns.
         added: Text that it adds where there is no system message; empty if none.
         dates: Today, in the formats in which it asks for it.
     """
 
+    source: str = ""
+    tags: tuple[str, ...] = ()
     added: str = ""
     dates: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TemplateFacts":
         """Return those of the tokenizer's chat template."""
-        formats = re.findall(r"strftime_now\(\s*[\"']([^\"']+)", str(tokenizer.chat_template))
-        dates = tuple(datetime.now().strftime(form) for form in formats)
-        return cls(_added_text(tokenizer), dates)
+        source = str(tokenizer.chat_template or "")
+        before, between = _trial(tokenizer) if source else ([], [])
+        added = before[: len(before) - shared_length(before[::-1], between[::-1])]
+        is_more_than_tags = any(
+            re.search(r"\w", piece) for piece in added if not PIECES.match(piece)
+        )
+        formats = re.findall(r"strftime_now\(\s*[\"']([^\"']+)", source)
+        return cls(
+            source,
+            tags=tuple(piece for piece in between if PIECES.match(piece) and piece.strip()),
+            added="".join(added) if is_more_than_tags else "",
+            dates=tuple(datetime.now().strftime(form) for form in formats),
+        )
 
 
 def stop_tokens(tokenizer: Any) -> list[int]:
@@ -92,10 +108,10 @@ def audit(
         return []
     parts = [_end(tokenized, stops, tokenizer)]
     if example.form == "text":
-        parts.append(_plain_text(example, rendered, tokenizer))
+        parts.append(_plain_text(example, rendered, tokenizer, facts))
     else:
         parts.append(_beginning(example, rendered))
-        parts.append(_prompt(rendered, facts))
+        parts.append(_prompt(example, rendered, facts))
     if tokenized.unused_ids and rendered.texts[0].startswith(rendered.prompt):
         parts.append(_merged(tokenized, tokenizer))
     first: dict[str, Finding] = {}
@@ -115,14 +131,17 @@ def _merged(tokenized: Tokenized, tokenizer: Any) -> Iterator[Finding]:
 
 
 def _plain_text(
-    example: PreferenceExample, rendered: Rendered, tokenizer: Any
+    example: PreferenceExample, rendered: Rendered, tokenizer: Any, facts: TemplateFacts
 ) -> Iterator[Finding]:
+    given = example.prompt + example.completions[0]
+    if facts.tags and not any(tag in given for tag in facts.tags):
+        yield Finding(PLAIN, _shown(facts.tags[-1]))
     bos = getattr(tokenizer, "bos_token", None)
     if bos and rendered.texts[0].startswith(bos):
         yield Finding(BOS, _shown(bos))
-    for given, text in zip(example.completions, rendered.texts, strict=True):
-        if tokenizer.eos_token and text != example.prompt + given + tokenizer.eos_token:
-            yield Finding(EOS, _shown(given[-20:]))
+    for answer, text in zip(example.completions, rendered.texts, strict=True):
+        if tokenizer.eos_token and text != example.prompt + answer + tokenizer.eos_token:
+            yield Finding(EOS, _shown(answer[-20:]))
 
 
 def _beginning(example: PreferenceExample, rendered: Rendered) -> Iterator[Finding]:
@@ -148,7 +167,12 @@ def _first_words(message: Message) -> str:
     return tag[0] if tag else words
 
 
-def _prompt(rendered: Rendered, facts: TemplateFacts) -> Iterator[Finding]:
+def _prompt(
+    example: PreferenceExample, rendered: Rendered, facts: TemplateFacts
+) -> Iterator[Finding]:
+    for name in example.options if facts.tags else []:
+        if name not in facts.source:
+            yield Finding(UNKNOWN, _shown(name))
     if rendered.history:
         yield Finding(HISTORY, _shown(rendered.history))
     if facts.added and facts.added in rendered.prompt:
@@ -163,7 +187,7 @@ def _end(tokenized: Tokenized, stops: Collection[int], tokenizer: Any) -> Iterat
     for ids in tokenized.completion_ids if stops else []:
         last = next((at for at in reversed(range(len(ids))) if ids[at] in stops), None)
         if last is None:
-            yield Finding(NO_END, f"it ends with {_shown(tokenizer.decode(ids[-1:]))}")
+            yield Finding(NO_END, f"it ends with {_shown(tokenizer.decode(ids[-8:]))}")
             continue
         if ids[last + 1 :]:
             yield Finding(BEHIND, _shown(tokenizer.decode(ids[last + 1 :])))
@@ -173,19 +197,16 @@ def _end(tokenized: Tokenized, stops: Collection[int], tokenizer: Any) -> Iterat
             yield Finding(TWO_ENDS, _shown(tokenizer.decode(ids[earlier : last + 1])))
 
 
-def _added_text(tokenizer: Tokenizer) -> str:
-    """Return what a template prints before a first question that it does not before a second."""
+def _trial(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """Return the pieces that a template prints before a question, and before a second one."""
     turns = [("user", QUESTION), ("assistant", ANSWER), ("user", AGAIN)]
     messages = [{"role": role, "content": words} for role, words in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         before, between = text.split(QUESTION)[0], text.split(ANSWER)[1].split(AGAIN)[0]
     except Exception:  # a template may raise anything, and leave anything out
-        return ""
-    pieces, others = PIECES.split(before)[::-1], PIECES.split(between)[::-1]
-    added = pieces[shared_length(pieces, others) :][::-1]
-    is_more_than_tags = any(re.search(r"\w", piece) for piece in added if not PIECES.match(piece))
-    return "".join(added) if is_more_than_tags else ""
+        return [], []
+    return PIECES.split(before), PIECES.split(between)
 
 
 def _shown(text: str) -> str:

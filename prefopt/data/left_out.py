@@ -132,7 +132,9 @@ def _leaves(value: Any) -> Iterator[Sequence[str]]:
 def _is_listed(tool: Any, example: PreferenceExample, text: str) -> bool:
     """Whether a tool is named in the text, not only by what is said there."""
     schema = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-    name = schema.get("name") or ""
+    name = schema.get("name")
+    if not isinstance(name, str) or not name:
+        return all(is_held(forms[0], text) for forms in _leaves(tool))
     said = [
         words
         for message in (*example.prompt, *example.completions[0])
@@ -142,7 +144,7 @@ def _is_listed(tool: Any, example: PreferenceExample, text: str) -> bool:
             *(str(call.get("function") or call) for call in message.get("tool_calls") or []),
         )
     ]
-    times = sum(words.count(name) for words in said) if name else 0
+    times = sum(words.count(name) for words in said)
     if not times:
         return name in text
     description = schema.get("description") or ""

@@ -389,8 +389,7 @@ def prepare_batch(
         for example, number in zip(examples, numbers, strict=True):
             if example.kl_completions is None:
                 raise DataError("is null; other rows have it", number, "kl_completion_ids")
-    by_template = any(example.form == "messages" for example in examples)
-    facts = TemplateFacts.of(tokenizer) if tokenizer and by_template else TemplateFacts()
+    facts = TemplateFacts.of(tokenizer) if tokenizer else TemplateFacts()
     pairs = list(zip(examples, tokenized, strict=True))
     rows = [
         _prepare_row(*pair, audit(*pair, tokenizer, facts, stops), max_length) for pair in pairs

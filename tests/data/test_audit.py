@@ -48,8 +48,8 @@ def found(row, template=None, **options):
         (CHATML, IM_END, {audit.BEHIND: r"'\n'"}),
         (ZEPHYR, EOS, {audit.BEHIND: r"'\n'"}),
         (TURNS, "<|/turn|>", {audit.BEHIND: r"'\n'"}),
-        (LINE, EOS, {audit.NO_END: "it ends with '<|im_end|>'"}),
-        (CHATML, EOS, {audit.NO_END: r"it ends with '\n'"}),
+        (LINE, EOS, {audit.NO_END: "it ends with 'Hello<|im_end|>'"}),
+        (CHATML, EOS, {audit.NO_END: r"it ends with 'Hello<|im_end|>\n'"}),
         (NO_PROMPT, IM_END, {audit.BEFORE: r"'<|im_start|>assistant'"}),
         (DROPS_THINKING, EOS, {audit.PROMPT: r"'<think>\n', not 'Hello</s>'"}),
         (
@@ -107,12 +107,13 @@ def test_plain_text_tells_what_it_has_already():
     assert found(row, bos="<s>", eos=EOS, adds="<s> $A") == told
     assert found(row | {"prompt": "Hi", "chosen": "Hello"}, bos="<s>", eos=EOS) == {}
     turn = row | {"prompt": "Hi", "chosen": "Hello<|eot|>"}
-    told = {audit.NO_END: "it ends with '<|eot|>'", audit.EOS: "'Hello<|eot|>'"}
+    told = {audit.NO_END: "it ends with 'Hello<|eot|>'", audit.EOS: "'Hello<|eot|>'"}
     assert found(turn, bos="<s>", eos=EOS) == told
 
 
 def test_a_merged_token_is_shown(gpt2):
     rows = [{"prompt": "I am the lo", "chosen": "west", "rejected": "udest"}]
+    gpt2.chat_template = None
     report = prepare_dataset(Dataset.from_list(rows), gpt2).report
     assert report.remarks[audit.MERGED].example == "' lo' becomes ' lowest'"
     assert list(report.remarks) == [audit.MERGED]
@@ -128,12 +129,29 @@ def test_long_examples_are_shortened():
 @pytest.mark.parametrize("template", [LINE, INST, TURNS, ZEPHYR, DROPS_THINKING, THINKING])
 @pytest.mark.parametrize("bos", ["<s>", None])
 def test_headers_of_turns_are_no_text_that_the_template_adds(template, bos):
-    assert TemplateFacts.of(bytes_tokenizer(template, bos=bos)) == TemplateFacts("", ())
+    facts = TemplateFacts.of(bytes_tokenizer(template, bos=bos))
+    assert (facts.added, facts.dates) == ("", ())
+    assert facts.tags
 
 
-def test_facts_of_a_template_that_refuses_or_drops_the_trial():
-    for template in ("{{ raise_exception('no') }}", "nothing", "{{ messages[0].content }}"):
-        assert TemplateFacts.of(bytes_tokenizer(template)) == TemplateFacts()
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "nothing", "{{ messages[0].content }}", None]
+)
+def test_facts_of_a_template_that_refuses_or_drops_the_trial(template):
+    assert TemplateFacts.of(bytes_tokenizer(template)) == TemplateFacts(template or "")
+
+
+def test_plain_text_beside_a_chat_template_is_told():
+    row = {"prompt": "Hi", "chosen": " Hello", "rejected": " No"}
+    assert found(row) == {}
+    assert found(row, LINE) == {audit.PLAIN: "'<|im_start|>'"}
+    assert audit.PLAIN not in found(row | {"prompt": "<|im_start|>user\nHi<|im_end|>"}, LINE)
+
+
+def test_an_argument_that_the_template_does_not_read_is_told():
+    row = HI | {"chat_template_kwargs": {"enable_thinking": False, "tone": "kind"}}
+    assert found(row, LINE) == {audit.UNKNOWN: "'enable_thinking'"}
+    assert found(row, THINKING)[audit.UNKNOWN] == "'tone'"
 
 
 def test_stop_tokens_are_eos_and_those_of_the_generation_config(tmp_path):

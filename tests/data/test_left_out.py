@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -154,6 +155,14 @@ def test_a_tool_that_only_a_question_names_is_missing_unless_its_description_is_
     assert left_out(named, row)[0] == ""
     listed = [{"role": "system", "content": "You have find_ship."}, user("Hi")]
     assert left_out(CHATML, pair(listed, "Hello", "No", tools=[tool]))[0] == ""
+
+
+@pytest.mark.parametrize("tool", ["find_ship", {"declarations": [{"name": "find_ship"}]}])
+def test_a_tool_without_a_name_of_its_own_is_found_by_its_words(tool):
+    row = read_example(pair("Hi", "Hello", "No"), 0)
+    row = replace(row, tools=[tool])
+    assert find_left_out(row, "Hi", ["Hi Hello", "Hi No"]).lost
+    assert not find_left_out(row, "find_ship Hi", ["find_ship Hi Hello", "find_ship Hi No"]).lost
 
 
 @pytest.mark.parametrize(
