@@ -32,6 +32,7 @@ class PreferenceExample:
         options: Further arguments of the chat template.
         unusable: Why there is nothing to learn from the row; None if there is.
         repeated: Whether its completions, plain text, began with the prompt, now removed from them.
+        unread: Columns that other rows may be read from, but not this one.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class PreferenceExample:
     options: dict[str, Any] = field(default_factory=dict)
     unusable: str | None = None
     repeated: bool = False
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ Other columns are not read; what they must not hold is told in ``prefopt.data.un
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefopt.data.example import (
@@ -43,7 +44,7 @@ from prefopt.data.pretokenized import IDS_COLUMNS, read_ids
 from prefopt.data.prompts import read_texts
 from prefopt.data.unread import refuse_unread
 
-__all__ = ["SOURCE_COLUMNS", "TEXTS_OF_IDS", "read_example"]
+__all__ = ["SOURCE_COLUMNS", "read_example"]
 
 # The columns a row may be read from; whatever else a data set has is extra.
 SOURCE_COLUMNS = (
@@ -101,11 +102,15 @@ def read_example(
     cells = Cells(values, list(row), number, vocabulary)
     if any(column in cells for column in IDS_COLUMNS[:4]):
         example = read_ids(cells)
-        # The ids stand for these texts; rows that were prepared were checked before.
-        cells.read.update(TEXTS_OF_IDS)
-        if not cells.values.keys() >= PREPARED:
-            refuse_unread(cells)
-        return example
+        if cells.values.keys() >= PREPARED:  # these rows were checked before
+            return example
+        unread = _unread(cells)
+        cells.read.update(TEXTS_OF_IDS)  # the ids stand for these texts
+        refuse_unread(cells)
+        return replace(example, unread=unread)
+    for column in IDS_COLUMNS:
+        if column in cells:
+            raise cells.wrong(column, "goes with token ids, but the row has none in 'prompt_ids'")
     cells = unwrap(cells)
     kind, columns = _read_kind(cells)
     if kind == "paired":
@@ -133,7 +138,13 @@ def read_example(
         options=options,
         unusable=texts.unusable or judgement.unusable,
         repeated=texts.repeated,
+        unread=_unread(cells),
     )
+
+
+def _unread(row: Cells) -> tuple[str, ...]:
+    """Return the columns that other rows may be read from, but not this one."""
+    return tuple(name for name in SOURCE_COLUMNS if name in row and name not in row.read)
 
 
 def _read_kind(row: Cells) -> tuple[Kind, list[str]]:

@@ -53,12 +53,21 @@ def read_messages(value: Any, row: int, column: str) -> list[Message]:
         [{'role': 'user', 'content': 'Hi'}]
     """
     wrong = partial(DataError, row=row, column=column)
-    turns = [value] if isinstance(value, Mapping) else value
+    turns = _turns_of(value) if isinstance(value, Mapping) else value
     if not isinstance(turns, list | tuple):
         raise wrong(f"needs text or a list of messages, got {type(value).__name__}")
     if not turns:
         raise wrong("holds no messages; it needs at least one")
     return [_read_message(turn, place, wrong) for place, turn in enumerate(turns)]
+
+
+def _turns_of(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the messages of a mapping: one, or several if each key has a list, as in old Arrow."""
+    lists = {key: item for key, item in value.items() if item is not None}
+    speakers = lists.get("role") or lists.get("from")
+    if not isinstance(speakers, list) or {len(item) for item in lists.values()} != {len(speakers)}:
+        return [value]
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
 
 
 def _read_message(turn: Any, place: int, wrong: Callable[[str], DataError]) -> Message:

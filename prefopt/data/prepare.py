@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from logging import getLogger
@@ -15,7 +15,7 @@ from prefopt.data.audit import Finding, TemplateFacts, audit, stop_tokens
 from prefopt.data.columns import check_columns, check_margins, check_numbers, check_weights
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
-from prefopt.data.formats import SOURCE_COLUMNS, TEXTS_OF_IDS, read_example
+from prefopt.data.formats import SOURCE_COLUMNS, read_example
 from prefopt.data.mismatch import StreamMismatch, add_mismatched
 from prefopt.data.prefix import shared_length
 from prefopt.data.prepared import COLUMNS, FACTS, OPTIONAL, OUTPUTS, VERSION
@@ -172,7 +172,7 @@ def _prepare_rows(
         count_rows(mapped, name, batch_size),
         rows=len(dataset),
         set_aside=set_aside,
-        not_read=tuple(_not_read(plan, columns, mapped.unique("kind"))),
+        not_read=_not_read(plan, mapped["_unread"][:]),
         remarks=remarks,
         sample=show_row(mapped[0], kept[0], tokenizer),
         max_length=max_length,
@@ -184,13 +184,10 @@ def _prepare_rows(
     return PreparedDataset(mapped, report, frozenset(report.kinds))
 
 
-def _not_read(plan: "ColumnPlan", columns: Sequence[str], kinds: Sequence[str]) -> list[str]:
-    """Return the columns that no row was read from and no loss takes numbers from."""
+def _not_read(plan: "ColumnPlan", unread: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Return the columns that are kept as they are, and those that a row did not need."""
     named = [column for column in plan.extra if column not in COLUMNS]
-    if "prompt_ids" in columns:
-        return named + [column for column in TEXTS_OF_IDS if column in columns]
-    needed_by = {"label": "unpaired", "output": "unpaired", "ranks": "ranked"}
-    return named + [c for c, kind in needed_by.items() if c in columns and kind not in kinds]
+    return tuple(dict.fromkeys([*named, *sorted({name for row in unread for name in row})]))
 
 
 def _collect(dataset: Dataset, kept: Sequence[int]) -> dict[str, Remark]:
@@ -227,7 +224,7 @@ def _prepare_stream(
     if all(rows["_lost"]):
         raise DataError(f"none of the first {len(first)} rows can be used: {rows['_reason'][0]}")
     kinds = frozenset(rows["kind"])
-    if unread := _not_read(plan, columns, [*kinds]):
+    if unread := _not_read(plan, rows["_unread"]):
         logger.info("%s data: columns that are not read: %s", name, ", ".join(unread))
     if check_kinds is not None:
         check_kinds(kinds)
@@ -446,6 +443,7 @@ def _prepare_row(
         "_empty": any(map(_is_empty, example.completions)),
         "_moved": bool(tokenized.unused_ids),
         "_repeated": example.repeated,
+        "_unread": list(example.unread),
         "_layout_tokens": _layout_tokens(prompt, completions) if used else 0,
         "_keys": [_key(ids) for ids in (prompt, *completions)] if used else [],
     }

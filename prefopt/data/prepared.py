@@ -60,6 +60,7 @@ FACTS = {
     "_empty": Value("bool"),
     "_moved": Value("bool"),
     "_repeated": Value("bool"),
+    "_unread": List(Value("string")),
     "_layout_tokens": Value("int64"),
     "_keys": List(Value("int64")),
 }

@@ -146,15 +146,16 @@ def _content_in(column: str, value: Any, prompt_is_known: bool) -> Topic | None:
         return "conversation"
     if _is_number(value):
         return None
-    if meaning.is_content and (meaning.certain or not _is_word(value)):
+    if meaning.is_content and (meaning.certain or _has_blank(value)):
         return meaning.topic
-    if prompt_is_known or meaning.topic is not None or not isinstance(value, str):
-        return None
-    return None if _is_word(value) else "prompt"
+    if not prompt_is_known and meaning.topic is None and _has_blank(value):
+        return "prompt"
+    return None
 
 
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and len(value.split()) == 1
+def _has_blank(value: Any) -> bool:
+    """Whether a value has text of more than a word."""
+    return any(len(text.split(maxsplit=1)) > 1 for text in _strings_in(value))
 
 
 def _is_empty(value: Any) -> bool:

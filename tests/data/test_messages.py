@@ -31,6 +31,16 @@ def test_one_message_is_a_list_of_one():
     assert read(USER) == [USER]
 
 
+def test_lists_of_roles_and_contents_are_messages():
+    assert read({"role": ["user", "assistant"], "content": ["Hi", "Hello"], "name": None}) == [
+        USER,
+        ANSWER,
+    ]
+    assert read({"from": ["human"], "value": ["Hi"]}) == [USER]
+    with pytest.raises(DataError, match="message 0 has no role"):
+        read({"role": ["user", "assistant"], "content": ["Hi"]})
+
+
 def test_keys_that_arrow_filled_with_nulls_are_left_out():
     merged = {**USER, "from": None, "value": None, "name": None, "meta": {"a": 1, "b": None}}
     assert read([merged]) == [{**USER, "meta": {"a": 1}}]

@@ -3,6 +3,7 @@
 import datetime
 import io
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,7 +207,9 @@ def test_a_column_that_repeats_what_was_read_is_no_error():
         "conversation": [{"input": USER["content"], "output": GOOD["content"]}],
         "prompt_text": "<|user|>",
     }
-    assert read_example({**talk, **more, "prompt_text": None}, 7) == read_example(talk, 7)
+    example = read_example({**talk, **more, "prompt_text": None}, 7)
+    assert example.unread == ("messages",)
+    assert replace(example, unread=()) == read_example(talk, 7)
     assert refused(talk, prompt_text="<|user|> Hi").column == "prompt_text"
 
 
@@ -239,6 +242,7 @@ def test_the_texts_of_token_ids_are_theirs():
 def test_text_of_any_name_may_be_the_prompt_where_none_is_given():
     assert refused(ROWS[SHARES], text=TEXT).column == "text"
     assert refused(ROWS["pair without a prompt"], title=TEXT).column == "title"
+    assert refused(ROWS["pair without a prompt"], lines=["one", TEXT]).column == "lines"
     assert "rename_column('text', 'prompt')" in str(refused(ROWS[SHARES], text=TEXT))
     for row in (ROWS["pair of text"], ROWS["pair of transcripts"]):
         assert read_example({**row, "text": TEXT}, 7) == read_example(row, 7)
@@ -283,6 +287,15 @@ def test_columns_that_are_not_read_are_listed_in_the_report(words):
     assert prepare_dataset(Dataset.from_list(ids), None).report.not_read == ("id", "prompt")
     unpaired = [{**ROWS["unpaired"], "ranks": [1]}]
     assert prepare_dataset(Dataset.from_list(unpaired), words).report.not_read == ("ranks",)
+    mixed = [{**ROWS["pair of text"], "label": True, "responses": ["a"]}, {**ROWS["unpaired"]}]
+    report = prepare_dataset(Dataset.from_list(mixed), words).report
+    assert report.not_read == ("label", "responses")
+
+
+@pytest.mark.parametrize("column", ["chosen_mask", "completion_mask", "KL_completion_ids"])
+def test_masks_beside_text_are_refused(column):
+    error = refused(ROWS["pair of text"], **{column: [1, 0]})
+    assert (error.column, "goes with token ids" in str(error)) == (column, True)
 
 
 def test_columns_that_a_stream_does_not_read_are_logged(words, caplog):
