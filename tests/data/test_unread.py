@@ -236,7 +236,9 @@ def test_messages_that_differ_from_the_conversations_are_refused():
 def test_the_texts_of_token_ids_are_theirs():
     row = ROWS["token ids"]
     texts = {"prompt": "a", "chosen": "b", "rejected": [GOOD]}
-    assert read_example({**row, **texts}, 7) == read_example(row, 7)
+    example = read_example({**row, **texts}, 7)
+    assert example.unread == ("prompt", "chosen", "rejected")
+    assert replace(example, unread=()) == read_example(row, 7)
 
 
 def test_text_of_any_name_may_be_the_prompt_where_none_is_given():
@@ -287,7 +289,8 @@ def test_columns_that_are_not_read_are_listed_in_the_report(words):
     assert prepare_dataset(Dataset.from_list(ids), None).report.not_read == ("id", "prompt")
     unpaired = [{**ROWS["unpaired"], "ranks": [1]}]
     assert prepare_dataset(Dataset.from_list(unpaired), words).report.not_read == ("ranks",)
-    mixed = [{**ROWS["pair of text"], "label": True, "responses": ["a"]}, {**ROWS["unpaired"]}]
+    pair = {**ROWS["pair of text"], "completion": None, "label": True, "responses": ["a"]}
+    mixed = [pair, {**dict.fromkeys(pair), **ROWS["unpaired"]}]
     report = prepare_dataset(Dataset.from_list(mixed), words).report
     assert report.not_read == ("label", "responses")
 
