@@ -130,7 +130,7 @@ def test_a_mixture_trains_and_reports_each_dataset(prefopt, model_folder, two, t
         ("datasets: [{path: A, columns: prompt}]", "must be a list of names"),
         ("datasets: [{path: A, columns: [prompts]}]", "has no column 'prompts'; it has prompt"),
         ("datasets: [{path: A, weight: half}]", "must be a number, got 'half'"),
-        ("datasets: [{path: A, weight: 0}]", "must be greater than 0, got 0.0"),
+        ("datasets: [{path: A, weight: 0}]", "must be greater than 0 and finite, got 0.0"),
         ("datasets: [{path: A, weight: -1}]", "must be greater than 0"),
         ("datasets: [{path: A, weight: .nan}]", "must be greater than 0"),
         ("datasets: [{path: A, weight: 0.01}]", "leaves none of 12 rows"),
