@@ -86,20 +86,25 @@ def damaged(draw: st.DrawFn, cells: st.SearchStrategy[Any] = JUNK) -> Damaged:
 
 def check_prepared(rows: list[dict[str, Any]], dataset: Dataset | IterableDataset) -> None:
     """Assert that rows are refused in plain words, or counted and used without a loss."""
-    columns = {column for row in rows for column in row}
     try:
         prepared = prepare_dataset(dataset, TOKENIZER, max_length=MAX_LENGTH, vocabulary=300)
         used = list(prepared.dataset)
     except DataError as error:
-        check_error(error)
-        assert error.row is None or 0 <= error.row < len(rows), error
-        assert error.column is None or error.column in columns | {*COLUMNS}, error
+        check_place(error, rows)
         return
     if prepared.report is not None:
         aside = sum(one.count for one in prepared.report.set_aside.values())
         assert prepared.report.rows == len(rows) == len(used) + aside
     for row in used:
         check_used(row, rows)
+
+
+def check_place(error: DataError, rows: list[dict[str, Any]]) -> None:
+    """Assert that an error is ours, and names a row and a column that there are."""
+    check_error(error)
+    columns = {column for row in rows for column in row}
+    assert error.row is None or 0 <= error.row < len(rows), error
+    assert error.column is None or error.column in columns | {*COLUMNS}, error
 
 
 def check_used(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -212,8 +217,7 @@ def read(path: Path, content: bytes, streaming: bool) -> list[dict[str, Any]] | 
     try:
         return list(load_rows(path, streaming=streaming))
     except DataError as error:
-        check_error(error)
-        assert path.name in str(error)
+        check_error(error, naming=path.name)
         return None
 
 
@@ -307,8 +311,7 @@ def check_option(name: str, value: Any) -> None:
     try:
         made = PreferenceConfig("unused", report_to="none", use_cpu=True, **{name: value})
     except (ValueError, TypeError) as error:
-        assert len(str(error)) < LONGEST + 300, error
-        assert name in str(error), error
+        check_error(error, naming=name, longest=LONGEST + 300)
         return
     kept = getattr(made, name)
     assert not isinstance(kept, float) or not math.isnan(kept)

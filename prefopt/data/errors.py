@@ -2,6 +2,8 @@
 
 __all__ = ["DataError"]
 
+LONGEST = 450  # characters
+
 
 class DataError(ValueError):
     """Wrong preference data.
@@ -29,6 +31,8 @@ class DataError(ValueError):
         if problem.startswith("Caught DataError in DataLoader worker"):
             # Torch raises it anew with the worker's traceback, which ends in what it said.
             problem = problem.rstrip().rpartition("DataError: ")[2]
+        if len(problem) > LONGEST:  # it quotes what it found, which may be a whole answer
+            problem = f"{problem[: LONGEST // 2]} [...] {problem[-LONGEST // 2 :]}"
         super().__init__(problem, row, column, dataset)
         self.problem = problem
         self.row = row

@@ -155,6 +155,6 @@ def _check(part: WeightedDataset, what: str) -> None:
         raise TypeError(f"the weight of {what} must be a number, got {weight!r}")
     if not (math.isfinite(weight) and weight > 0):
         raise ValueError(
-            f"the weight of {what} must be greater than 0 and finite, got {weight}: it says how often each "
-            "row is used in an epoch; leave a dataset out to use none"
+            f"the weight of {what} must be greater than 0 and finite, got {weight}: it says how "
+            "often each row is used in an epoch; leave a dataset out to use none"
         )

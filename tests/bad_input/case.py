@@ -96,13 +96,14 @@ def check(case: Case, folder: Path) -> None:
     assert re.search(case.says, said), said
 
 
-def check_error(error: BaseException) -> None:
-    """Assert that an error is ours: raised by us on purpose, short, and of few lines."""
+def check_error(error: BaseException, naming: str = "", longest: int = LONGEST) -> None:
+    """Assert that an error is ours: raised by us on purpose, short, and says what is wrong."""
     message = str(error)
     innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     ours = innermost.is_relative_to(PACKAGE) or isinstance(error, DataError)
     assert ours, f"raised in {innermost}: {message}"
-    assert 10 < len(message) < LONGEST, message
+    assert 10 < len(message) < longest, message
+    assert naming in message
     assert "Traceback" not in message
     assert "object has no attribute" not in message
     assert "not supported between instances" not in message

@@ -19,3 +19,10 @@ def test_what_a_worker_of_a_data_loader_says_comes_without_its_traceback():
     text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
     text += f"last):\n  File ...\nprefopt.data.errors.DataError: {said}\n"
     assert str(DataError(text)) == said
+
+
+def test_what_is_quoted_at_length_is_left_out_in_the_middle():
+    said = str(DataError(f"is {'x' * 9999}; it needs text", 4, "chosen"))
+    assert said.startswith("row 4, column 'chosen': is xxx")
+    assert said.endswith("xxx; it needs text")
+    assert len(said) < 500
