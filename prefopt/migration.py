@@ -35,6 +35,11 @@ _WITH_TOKENIZER = (
     "set it on the tokenizer and save that with the model, or in Python give the tokenizer as "
     "processing_class, instead"
 )
+_ELSEWHERE = (
+    "Hyper-parameters of a loss go into loss_kwargs and options of loading into model_init_kwargs "
+    "of PreferenceConfig; model, tokenizer (processing_class), adapter (peft_config) and data go "
+    "to PreferenceTrainer."
+)
 _PRECISION = "use bf16 or fp16 instead"
 _LAUNCHER = "use the launcher's options (accelerate launch) instead"
 
@@ -49,6 +54,9 @@ REFUSED: dict[str, Gone] = {
         "the LM head is chunked here already, for every loss; leave it out instead", (None, False)
     ),
     "label_smoothing_factor": Gone("use label_smoothing instead", (0.0,)),
+    "include_for_metrics": Gone(
+        "compute_metrics gets rewards and labels alone; leave it out instead", (None, [])
+    ),
 }
 
 # Fields that configurations of TRL have had, beside those of `TRL_FIELDS`.
@@ -151,7 +159,7 @@ OLD_OPTIONS: dict[str, Gone] = {
     ),
     "system_prompt": Gone("use a column `system` of the data instead"),
     "dataset_mixer": Gone(_ONE_LIST),
-    "dataset_mixture": Gone(_ONE_LIST),
+    "dataset_mixture": Gone(_ONE_LIST + "; id is path there, and config name"),
     "dataset_splits": Gone("use dataset_train_split and dataset_test_split instead; " + _ONE_LIST),
     "dataset_configs": Gone("use dataset_config instead; " + _ONE_LIST),
     "streaming": Gone("use dataset_streaming instead, with one dataset", (None, False)),
@@ -302,7 +310,7 @@ def known_only(
         if name not in gone:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise TypeError(f"{what} has no argument {name!r}{hint}")
+            raise TypeError(f"{what} has no argument {name!r}{hint or '.'} {_ELSEWHERE}")
     return {name: value for name, value in given.items() if name in known}
 
 

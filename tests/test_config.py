@@ -79,6 +79,7 @@ def test_trls_defaults_spelt_out_are_accepted(name, losses):
         ({"sync_ref_model": True, "ref_model_sync_steps": 0}, "at least 1"),
         ({"ref_model_mixup_alpha": 0.5}, "no effect without sync_ref_model"),
         ({"ref_model_sync_steps": 10}, "no effect without sync_ref_model"),
+        ({"include_for_metrics": ["inputs"]}, "rewards and labels alone"),
         ({"label_smoothing_factor": 0.1}, "use label_smoothing instead"),
         ({"loss_type": "orpo", "beta": 0.3}, "loss_kwargs={'lambda_': 0.3} instead"),
         ({"bf16_full_eval": True}, "precision of training"),

@@ -180,6 +180,8 @@ def test_all_that_is_wrong_is_said_at_once():
 def test_an_argument_that_never_was_is_a_type_error_with_near_names():
     with pytest.raises(TypeError, match=r"PreferenceConfig has no argument 'betta'.*'beta'"):
         make(betta=0.1)
+    with pytest.raises(TypeError, match=r"no argument 'gamma'\. Hyper-parameters .* loss_kwargs"):
+        make(gamma=0.1)
     with pytest.raises(TypeError, match=r"PreferenceTrainer has no argument 'train_data'"):
         PreferenceTrainer("model", train_data=[])
 

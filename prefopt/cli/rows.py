@@ -170,7 +170,10 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+            raise ValueError(
+                f"eval_fraction must be in [0, 1), got {self.eval_fraction}: it is a share of the "
+                "rows (test_split_size is another name of it)"
+            )
         if self.eval_fraction and self.dataset_test_split:
             raise ValueError("give eval_fraction or dataset_test_split, not both")
         if self.eval_fraction and self.dataset_streaming:
