@@ -166,9 +166,7 @@ class DataReport:
         for reason, aside in self.set_aside.items():
             lines.append(("set aside", f"{aside.count:,}: {reason} ({_numbers(aside)})"))
         if self.used is not None:
-            lines.append(
-                ("used", f"{_plural(self.used, 'row')} an epoch, by weight {self.weight:g}")
-            )
+            lines.append(("used", f"{_plural(self.used, 'row')}, by weight {self.weight:g}"))
         for what, remark in self.remarks.items():
             text = f"{_plural(remark.count, 'row')}: {what}: {remark.example} ({_numbers(remark)})"
             lines.append(("audit", text))

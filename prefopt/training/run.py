@@ -143,7 +143,7 @@ class DataPreparation:
             chosen.append((made.dataset, used))
         mixed = mix(chosen)
         if len(parts) > 1:
-            whole = f"{name} data: {len(mixed):,} rows an epoch, of {len(parts)} datasets"
+            whole = f"{name} data: {len(mixed):,} rows of {len(parts)} datasets"
             self._console.print(whole, markup=False)
         return mixed
 

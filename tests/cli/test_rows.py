@@ -108,9 +108,9 @@ def test_a_mixture_trains_and_reports_each_dataset(prefopt, model_folder, two, t
     assert result.code == 0, result.err
     for line in (
         f"train: {a} data",
-        "4 rows an epoch, by weight 0.5",
-        "train data: 10 rows an epoch, of 2 datasets",
-        "eval data: 5 rows an epoch, of 2 datasets",
+        "4 rows, by weight 0.5",
+        "train data: 10 rows of 2 datasets",
+        "eval data: 5 rows of 2 datasets",
     ):
         assert line in result.err
     assert (tmp_path / "out" / "model.safetensors").is_file()

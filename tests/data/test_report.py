@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -190,3 +192,9 @@ def test_completions_of_a_sample_are_named(row, names):
     ids = {"prompt_ids": [20], "completion_ids": [[21]] * len(names)}
     assert show_row(row | ids, 0, bytes_tokenizer()).names == names
     assert show_row(row | ids, 0, None) is None
+
+
+def test_a_report_tells_the_rows_that_a_weight_uses():
+    report = DataReport("train: a.csv", rows=6, kept=6, kinds={"paired": 6})
+    assert "by weight" not in report.render()
+    assert "3 rows, by weight 0.5" in replace(report, weight=0.5, used=3).render()

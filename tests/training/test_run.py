@@ -76,7 +76,7 @@ def test_several_datasets_are_prepared_and_reported_by_themselves():
         ("train: chats.jsonl", 3, 3, 2.0, 6),
         ("train[2]", 6, 6, 0.5, 3),
     ]
-    assert "used                     6 rows an epoch, by weight 2" in "\n".join(
+    assert "used                     6 rows, by weight 2" in "\n".join(
         report.render() for report in data.reports.values()
     )
 
