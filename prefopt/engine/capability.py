@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.company import Company, known_company, original_window
 from prefopt.engine.forward import Forward
 from prefopt.engine.guard import is_8bit, undisturbed
 from prefopt.engine.layout import Example, LayoutName, build_layout
-from prefopt.engine.moe import EXPERT_COUNTS
+from prefopt.engine.moe import EXPERT_COUNTS, JITTER
 from prefopt.engine.precision import computing_dtype
 from prefopt.engine.probe import close, is_exact, probe_inputs, quiet_transformers
 
@@ -83,7 +83,8 @@ def probe_capability(
 def probe_modes(forward: Forward) -> bool:
     """Whether a model computes something else in training than in evaluation, dropout aside.
 
-    What differs between two passes in training mode is random, and means nothing.
+    What differs between two passes in training mode is random, which is warned of where no dropout
+    explains it.
 
     Raises:
         ValueError: If the model has no working forward pass.
@@ -103,7 +104,24 @@ def probe_modes(forward: Forward) -> bool:
     except (RuntimeError, ValueError, TypeError, AttributeError):  # it wants labels in training
         return False
     exact = is_exact(forward.model)
-    return close(once, again, exact) and not close(once, evaluated, exact)
+    if not close(once, again, exact):
+        if not _has_dropout(forward.model):
+            logger.warning(
+                "prefopt: %s computes at random in training though no dropout is on; its log-probs "
+                "differ from a reference's by chance",
+                type(forward.causal_lm).__name__,
+            )
+        return False
+    return not close(once, evaluated, exact)
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    names = ("p", "attention_dropout", "attn_dropout", "dropout", *JITTER)
+    return any(
+        isinstance(value, float) and value > 0
+        for module in model.modules()
+        for value in (getattr(module, name, None) for name in names)
+    )
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def undisturbed(model: nn.Module, training: bool = False) -> Iterator[None]:
     parameters = {
         id(it): it for module in modules for it in module._parameters.values() if it is not None
     }
-    required = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
+    required = [(it, it.requires_grad, it._version) for it in parameters.values()]
     cuda = {it.device for it in parameters.values() if it.is_cuda}
     generators = (random.getstate(), np.random.get_state())  # the global one
     try:
@@ -48,11 +48,13 @@ def undisturbed(model: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         random.setstate(generators[0])
         np.random.set_state(generators[1])
-        for parameter, gradient in required:
+        for parameter, gradient, _ in required:
             if parameter.requires_grad != gradient:
                 parameter.requires_grad_(gradient)
+        rewritten = any(it._version != version for it, _, version in required)
         for state in states:
-            state.restore()
+            # RWKV rescales its weights from mode to mode, and notes which it has.
+            (state.only_mode() if rewritten else state).restore()
 
 
 def _set_mode(model: nn.Module, modules: Iterable[nn.Module], training: bool) -> None:
@@ -85,18 +87,22 @@ class _ModuleState(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module) -> "_ModuleState":
         # What a parallel wrapper notes in its first forward pass must stay.
-        wraps = type(module).__module__.startswith("torch.distributed")
+        if type(module).__module__.startswith("torch.distributed"):
+            return cls(module, {"training": module.training}, {})
         attributes = {
             name: copy.copy(value) if type(value) in (list, dict) else value
             for name, value in vars(module).items()
-            if _is_state(name, value) and not wraps
+            if _is_state(name, value)
         }
         buffers = {name: (buffer, _copied(buffer)) for name, buffer in module._buffers.items()}
         return cls(module, attributes, buffers)
 
+    def only_mode(self) -> "_ModuleState":
+        return self._replace(attributes={"training": self.attributes["training"]}, buffers={})
+
     def restore(self) -> None:
         own, buffers = vars(self.module), self.module._buffers
-        for name in own.keys() - self.attributes if self.attributes else ():
+        for name in own.keys() - self.attributes if len(self.attributes) > 1 else ():
             if _is_state(name, own[name]):
                 del own[name]
         for name, value in self.attributes.items():

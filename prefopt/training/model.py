@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.config import PreferenceConfig
+from prefopt.engine.moe import JITTER
 from prefopt.training.adapter import second_adapter
 from prefopt.training.loading import SavedAdapter, check_causal, dtype_of, load_model
 from prefopt.training.tokenizer import check_vocabulary
@@ -109,10 +110,10 @@ def learned_positions(model: Any) -> int | None:
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set the probability of every dropout of a model to 0, those in attention included."""
+    """Set every dropout of a model to 0, those in attention and the noise of routers included."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout"):
+        for name in ("attention_dropout", "attn_dropout", "dropout", *JITTER):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)

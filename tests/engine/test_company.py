@@ -137,6 +137,15 @@ def test_dropout_is_no_such_difference():
     assert "training mode" not in str(Scorer(model))
 
 
+def test_routers_that_choose_at_random_in_training_are_warned_of(caplog):
+    model = tiny_model("mixtral")
+    gate = model.model.layers[0].mlp
+    plain = gate.forward
+    gate.forward = lambda hidden: plain(hidden + torch.randn_like(hidden) * gate.training)
+    assert "training mode" not in str(Scorer(model))
+    assert ["at random in training" in record.message for record in caplog.records] == [True]
+
+
 def test_groups_are_by_length_beyond_the_window():
     assert ANY.groups([3, 9, 3]) == [[0, 1, 2]]
     assert Company("equal", 4).groups([3, 9, 4, 9, 5]) == [[0, 2], [1, 3], [4]]

@@ -106,3 +106,32 @@ def test_eight_bit_layers_stay_in_the_mode_in_which_they_train():
     assert [is_8bit(layer) for layer in model] == [True, False]
     with undisturbed(model):
         assert [layer.training for layer in model] == [True, False]
+
+
+def test_weights_that_a_model_rescales_from_mode_to_mode_stay_with_its_note_of_it():
+    """As RWKV does in evaluation; its next pass in training scales them back."""
+
+    class Rescaling(nn.Linear):
+        rescaled = False
+
+        def forward(self, x):
+            if self.training == self.rescaled:
+                with torch.no_grad():
+                    self.weight.mul_(2.0 if self.training else 0.5)
+                self.rescaled = not self.training
+            return super().forward(x) * (1.0 if self.training else 2.0)
+
+    layer, x = Rescaling(3, 3, bias=False).train(), torch.ones(3)
+    wanted = layer(x).detach()
+    with undisturbed(layer), torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted)
+    assert layer.training
+    torch.testing.assert_close(layer(x), wanted)
+
+
+def test_parallel_wrappers_keep_what_they_noted():
+    wrapper = type("Wrapped", (nn.Linear,), {"__module__": "torch.distributed.fsdp"})(2, 2)
+    with undisturbed(wrapper):
+        wrapper.is_root = True
+    assert wrapper.is_root
+    assert wrapper.training

@@ -70,3 +70,10 @@ def test_every_dropout_is_switched_off():
     ids = torch.arange(3, 13)[None]
     model.train()
     torch.testing.assert_close(model(ids).logits, model(ids).logits)
+
+
+def test_the_noise_of_routers_is_dropout_too():
+    model = tiny_model("mixtral", router_jitter_noise=0.2)
+    assert any(getattr(module, "jitter_noise", 0) for module in model.modules())
+    switch_off_dropout(model)
+    assert not any(getattr(module, "jitter_noise", 0) for module in model.modules())
