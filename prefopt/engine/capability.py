@@ -98,12 +98,15 @@ def probe_modes(forward: Forward) -> bool:
                 f"{type(forward.causal_lm).__name__} cannot be scored: its own forward pass of a "
                 f"text fails: {type(error).__name__}: {error}"
             ) from error
+    exact = is_exact(forward.model)
     try:
         with undisturbed(forward.model, training=True):
-            once, again = forward.plain_logits(tokens), forward.plain_logits(tokens)
+            once = forward.plain_logits(tokens)
+            if close(once, evaluated, exact):
+                return False
+            again = forward.plain_logits(tokens)
     except (RuntimeError, ValueError, TypeError, AttributeError):  # it wants labels in training
         return False
-    exact = is_exact(forward.model)
     if not close(once, again, exact):
         if not _has_dropout(forward.model):
             logger.warning(
@@ -112,7 +115,7 @@ def probe_modes(forward: Forward) -> bool:
                 type(forward.causal_lm).__name__,
             )
         return False
-    return not close(once, evaluated, exact)
+    return True
 
 
 def _has_dropout(model: nn.Module) -> bool:
@@ -166,13 +169,12 @@ def probe_company(forward: Forward) -> Company:
         return known
     inputs = probe_inputs(forward.causal_lm)
     rows = {name: torch.cat([it, it]) for name, it in inputs.items()}
-    logits = []
-    for distance in (0, window):
-        shift = torch.tensor([[0], [distance]], device=rows["position_ids"].device)
-        moved = rows | {"position_ids": rows["position_ids"] + shift}
-        with _asked(forward):
-            logits.append(forward.model(**moved, use_cache=False).logits[0])
-    if close(logits[1], logits[0], is_exact(forward.model)):
+    far = torch.tensor([[0], [window]], device=rows["position_ids"].device)
+    rows["position_ids"] = rows["position_ids"] + far
+    with _asked(forward):
+        alone = forward.plain_logits(inputs["input_ids"][0])
+        beside = forward.model(**rows, use_cache=False).logits[0]
+    if close(beside, alone, is_exact(forward.model)):
         return known
     return Company("equal", window, "they change beside a longer text")
 
