@@ -62,7 +62,7 @@ def render_messages(example: PreferenceExample, number: int, tokenizer: Tokenize
             number,
         )
     refusal: Exception | None = None
-    tried: list[tuple[int, Rendered]] = []
+    tried: list[tuple[bool, int, Rendered]] = []
     for form in _forms(example):
         try:
             prompt, *texts = _apply(form, tokenizer)
@@ -70,12 +70,14 @@ def render_messages(example: PreferenceExample, number: int, tokenizer: Tokenize
             refusal = refusal or error
             continue
         lost, history = find_left_out(example, prompt, texts)
-        lost += [NEITHER] if _prints_data(form, texts) else []
-        tried.append((len(lost), Rendered(prompt, texts, lost[0] if lost else None, history)))
+        as_data = _prints_data(form, texts)
+        lost = [NEITHER] if as_data else lost
+        rendered = Rendered(prompt, texts, lost[0] if lost else None, history)
         if not lost:
-            break
+            return rendered
+        tried.append((as_data, len(lost), rendered))
     if tried:
-        return min(tried, key=itemgetter(0))[1]
+        return min(tried, key=itemgetter(0, 1))[2]
     raise DataError(
         f"the chat template refuses the messages: {type(refusal).__name__}: {refusal}", number
     ) from refusal

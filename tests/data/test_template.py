@@ -116,6 +116,13 @@ def test_the_least_loss_is_told():
     assert "the reasoning of an answer" in render(PARTS, row).lost
 
 
+def test_a_part_that_is_printed_as_data_is_no_way_out():
+    cuts = CHATML.replace("m.content", "m.content[:5]")
+    assert "the text of an answer" in render(cuts, pair("Hi", "A long answer", "No")).lost
+    only_data = CHATML.replace("m.content", "m.content[0].items() | list and m.content")
+    assert "neither as text nor as parts" in render(only_data, ROW).lost
+
+
 def test_a_refusal_is_the_first_one():
     row = pair([{"role": "system", "content": "Be brief."}, user("Hi")], "Hello", "No")
     with pytest.raises(DataError, match="TemplateError: System role not supported"):
