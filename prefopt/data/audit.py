@@ -200,13 +200,18 @@ def _end(tokenized: Tokenized, stops: Collection[int], tokenizer: Any) -> Iterat
 def _trial(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """Return the pieces that a template prints before a question, and before a second one."""
     turns = [("user", QUESTION), ("assistant", ANSWER), ("user", AGAIN)]
-    messages = [{"role": role, "content": words} for role, words in turns]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        before, between = text.split(QUESTION)[0], text.split(ANSWER)[1].split(AGAIN)[0]
-    except Exception:  # a template may raise anything, and leave anything out
-        return [], []
-    return PIECES.split(before), PIECES.split(between)
+    as_text = [{"role": role, "content": words} for role, words in turns]
+    in_parts = [
+        {"role": role, "content": [{"type": "text", "text": words}]} for role, words in turns
+    ]
+    for messages in (as_text, in_parts):
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            before, between = text.split(QUESTION)[0], text.split(ANSWER)[1].split(AGAIN)[0]
+        except Exception:  # a template may raise anything, and leave anything out
+            continue
+        return PIECES.split(before), PIECES.split(between)
+    return [], []
 
 
 def _shown(text: str) -> str:

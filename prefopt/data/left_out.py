@@ -46,16 +46,16 @@ def find_left_out(example: PreferenceExample, prompt: str, texts: Sequence[str])
     lost = []
     for messages, text in zip(example.completions, texts, strict=True):
         start = shared_length(prompt, text)
-        missing = [_missing(message, text, start) for message in messages]
-        lost += [f"{what} of an answer" for what, _ in filter(None, missing)]
+        missing = [what for message in messages for what, _ in _missing(message, text, start)]
+        lost += [f"{what} of an answer" for what in missing]
     searched = prompt if texts[0].startswith(prompt) else texts[0]
     history = None
     for message in example.prompt:
-        what, words = _missing(message, searched, 0) or ("", "")
-        if what == REASON:
-            history = history or words
-        elif what:
-            lost.append(f"{what} of a message of the prompt, whose role is {message['role']!r}")
+        for what, words in _missing(message, searched, 0):
+            if what == REASON and message["role"] == "assistant":
+                history = history or words
+            else:
+                lost.append(f"{what} of a message of the prompt, whose role is {message['role']!r}")
     if any(not _is_listed(tool, example, texts[0]) for tool in example.tools or []):
         lost.append("tools")
     return LeftOut([LOSS.format(what) for what in lost], history)
@@ -89,27 +89,23 @@ def is_held(wanted: str, text: str, start: int = 0) -> bool:
     return any(sought in core(form) for form in (part, once, _unescape(once), html.unescape(part)))
 
 
-def _missing(message: Message, text: str, start: int) -> tuple[str, str] | None:
-    """Return what of a message is not in the text, and its words."""
+def _missing(message: Message, text: str, start: int) -> Iterator[tuple[str, str]]:
+    """Yield what of a message is not in the text, and its words."""
     held = partial(is_held, text=text, start=start)
+    thoughts = [message[key] for key in REASONING if isinstance(message.get(key), str)]
     for content in texts_of(message.get("content")):
         if held(content):
             continue
         tags = list(THINK.finditer(content))
         end = tags[-1].end() if tags else 0
+        thoughts += THINK.split(content[:end])
         if not held(content[end:]):
-            return "the text", content[end:]
-        for piece in THINK.split(content[:end]):
-            if not held(piece):
-                return REASON, piece
-    for key in REASONING:
-        if isinstance(message.get(key), str) and not held(message[key]):
-            return REASON, message[key]
+            yield "the text", content[end:]
+    yield from ((REASON, thought) for thought in thoughts if not held(thought))
     for call in message.get("tool_calls") or []:
         for forms in _words_of_call(call):
             if not any(map(held, forms)):
-                return "a tool call", forms[0]
-    return None
+                yield "a tool call", forms[0]
 
 
 def _words_of_call(call: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -16,6 +16,7 @@ from .templates import (
     DROPS_THINKING,
     HEADERS,
     INST,
+    PARTS,
     TAGS,
     THINKING,
     TURNS,
@@ -132,6 +133,11 @@ def test_headers_of_turns_are_no_text_that_the_template_adds(template, bos):
     facts = TemplateFacts.of(bytes_tokenizer(template, bos=bos))
     assert (facts.added, facts.dates) == ("", ())
     assert facts.tags
+
+
+def test_a_template_of_parts_is_tried_with_parts():
+    adds = "<|im_start|>system\nBe a kind helper.<|im_end|>\n" + PARTS
+    assert found(HI, adds)[audit.ADDED] == r"'<|im_start|>system\nBe a kind helper.'"
 
 
 @pytest.mark.parametrize(

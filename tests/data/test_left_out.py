@@ -142,6 +142,19 @@ def test_a_tool_call_of_the_prompt_is_looked_for_too():
     assert left_out(THINKING, pair(turns, "In port.", "At sea."))[0] == ""
 
 
+def test_what_is_missing_beside_the_reasoning_of_a_message_is_missed_too():
+    thought = assistant("<think>add</think>", tool_calls=call({"name": "Ada"}))
+    strips = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    lost = "a tool call of a message of the prompt, whose role is 'assistant'"
+    assert left_out(strips, pair([user("Where?"), thought, user("And?")], "Yes", "No")) == (
+        lost,
+        "add",
+    )
+    asked = pair([user("<think>add</think>2+2?")], "4", "5")
+    lost = "the reasoning of a message of the prompt, whose role is 'user'"
+    assert left_out(strips, asked) == (lost, None)
+
+
 def test_an_answer_must_be_in_the_completion_not_only_in_the_prompt():
     drops = CHATML.replace("m.content", "m.content if m.role == 'user' else ''")
     assert left_out(drops, pair("Say yes or no.", "yes", "no"))[0] == "the text of an answer"
