@@ -45,10 +45,10 @@ _OF_MEDIA = {"num", "number", "count", "width", "height", "size", "source", "has
 # What other programs call the columns that are read here.
 _ALSO_CALLED = {
     "prompt": "question query user_prompt",
-    "chosen": "chosen_response chosen_answer accepted preferred preferred_output "
+    "chosen": "chosen_response chosen_answer chosen_messages accepted preferred preferred_output "
     "preferred_response better winner response_j",
-    "rejected": "rejected_response rejected_answer dispreferred non_preferred_output "
-    "dispreferred_response worse loser response_k",
+    "rejected": "rejected_response rejected_answer rejected_messages dispreferred "
+    "non_preferred_output dispreferred_response worse loser response_k",
     "label": "kto_tag is_chosen desirable",
     "completion": "response answer generation",
     "completions": "answers generations candidates",

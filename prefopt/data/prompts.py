@@ -52,9 +52,12 @@ def read_texts(row: Cells, given: list[Any], columns: list[str]) -> Texts:
     if any(are_text) and not all(are_text):
         place = are_text.index(False)
         what = f"a value of type {type(given[place]).__name__}"
+        how = ""
         if isinstance(given[place], Mapping | list):
             what = "messages"
-        raise row.wrong(columns[place], f"holds {what} where another completion is text")
+        if isinstance(given[place], list) and all(isinstance(one, str) for one in given[place]):
+            what, how = "a list of texts", "; several make a ranking: 'completions' with 'ranks'"
+        raise row.wrong(columns[place], f"holds {what} where another completion is text{how}")
     spoken = prompt_column(row, columns)
     prompt = None
     if "prompt" in row or ("prompt" in row.columns and spoken is None):

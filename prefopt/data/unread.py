@@ -5,6 +5,7 @@ What a column holds is told by its name and by its values. Numbers, and text und
 of it. Such a column is no error where it is empty, or only repeats what other columns say.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from typing import Any
@@ -25,6 +26,12 @@ REPEATED_LENGTH = 20
 _MARKS = ("role", "from", "type", "id")
 _MEDIA_FEATURES = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")
 _NO_NUMBERS = ("string", "large_string", "string_view", "binary", "large_binary", "null")
+# Text that stands for an image: the data themselves, or the name of a file.
+_MEDIA_TEXT = re.compile(
+    r"data:(image|audio|video)/|\S+\.(jpe?g|png|gif|webp|bmp|tiff?|mp4|webm|mov|wav|mp3|flac)$",
+    re.I,
+)
+_NAMES_A_FILE = re.compile("url|link|path|file", re.I)
 _EMPTY_TEXT = ("", "null", "None", "nan", "[]", "{}")
 # Columns that the prompt is read from.
 _PROMPTS = ("prompt", "instruction", "messages", "conversations", "trajectory")
@@ -116,7 +123,8 @@ def _is_plain(column: str, feature: Any) -> bool:
     if topic == "media" or not all(isinstance(leaf, Value | ClassLabel) for leaf in leaves):
         return False
     texts = [leaf for leaf in leaves if leaf.dtype in _NO_NUMBERS]
-    return not texts or (topic == "metadata" and len(leaves) == 1 and "binary" not in str(feature))
+    may_be_media = _NAMES_A_FILE.search(column) or "binary" in str(feature)
+    return not texts or (topic == "metadata" and len(leaves) == 1 and not may_be_media)
 
 
 def _is_media_feature(feature: Any) -> bool:
@@ -185,7 +193,7 @@ def _is_media(value: Any) -> bool:
             {"array", "sampling_rate"} <= {*value}
         )
     if isinstance(value, str):
-        return value.startswith(("data:image/", "data:audio/", "data:video/"))
+        return bool(_MEDIA_TEXT.match(value))
     if isinstance(value, bytes | bytearray):
         return len(value) > 64  # more than a hash
     home = type(value).__module__.split(".")[0]

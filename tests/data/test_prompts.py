@@ -151,3 +151,18 @@ def test_repeats_are_counted_in_the_report(words):
     assert "repeated     1 row whose completions began with the prompt" in prepared.report.render()
     first, second = (prepared.dataset[place]["completion_ids"] for place in (0, 1))
     assert first == second
+
+
+def test_several_texts_on_one_side_are_told_to_be_a_ranking():
+    with pytest.raises(DataError, match=r"column 'rejected': holds a list of texts .* a ranking"):
+        read(prompt="A fruit:", chosen=" pear", rejected=[" stone", " chair"])
+    with pytest.raises(DataError, match="column 'rejected': holds messages where another"):
+        read(prompt="A fruit:", chosen=" pear", rejected=[OTHER])
+
+
+def test_a_null_prompt_is_no_error_beside_another_one():
+    row = {"chosen": "Pear", "rejected": "Stone", "prompt": None}
+    assert read(**row, instruction="Name a\nfruit.").prompt == [USER]
+    assert read(**row, messages=[USER]).prompt == [USER]
+    with pytest.raises(DataError, match="column 'prompt': is null"):
+        read(**row)
