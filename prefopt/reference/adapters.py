@@ -175,8 +175,13 @@ def with_adapter(
             **places,
         )
     except (RuntimeError, ValueError, KeyError) as error:
+        hint = (
+            " If it was trained with more tokens, load the base model yourself, resize its "
+            f"embeddings, and pass PeftModel.from_pretrained(base, {path!r}, is_trainable=True)"
+        )
         raise AdapterError(
             f"the adapter {path} does not fit the model: {_first_line(error)}"
+            f"{hint if 'size mismatch' in str(error) else ''}"
         ) from None
     odd = [key for key in (*result.unexpected_keys, *result.missing_keys) if not _is_shared(key)]
     if odd and not allow_missing:

@@ -96,7 +96,7 @@ def as_peft_model(model: Any) -> Any:
 def _rebuilt(model: Any, called: Mapping[str, str]) -> Any:
     """Return peft's wrapper around adapters built anew under other names, with the old weights."""
     configs, active = dict(model.peft_config), model.active_adapters()
-    layers = dict(model.named_modules())
+    layers = dict(model.named_modules(remove_duplicate=False))
     is_off = any(getattr(layer, "disable_adapters", False) is True for layer in layers.values())
     weights, trained = _tensors(model), [p for p in model.parameters() if p.requires_grad]
     containers = adapter_containers(model)
@@ -112,7 +112,7 @@ def _rebuilt(model: Any, called: Mapping[str, str]) -> Any:
     if new.keys() != _tensors(model).keys():
         odd = min(new.keys() ^ _tensors(model).keys())
         raise ValueError(f"the weights are not those of peft.get_peft_model, the first is {odd}")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, tensor in new.items():
         owner, _, leaf = name.rpartition(".")
         kind = "_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"
@@ -186,6 +186,11 @@ def check_trained(model: Any, optimizer: Any = None) -> None:
     trained = _trained(model)
     if not trained:
         raise ValueError(f"nothing would be trained: {_why_nothing(model)}")
+    if is_peft(model) and any(getattr(part, "merged_adapters", ()) for part in model.modules()):
+        raise ValueError(
+            "nothing would be trained: the adapter is merged into the base model; call "
+            "model.unmerge_adapter() to train it, or model.merge_and_unload() to train the result"
+        )
     if optimizer is None:
         return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

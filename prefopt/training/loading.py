@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.engine.probe import refuse_encoder_decoder
@@ -148,21 +153,34 @@ def _dtype(name: str, value: Any) -> Any:
 # What kind of model it is -------------------------------------------------------------------------
 
 
-def check_causal(model: Any, options: Mapping[str, Any]) -> None:
+def check_causal(model: Any, options: Mapping[str, Any], called: str = "model") -> None:
     """Raise where a model, or one by id or path, is no causal language model.
 
     A name under which nothing is found is left to what loads it.
 
+    Args:
+        model: The model, its id or path.
+        options: Of ``from_pretrained``.
+        called: As which argument it is given.
+
     Raises:
+        TypeError: If it is neither a name nor a model of transformers or peft.
         ValueError: If it is an encoder-decoder, or transformers has no causal model of its kind.
     """
-    if not isinstance(model, str):
-        refuse_encoder_decoder(model.config, type(model).__name__)
+    if isinstance(model, str):
+        adapter = SavedAdapter.find(model, options)
+        if adapter is not None:
+            model, options = adapter.base, adapter.base_options(options)
+        _auto_class(model, options)
         return
-    adapter = SavedAdapter.find(model, options)
-    if adapter is not None:
-        model, options = adapter.base, adapter.base_options(options)
-    _auto_class(model, options)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(inner, "_orig_mod", inner)  # by torch.compile
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(
+            f"{called} must be an id, a path, or a model of transformers or peft, got "
+            f"{type(inner).__name__}"
+        )
+    refuse_encoder_decoder(inner.config, type(inner).__name__)
 
 
 def _auto_class(name: str, options: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import PreferenceConfig
 from prefopt.engine.moe import JITTER
@@ -39,13 +39,7 @@ def load_policy(
                     f"{name} only matters when the model is loaded here, but a model instance was "
                     "given; pass its id or path, or leave the option out"
                 )
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if not isinstance(inner, PreTrainedModel):
-            raise TypeError(
-                "model must be an id, a path, or a model of transformers or peft, got "
-                f"{type(inner).__name__}"
-            )
-        check_causal(inner, options)
+        check_causal(model, options)
         return model
     if quantization_config is not None:
         if "quantization_config" in options:

@@ -288,7 +288,7 @@ def _check_arguments(
             "leave it out"
         )
     if ref_model is not None:
-        check_causal(ref_model, loading_options(args))
+        check_causal(ref_model, loading_options(args), "ref_model")
 
 
 def _in_peft(model: Any, peft_config: Any, console: Console) -> Any:

@@ -6,6 +6,7 @@ they add is exactness: a mean is taken over the examples of the whole optimiser 
 micro-batches and processes; so is KTO's KL estimate; evaluation does not depend on its batch size.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -121,6 +122,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             check_trainer_arguments(old, signature(PreferenceTrainer).parameters, PreferenceConfig)
         args = PreferenceConfig("prefopt_output") if args is None else args
         check_hooks(data_collator, compute_metrics, callbacks, optimizers)
+        model, ref_model = (
+            os.fspath(given) if isinstance(given, os.PathLike) else given
+            for given in (model, ref_model)
+        )
         data = (train_dataset, eval_dataset, processing_class)
         run = prepare_run(model, args, ref_model, *data, quantization_config, peft_config)
         if run.train_dataset is not None:

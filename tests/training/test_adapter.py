@@ -108,6 +108,19 @@ def test_the_start_of_an_adapter_stays_in_its_configuration():
     assert wrapped.peft_config["default"].init_lora_weights == "pissa"
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    "options",
+    [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [3, 4]}],
+)
+def test_they_go_on_where_embeddings_and_head_are_one(options):
+    model = move(native(lora(**options), tie_word_embeddings=True))
+    wanted, before = logits(model), fingerprint_of(model)
+    wrapped = as_peft_model(model)
+    torch.testing.assert_close(logits(wrapped), wanted, rtol=0, atol=0)
+    assert fingerprint_of(wrapped).digest == before.digest
+
+
 def test_several_keep_their_names_and_which_is_active():
     model = native(lora(init_lora_weights=False), lora(r=4, init_lora_weights=False))
     model.set_adapter("mine")
@@ -223,6 +236,15 @@ def test_a_model_with_nothing_to_train_is_refused(tmp_path):
     assert made.evaluate()["eval_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
+def test_an_adapter_that_is_merged_is_refused():
+    model = peft.get_peft_model(tiny_model("llama"), lora())
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"is merged .* model.unmerge_adapter\(\) to train it"):
+        check_trained(model)
+    model.unmerge_adapter()
+    check_trained(model)
+
+
 def test_an_adapter_that_is_not_active_does_not_count_as_trained():
     model = peft.get_peft_model(tiny_model("llama"), lora())
     model.add_adapter("other", lora())
@@ -260,6 +282,31 @@ def test_an_optimiser_of_adapters_that_transformers_added_goes_on(tmp_path):
     before = logits(trained.model)
     trained.train()
     assert not torch.equal(logits(trained.model), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_on_quantised_models_go_on(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    options = {"load_in_4bit": bits == 4, "load_in_8bit": bits == 8}
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=BitsAndBytesConfig(**options)
+    )
+    model.add_adapter(lora(init_lora_weights=False), "mine")
+    wanted = logits(model)  # first: it changes how 4-bit weights are kept on some CPUs
+    before = fingerprint_of(model)
+    wrapped = as_peft_model(model)
+    assert fingerprint_of(wrapped).digest == before.digest
+    torch.testing.assert_close(logits(wrapped), wanted, rtol=0, atol=0)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    quantised = BitsAndBytesConfig(**options)
+    made = trainer(
+        tmp_path, tiny_rows(4), model=str(tmp_path / "adapter"), quantization_config=quantised
+    )
+    torch.testing.assert_close(logits(made.model), wanted)
 
 
 def test_a_model_loaded_by_transformers_from_an_adapter_is_frozen(tmp_path):

@@ -352,6 +352,19 @@ def test_weights_that_an_adapter_lacks_are_an_error_unless_allowed(adapter):
     load_model(str(adapter), {}, allow_missing=True)
 
 
+def test_an_adapter_with_more_tokens_says_how_to_load_it(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.resize_token_embeddings(104)
+    lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the embeddings are saved too
+        peft.get_peft_model(model, lora).save_pretrained(folder.parent / "more")
+    with pytest.raises(AdapterError, match=r"size mismatch .* resize its embeddings"):
+        load_model(str(folder.parent / "more"), {})
+
+
 def test_an_adapter_for_something_else_is_refused(folder, adapter):
     edit(adapter / "adapter_config.json", task_type="SEQ_CLS")
     with pytest.raises(AdapterError, match="is for the task SEQ_CLS, not CAUSAL_LM"):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from prefopt.training.loading import check_causal
 from prefopt.training.model import (
     learned_positions,
     load_policy,
@@ -36,6 +37,9 @@ def test_options_of_loading_need_something_to_load(folder, tmp_path):
     for wrong in (3, torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match=r"a model of transformers or peft, got (int|Linear)"):
             load_policy(wrong, config(tmp_path))
+    with pytest.raises(TypeError, match="ref_model must be an id, a path, or a model"):
+        check_causal(3, {}, "ref_model")
+    check_causal(torch.compile(model, backend="eager"), {})
 
 
 def test_a_reference_is_frozen_and_has_no_dropout(folder, tmp_path):

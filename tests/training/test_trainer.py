@@ -122,7 +122,7 @@ def folder_of_model(tmp_path):
 
 def test_a_path_is_enough_and_the_saved_model_loads(tmp_path, folder_of_model):
     trained = PreferenceTrainer(
-        str(folder_of_model), args=config(tmp_path / "out"), train_dataset=tiny_rows(8)
+        folder_of_model, folder_of_model, config(tmp_path / "out"), train_dataset=tiny_rows(8)
     )
     trained.train()
     trained.save_model()
