@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefopt.engine.quantised import keep_trainable
 from prefopt.reference.adapters import active_adapters, adapter_containers, place_of_adapter
 
 # Raised when the engine computes other numbers for the same model and text.
@@ -134,7 +135,12 @@ def weights_digest(model: Any, adapter_off: bool = False) -> str:
 
     About a second for a gigabyte and core. Tied weights are digested once; what belongs to adapters
     is left out if ``adapter_off``.
+
+    Raises:
+        ValueError: If 4-bit weights were packed for inference on CPU: bitsandbytes (0.50) spoils
+            them when they are listed.
     """
+    keep_trainable(model)
     lines = set()
     known: dict[Any, str] = {}
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:

@@ -267,6 +267,25 @@ def test_quantisation_changes_it(model, tmp_path):
     assert digest(with_lora(quantised), adapter_off=True) == digests[1]
 
 
+@pytest.mark.slow
+def test_weights_that_were_packed_on_cpu_are_refused_as_listing_them_would_spoil_them(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    text = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        logits = packed(input_ids=text).logits
+        state = packed.model.layers[0].mlp.up_proj.weight.quant_state
+        if not getattr(state, "packing_format_for_cpu", False):
+            pytest.skip("this CPU packs no 4-bit weights")
+        with pytest.raises(ValueError, match="were packed for inference"):
+            digest(packed)
+        torch.testing.assert_close(packed(input_ids=text).logits, logits)
+
+
 def test_the_facts_say_what_it_is(model):
     policy = with_lora(model, r=2)
     name, facts = fingerprint_of(policy, autocast="bf16")
