@@ -87,11 +87,9 @@ def make_reports(options: argparse.Namespace) -> "list[DataReport]":
         splits = list(rows) if isinstance(rows, Mapping) else [None]
     tokenizer = None
     if options.tokenizer is not None:
-        from transformers import AutoTokenizer
+        from prefopt.training.tokenizer import read_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
-            options.tokenizer, trust_remote_code=options.trust_remote_code
-        )
+        tokenizer = read_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     return [report_for(options.dataset, tokenizer, options.max_length, split) for split in splits]
 
 

@@ -97,17 +97,28 @@ def _tokenizer_beside(model: Any, args: PreferenceConfig, name: str | None) -> A
     return _loaded(source, args)
 
 
-def _loaded(source: str, args: PreferenceConfig, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or id, with the template of its processor if it has none."""
-    loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
-    options["revision"] = loading.get("revision")  # as that of the weights
+def read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or id, with the template of its processor if it has none.
+
+    Args:
+        source: The folder or id.
+        options: Of ``from_pretrained``.
+    """
     with explained("tokenizer of", source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=args.trust_remote_code, **options
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     if not tokenizer.chat_template:
-        tokenizer.chat_template = _processor_template(source, options)
+        tokenizer.chat_template = _processor_template(
+            source, {key: options.get(key) for key in ("revision", "local_files_only")}
+        )
     return tokenizer
+
+
+def _loaded(source: str, args: PreferenceConfig, **options: Any) -> PreTrainedTokenizerBase:
+    loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
+    revision = loading.get("revision")  # as that of the weights
+    return read_tokenizer(
+        source, trust_remote_code=args.trust_remote_code, revision=revision, **options
+    )
 
 
 def _processor_template(source: str, options: Mapping[str, Any]) -> Any:

@@ -36,6 +36,21 @@ def test_max_length_cuts_and_none_does_not(prefopt, data_files, model_folder):
     assert report("--max_length", "64")["completions"]["longest"] <= 64
 
 
+def test_the_template_of_a_processor_is_found(prefopt, model_folder, tmp_path):
+    for file in model_folder.glob("token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    template = (model_folder / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    row = {"prompt": [{"role": "user", "content": "Hi"}]} | {
+        side: [{"role": "assistant", "content": text}]
+        for side, text in (("chosen", "yes"), ("rejected", "no"))
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    result = prefopt("data", "report", tmp_path / "rows.jsonl", "--tokenizer", tmp_path)
+    assert result.code == 0, result.err
+    assert "1 kept: 1 paired" in result.out
+
+
 def test_every_split_of_a_folder_is_reported(prefopt, data_files, tmp_path):
     from datasets import Dataset, DatasetDict
 
