@@ -4,13 +4,13 @@ A second model around the same weights takes almost no memory, and what is done 
 adapters, other modes) does not change the policy.
 """
 
-import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from prefopt.engine.probe import refuse_virtual_tokens
@@ -18,6 +18,9 @@ from prefopt.engine.weight_sharing import copy_sharing_weights
 
 # The file that makes a folder an adapter.
 _CONFIG_FILE = "adapter_config.json"
+
+# One of these holds its weights.
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 # What an adapter may have been made for, if it says so.
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
@@ -144,20 +147,9 @@ def with_adapter(
         import peft
     except ImportError:
         raise ImportError("a saved adapter needs peft: pip install 'prefopt[peft]'") from None
-    folder = Path(path).expanduser()
-    if folder.exists():
-        path = str(folder)
-        if not (folder / str(places.get("subfolder") or "") / _CONFIG_FILE).is_file():
-            raise AdapterError(f"no adapter in {path}: it has no {_CONFIG_FILE}")
-    try:
-        config = peft.PeftConfig.from_pretrained(path, **places)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise AdapterError(f"no adapter at {path}: {_first_line(error)}") from None
-    refuse_virtual_tokens(config, path)
-    if config.task_type not in (None, *_TASKS):
-        raise AdapterError(
-            f"the adapter {path} is for the task {config.task_type}, not {_TASKS[0]}"
-        )
+    if Path(path).expanduser().exists():
+        path = str(Path(path).expanduser())
+    config = _configuration(path, places)
     config.inference_mode = not trainable
     # Names that weights had when the adapter was saved, where transformers has changed them since.
     renamed = getattr(base, "_checkpoint_conversion_mapping", None) or {}
@@ -174,7 +166,7 @@ def with_adapter(
             ignore_mismatched_sizes=allow_missing,
             **places,
         )
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         hint = (
             " If it was trained with more tokens, load the base model yourself, resize its "
             f"embeddings, and pass PeftModel.from_pretrained(base, {path!r}, is_trainable=True)"
@@ -192,6 +184,36 @@ def with_adapter(
     if not trainable:
         model.requires_grad_(False)
     return model
+
+
+def _configuration(path: str, places: Mapping[str, Any]) -> Any:
+    """Return the peft configuration of a saved adapter.
+
+    Raises:
+        AdapterError: If there is none, it is no adapter of a language model, or has no weights.
+        ValueError: If the adapter puts virtual tokens before the text.
+    """
+    import peft
+
+    folder = Path(path, str(places.get("subfolder") or ""))
+    if Path(path).exists():
+        if not (folder / _CONFIG_FILE).is_file():
+            raise AdapterError(f"no adapter in {path}: it has no {_CONFIG_FILE}")
+        if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+            raise AdapterError(
+                f"the adapter {path} has no weights: no {' or '.join(_WEIGHT_FILES)}"
+            )
+    try:
+        config = peft.PeftConfig.from_pretrained(path, **places)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {_first_line(error)}"
+        raise AdapterError(f"no adapter that peft can read at {path}: {problem}") from None
+    refuse_virtual_tokens(config, path)
+    if config.task_type not in (None, *_TASKS):
+        raise AdapterError(
+            f"the adapter {path} is for the task {config.task_type}, not {_TASKS[0]}"
+        )
+    return config
 
 
 def _is_shared(key: str) -> bool:

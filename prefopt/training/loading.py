@@ -181,6 +181,11 @@ def check_causal(model: Any, options: Mapping[str, Any], called: str = "model") 
             f"{type(inner).__name__}"
         )
     refuse_encoder_decoder(inner.config, type(inner).__name__)
+    if inner.get_output_embeddings() is None:
+        raise ValueError(
+            f"{called} is a {type(inner).__name__}, which has no output layer over the vocabulary; "
+            "load it with AutoModelForCausalLM"
+        )
 
 
 def _auto_class(name: str, options: Mapping[str, Any]) -> Any:
@@ -294,8 +299,11 @@ class SavedAdapter:
         file = _adapter_config(name, places)
         if file is None:
             return None
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        base = fields.get("base_model_name_or_path") or ""
+        try:
+            fields = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} is no JSON object: {error}") from None
+        base = str(fields.get("base_model_name_or_path") or "")
         adapter = cls(name, base, fields.get("revision"), places)
         if not base:
             raise ValueError(adapter.without_base())

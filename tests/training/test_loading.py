@@ -249,6 +249,22 @@ def test_weights_beyond_those_of_the_model_are_warned_of(folder):
         load_model(str(folder), {})
 
 
+def test_damaged_weights_and_options_that_no_model_takes_are_told(folder):
+    with pytest.raises(ValueError, match=r"can't load the model .* argument 'colour'"):
+        load_model(str(folder), {"colour": "blue"})
+    (folder / "model.safetensors").write_bytes(b"1")
+    with pytest.raises(ValueError, match=r"can't load the model .*SafetensorError"):
+        load_model(str(folder), {})
+
+
+@pytest.mark.parametrize("kind", [transformers.LlamaModel, LlamaForSequenceClassification])
+def test_a_model_without_a_language_model_head_is_refused(tmp_path, kind):
+    model = kind(tiny_config("llama"))
+    for role in ("model", "ref_model"):
+        with pytest.raises(ValueError, match=f"^{role} is a {kind.__name__}, .* load it with Auto"):
+            trainer(tmp_path, tiny_rows(4), **{role: model})
+
+
 @pytest.mark.slow
 def test_quantised_checkpoints_lack_nothing(tmp_path):
     pytest.importorskip("bitsandbytes")
@@ -363,6 +379,27 @@ def test_an_adapter_with_more_tokens_says_how_to_load_it(folder):
         peft.get_peft_model(model, lora).save_pretrained(folder.parent / "more")
     with pytest.raises(AdapterError, match=r"size mismatch .* resize its embeddings"):
         load_model(str(folder.parent / "more"), {})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("adapter_config.json", b"{", r"adapter_config.json is no JSON object: Expecting"),
+        ("adapter_config.json", b"[3]", r"adapter_config.json is no JSON object: "),
+        ("adapter_model.safetensors", b"1", r"does not fit the model: Error while deserializing"),
+        ("adapter_model.safetensors", None, r"has no weights: no adapter_model.safetensors or"),
+    ],
+)
+def test_a_damaged_adapter_is_told_with_what_is_wrong(adapter, file, content, words):
+    (adapter / file).write_bytes(content) if content else (adapter / file).unlink()
+    with pytest.raises(ValueError, match=words):
+        load_model(str(adapter), {})
+
+
+def test_an_adapter_of_a_kind_that_peft_does_not_know_is_refused(adapter):
+    edit(adapter / "adapter_config.json", peft_type="NEWTUNE")
+    with pytest.raises(AdapterError, match=r"no adapter that peft can read .*NEWTUNE"):
+        load_model(str(adapter), {})
 
 
 def test_an_adapter_for_something_else_is_refused(folder, adapter):
