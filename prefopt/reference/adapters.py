@@ -207,7 +207,7 @@ def _configuration(path: str, places: Mapping[str, Any]) -> Any:
         config = peft.PeftConfig.from_pretrained(path, **places)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {_first_line(error)}"
-        raise AdapterError(f"no adapter that peft can read at {path}: {problem}") from None
+        raise AdapterError(f"no adapter at {path} that peft can read: {problem}") from None
     refuse_virtual_tokens(config, path)
     if config.task_type not in (None, *_TASKS):
         raise AdapterError(
