@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from prefopt.data.audit import Finding
 from prefopt.data.errors import DataError
+from prefopt.data.example import PreferenceExample
 from prefopt.data.mixture import read_mixture
 from prefopt.data.prepared import COLUMNS
 
@@ -19,6 +22,7 @@ __all__ = [
     "check_margins",
     "check_numbers",
     "check_weights",
+    "doubts",
 ]
 
 # Least and largest value of a column, and the words for the range. Batches are in float32.
@@ -118,7 +122,7 @@ def check_numbers(batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> No
 
 
 def check_margins(
-    batch: Mapping[str, Sequence[Any]], rows: Sequence[int], places: Iterable[int]
+    batch: Mapping[str, Sequence[Any]], rows: Sequence[int], kinds: Mapping[int, str]
 ) -> None:
     """Check that rows say by how much one completion is better than another.
 
@@ -127,20 +131,37 @@ def check_margins(
     Args:
         batch: Columns.
         rows: Number of each row in the data.
-        places: Those of the batch that must say so.
+        kinds: Of those of the batch that must say so, by their place in it.
 
     Raises:
         DataError: If one of these has neither a margin nor scores.
     """
-    for place in places:
+    for place, kind in kinds.items():
         margin, scores, chosen, rejected = (
             batch[name][place] if name in batch else None
             for name in ("margin", "scores", "score_chosen", "score_rejected")
         )
-        if margin is None and scores is None and None in (chosen, rejected):
+        ranked = kind == "ranked" and scores is not None
+        if margin is None and not ranked and None in (chosen, rejected):
             raise DataError(
                 "the loss takes margins (by how much the chosen completion is better), and there "
                 "is none; add a column 'margin', or 'score_chosen' and 'score_rejected', or "
                 "'scores' of rankings",
                 rows[place],
             )
+
+
+def doubts(example: PreferenceExample, cells: Mapping[str, Any]) -> list[Finding]:
+    """Return what numbers of a row say against its order of preference."""
+    found = []
+    if example.kind == "paired":
+        for what in ("score", "win_rate"):
+            chosen, rejected = cells.get(f"{what}_chosen"), cells.get(f"{what}_rejected")
+            if chosen is not None and rejected is not None and chosen < rejected:
+                text = f"the rejected completion has the higher {what}"
+                found.append(Finding(text, f"{chosen} and {rejected}"))
+        if (cells.get("margin") or 0) < 0:
+            found.append(Finding("the margin is negative", str(cells["margin"])))
+    if any(first < second for first, second in pairwise(example.scores)):
+        found.append(Finding("scores and ranks contradict each other", str(example.scores)))
+    return found

@@ -65,7 +65,9 @@ def _turns_of(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the messages of a mapping: one, or several if each key has a list, as in old Arrow."""
     lists = {key: item for key, item in value.items() if item is not None}
     speakers = lists.get("role") or lists.get("from")
-    if not isinstance(speakers, list) or {len(item) for item in lists.values()} != {len(speakers)}:
+    if not isinstance(speakers, list) or not all(
+        isinstance(item, list) and len(item) == len(speakers) for item in lists.values()
+    ):
         return [value]
     return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
 

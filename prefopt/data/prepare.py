@@ -12,7 +12,13 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset
 
 from prefopt.data.audit import Finding, TemplateFacts, audit, stop_tokens
-from prefopt.data.columns import check_columns, check_margins, check_numbers, check_weights
+from prefopt.data.columns import (
+    check_columns,
+    check_margins,
+    check_numbers,
+    check_weights,
+    doubts,
+)
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
 from prefopt.data.formats import SOURCE_COLUMNS, read_example
@@ -375,8 +381,8 @@ def prepare_batch(
     examples = [
         read_example(row, number, vocabulary) for row, number in zip(cells, numbers, strict=True)
     ]
-    kinds = [example.kind for example in examples]
-    check_margins(batch, numbers, [i for i, kind in enumerate(kinds) if kind in needs_margins])
+    kinds = {i: one.kind for i, one in enumerate(examples) if one.kind in needs_margins}
+    check_margins(batch, numbers, kinds)
     try:
         tokenized = tokenize(examples, numbers, tokenizer)
     except (TypeError, UnicodeEncodeError):
@@ -387,10 +393,11 @@ def prepare_batch(
             if example.kl_completions is None:
                 raise DataError("is null; other rows have it", number, "kl_completion_ids")
     facts = TemplateFacts.of(tokenizer) if tokenizer else TemplateFacts()
-    pairs = list(zip(examples, tokenized, strict=True))
-    rows = [
-        _prepare_row(*pair, audit(*pair, tokenizer, facts, stops), max_length) for pair in pairs
-    ]
+    rows = []
+    for place, (example, ids) in enumerate(zip(examples, tokenized, strict=True)):
+        numbers_of_row = {column: batch[column][place] for column in COLUMNS if column in batch}
+        findings = audit(example, ids, tokenizer, facts, stops) + doubts(example, numbers_of_row)
+        rows.append(_prepare_row(example, ids, findings, max_length))
     return {column: [row[column] for row in rows] for column in outputs}
 
 

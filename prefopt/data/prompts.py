@@ -132,6 +132,7 @@ def _implicit_text(row: Cells, texts: list[str], column: str) -> Texts:
     """Split texts that begin with the prompt into prompt and completions."""
     shared = _shared(texts)
     end = _end_of_transcript(shared)
+    shared = shared if shared.strip() else ""
     if not end:
         refuse_unread(row, shared, texts, prompt_is_known=False)
         if len(texts) == 1 or not shared:

@@ -129,7 +129,7 @@ def _has_dropout(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def probe_causality(forward: Forward) -> None:
-    """Raise where what a model predicts of a completion depends on later tokens.
+    """Raise where what a model predicts of a completion depends on later tokens, or is NaN.
 
     Raises:
         ValueError: Saying so.
@@ -151,6 +151,11 @@ def _is_causal(forward: Forward) -> bool:
     other[-1] = tokens[0]
     with _asked(forward):
         before, after = (forward.plain_logits(text)[:-1] for text in (tokens, other))
+    if before.isnan().any():
+        raise ValueError(
+            f"{type(forward.causal_lm).__name__} predicts NaN: its weights hold NaN or infinite "
+            "numbers, or are too large for their dtype"
+        )
     # A token changes the rounding of others only in layers that compute several tokens as one.
     mixing = _has_experts(forward) or any(is_8bit(module) for module in forward.model.modules())
     return close(before, after, not mixing or is_exact(forward.model))

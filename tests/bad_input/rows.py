@@ -76,6 +76,7 @@ NOT_TEXT: dict[str, Any] = {
 }
 
 COLUMNS = [
+    wrong("no 'prompt'", without(PAIR, "prompt"), "does not show where the prompt ends", "prompt"),
     *(
         wrong(f"no {column!r}", without(PAIR, column), "is missing", column)
         for column in ("chosen", "rejected")
@@ -291,6 +292,26 @@ NUMBERS = [
             ("margin", -INFINITE, "it must be a number"),
             ("preference_probability", 7, "between 0 and 1"),
         )
+    ),
+    counted(
+        "scores against the preference",
+        rows_with(PAIR | {"score_chosen": 3.0, "score_rejected": 2.0}, score_chosen=1.0),
+        "1 row: the rejected completion has the higher score: 1.0 and 2.0 .row 1",
+    ),
+    counted(
+        "win rates against the preference",
+        all_with(PAIR, win_rate_chosen=0.1, win_rate_rejected=0.9),
+        "3 rows: the rejected completion has the higher win_rate",
+    ),
+    counted(
+        "a negative margin",
+        rows_with(PAIR | {"margin": 1.0}, margin=-2.0),
+        "1 row: the margin is negative: -2.0 .row 1",
+    ),
+    counted(
+        "scores against ranks",
+        all_with(RANKED, scores=[1.0, 2.0, 3.0]),
+        "3 rows: scores and ranks contradict each other",
     ),
     in_stream(
         "a weight of -1 behind the first rows",

@@ -231,7 +231,15 @@ TOKENIZERS = [
     ),
 ]
 
+
+def with_nan() -> Any:
+    model = tiny_model("llama")
+    model.lm_head.weight.data[5] = NAN
+    return model
+
+
 MODELS = [
+    refused("a weight of NaN", "LlamaForCausalLM predicts NaN", model=Later(with_nan)),
     *(
         refused(
             f"model {model!r}", "model must be an id, a path, or a model", TypeError, model=model
@@ -476,6 +484,15 @@ DATASETS = [
         "prepared rows that are too long",
         report_of(train=rows(PREPARED | {"completion_ids": [[5] * 50, [6]]}), max_length=10),
         "1 completion of 1 row at max_length 10, by 41 tokens",
+        None,
+    ),
+    Case(
+        "scores of a pair that are no scores",
+        lambda folder: (
+            "not read"
+            + str(make(folder, train=tiny_rows(6).add_column("scores", ["x"] * 6)).train())
+        ),
+        "not read",
         None,
     ),
     trained(

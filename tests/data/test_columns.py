@@ -39,15 +39,18 @@ def test_wrong_numbers_are_met_before_training(column, values, message):
 
 
 def test_each_row_must_tell_a_margin_to_a_loss_that_takes_them():
-    for told in ({"margin": [0.5]}, {"scores": [[2, 1]]}):
-        check_margins(told, [0], [0])
-    check_margins({"score_chosen": [2.0], "score_rejected": [1.0]}, [0], [0])
-    check_margins({"margin": [0.5, None], "scores": [None, [1.0, 2.0]]}, [0, 1], [0, 1])
+    pairs = {0: "paired", 1: "paired"}
+    check_margins({"margin": [0.5]}, [0], {0: "paired"})
+    check_margins({"scores": [[2, 1]]}, [0], {0: "ranked"})
+    check_margins({"score_chosen": [2.0], "score_rejected": [1.0]}, [0], {0: "paired"})
+    both = {"margin": [0.5, None], "scores": [None, [1.0, 2.0]]}
+    check_margins(both, [0, 1], {0: "paired", 1: "ranked"})
     with pytest.raises(DataError, match=r"row 7: the loss takes margins .* add a column 'margin'"):
-        check_margins({"score_chosen": [2.0, 2.0], "score_rejected": [1.0, None]}, [6, 7], [0, 1])
-    with pytest.raises(DataError, match="row 0: the loss takes margins"):
-        check_margins({"prompt_ids": [[1]]}, [0], [0])
-    check_margins({"prompt_ids": [[1]]}, [0], [])
+        check_margins({"score_chosen": [2.0, 2.0], "score_rejected": [1.0, None]}, [6, 7], pairs)
+    for told in ({"prompt_ids": [[1]]}, {"scores": [[2, 1]]}):
+        with pytest.raises(DataError, match="row 0: the loss takes margins"):
+            check_margins(told, [0], {0: "paired"})
+    check_margins({"prompt_ids": [[1]]}, [0], {})
 
 
 def test_missing_and_whole_numbers_are_fine():

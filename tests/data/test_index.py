@@ -46,6 +46,7 @@ def test_margins_are_the_column_or_the_difference_of_scores():
     assert index_of([scored]).margins.tolist() == [2.0]
     assert index_of([scored | {"margin": 0.25}]).margins.tolist() == [0.25]
     assert scores_of(PAIR) == []
+    assert scores_of(PAIR | {"scores": "of somebody"}) == []  # a column that is not read
 
 
 def test_soft_labels_are_one_where_the_data_do_not_say():

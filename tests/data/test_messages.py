@@ -109,3 +109,9 @@ def test_tools_and_template_arguments_may_be_json_text():
 def test_wrong_tools_and_template_arguments_are_errors(read_value, value, message):
     with pytest.raises(DataError, match=message):
         read_value(value, 0)
+
+
+@pytest.mark.parametrize("content", [False, 5, "x", ["x", "y"]])
+def test_a_list_of_roles_beside_something_else_is_no_list_of_messages(content):
+    with pytest.raises(DataError, match="message 0"):
+        read_messages({"role": ["user"], "content": content}, 0, "prompt")
