@@ -76,7 +76,7 @@ def scores_of(row: Row) -> list[float]:
     """Return the score of each completion of a row, in its order; an empty list if it has none."""
     if row.get("score_chosen") is not None and row.get("score_rejected") is not None:
         return [float(row["score_chosen"]), float(row["score_rejected"])]
-    scores = row.get("scores") if row["kind"] == "ranked" else None
+    scores = None if row.get("kind") == "paired" else row.get("scores")
     return [] if scores is None else [float(score) for score in scores]
 
 
