@@ -476,7 +476,7 @@ def _plain_value(name: str, value: Any, kinds: frozenset[type]) -> Any:
             return int(number)
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
     wanted = " or ".join(text for kind, text in words.items() if kind in kinds)
-    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
 
 
 def _read_object(name: str, text: str) -> Any:

@@ -1,5 +1,6 @@
 """Wrong input of every kind is refused in plain words, or counted: never lost, never a riddle."""
 
+import sys
 from collections import Counter
 
 import pytest
@@ -34,3 +35,12 @@ def test_wrong_input_is_refused_in_plain_words_or_counted(case: Case, tmp_path):
 def test_the_cases_differ():
     names = Counter((table, case.name) for table, case in CASES)
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_there_are_many_cases_of_each_kind(capsys):
+    counts = {table: len(cases) for table, cases in TABLES.items()}
+    with capsys.disabled():
+        said = ", ".join(f"{count} of {table}" for table, count in counts.items())
+        sys.stdout.write(f"\nwrong input: {said}\n")
+    assert min(counts.values()) >= 40
+    assert sum(counts.values()) >= 600

@@ -63,7 +63,14 @@ JUNK = st.recursive(
 COLUMNS = (
     *{name for row in KINDS.values() for name in row},
     *("scores", "weight", "margin", "messages", "tools", "system", "chat_template_kwargs", "kind"),
-    *("completion_ids", "chosen_mask", "preference_probability", "win_rate_chosen", "desirable"),
+    *(
+        "completion_ids",
+        "chosen_mask",
+        "rejected_mask",
+        "preference_probability",
+        "win_rate_chosen",
+        "desirable",
+    ),
 )
 
 

@@ -104,7 +104,8 @@ class Cells:
             return self.get(column)
         if column in self.columns:
             raise self.wrong(column, f"is null; {why}")
-        raise self.wrong(column, f"is missing; {why}{column_hint(column, self.values)}")
+        left = [name for name in self.values if name not in self.read]
+        raise self.wrong(column, f"is missing; {why}{column_hint(column, left)}")
 
     def wrong(self, column: str | None, problem: str) -> DataError:
         """Return the error that the column of this row is wrong."""

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.data_files import FILES_TO_IGNORE
+from pyarrow.parquet import ParquetFile
 
 from prefopt.data.errors import DataError
 from prefopt.data.files import (
@@ -103,7 +104,7 @@ def report_for(
         split: Split to take; it may be left out if there is only one.
 
     Raises:
-        DataError: If the data can't be read, or holds no preferences.
+        DataError: If the data or the tokenizer can't be read, or it holds no preferences.
     """
     rows = load_rows(path_or_name, split)
     if isinstance(rows, dict):
@@ -112,7 +113,11 @@ def report_for(
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
 
-        tokenizer = cast(Tokenizer, AutoTokenizer.from_pretrained(str(tokenizer)))
+        try:
+            tokenizer = cast(Tokenizer, AutoTokenizer.from_pretrained(str(tokenizer)))
+        except Exception as error:  # transformers raises many kinds of errors
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise DataError(f"can't load the tokenizer {tokenizer}: {said}") from error
     elif tokenizer is None:
         tokenizer, max_length = _Bytes(), None
     report = prepare_dataset(rows, tokenizer, max_length=max_length, name=name).report
@@ -170,8 +175,10 @@ def _load_file(path: Path, split: str | None, streaming: bool) -> Any:
 
 
 def _check_file(path: Path, builder: str) -> list[str]:
-    """Read a json or csv file to its end, and return its columns."""
+    """Read a json or csv file to its end, the plan of a parquet file; return the columns."""
     if builder == "parquet":
+        if path.suffix == ".parquet":
+            ParquetFile(path)  # of a stream, what is cut off would be met when it is read
         return []
     columns: dict[str, None] = {}
     for row in iter_rows(path, TEXT_COLUMNS):

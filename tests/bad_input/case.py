@@ -118,7 +118,8 @@ def run_command(*words: Any) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
     assert code == 2, f"exit code {code}: {err.getvalue()}"
-    lines = re.findall("prefopt: error: .*", err.getvalue())  # a progress bar may stand before it
+    # A progress bar may stand before it.
+    lines = re.findall("prefopt[a-z ]*: error: .*", err.getvalue())
     assert len(lines) == 1, err.getvalue()
     assert "Traceback" not in err.getvalue()
     assert len(lines[0]) < LONGEST + 20, lines[0]

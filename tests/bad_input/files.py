@@ -206,7 +206,22 @@ def folder_of(**files: str) -> Callable[[Path], Any]:
     return read
 
 
+def streamed_parquet(folder: Path) -> Any:
+    Dataset.from_list(ROWS).to_parquet(str(folder / "rows.parquet"))
+    content = (folder / "rows.parquet").read_bytes()
+    return load_rows(write(folder, "rows.parquet", content[:-9]), streaming=True)
+
+
 NAMES = [
+    Case("a stream of a cut parquet file", streamed_parquet, "can't load .*rows.parquet"),
+    *(
+        Case(
+            f"report with the tokenizer {name}",
+            lambda f, name=name: report_for(write(f, "a.jsonl", TEXT), name),
+            f"can't load the tokenizer {name}",
+        )
+        for name in ("./nowhere", "nobody/nothing")
+    ),
     Case("a folder without data", folder_of(), "has no data files: .json"),
     Case("a folder with notes only", folder_of(notes_txt="x"), "has no data files: .json"),
     Case("a folder of two types", folder_of(a_jsonl=TEXT, b_csv=CSV), "a.jsonl and b.csv"),

@@ -100,3 +100,10 @@ def test_given_mismatches_are_cut_to_the_room_behind_the_prompt():
     for max_length, cut in ((None, [4, 5, 6]), (4, [4, 5])):
         prepared = prepare_dataset(rows, None, max_length=max_length)
         assert prepared.dataset[0]["kl_completion_ids"] == [cut]
+
+
+def test_a_mask_that_is_missing_is_not_looked_for_among_the_ids():
+    row = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "chosen_mask": [1]}
+    with pytest.raises(DataError, match="rejected_mask") as caught:
+        read_example(row, 0)
+    assert "rename" not in str(caught.value)
