@@ -415,6 +415,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             value = getattr(self, name)
             if value is not self.__dataclass_fields__[name].default:
                 setattr(self, name, _plain_value(name, value, kinds))
+        for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.endswith(".json") and not os.path.isfile(value):
+                raise ValueError(f"{name}: there is no file {value}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

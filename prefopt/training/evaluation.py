@@ -1,7 +1,7 @@
 """Evaluation that counts every example once, whatever the batches and processes."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -102,7 +102,12 @@ class Evaluator:
         if compute_metrics is not None or keep_predictions:
             predictions, labels = self._collected(rewards, rows)
         if compute_metrics is not None:
-            metrics |= compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            given = compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            if not isinstance(given, Mapping):
+                raise TypeError(
+                    f"compute_metrics must return a dictionary, got {type(given).__name__}"
+                )
+            metrics |= given
         return Evaluation(metrics, predictions, labels, examples)
 
     @torch.no_grad()

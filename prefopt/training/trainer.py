@@ -288,7 +288,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Return a loader over this process's rows of a test set."""
         return self.get_eval_dataloader(test_dataset)
 
-    def _batches(self, inputs: Mapping[str, Any]) -> list[Batch]:
+    def _batches(self, inputs: Any) -> list[Batch]:
+        if not isinstance(inputs, Mapping) or BATCHES not in inputs:
+            raise TypeError(
+                "data_collator must return what prefopt.data.PreferenceCollator does, a dictionary "
+                f"with {BATCHES!r}, got {type(inputs).__name__}"
+            )
         return [batch.to(self.args.device) for batch in inputs[BATCHES]]
 
     # One step -------------------------------------------------------------------------------------
@@ -404,6 +409,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             found = self._evaluator.evaluate(
                 self._evaluated(dataloader), score, self.compute_metrics, not prediction_loss_only
             )
+        if not found.examples:
+            raise DataError("no row is left: all were set aside", dataset=metric_key_prefix)
         prefix = f"{metric_key_prefix}_"
         metrics = {
             name if name.startswith(prefix) else prefix + name: value

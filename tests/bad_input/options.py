@@ -61,6 +61,10 @@ CASES = [
         }.items()
         for value in values
     ),
+    *(
+        wrong(f"{name}: there is no file nowhere.json", **{name: "nowhere.json"})
+        for name in ("deepspeed", "fsdp_config", "accelerator_config")
+    ),
     wrong("unknown loss 'ipoo'; did you mean 'ipo'", loss_type="ipoo"),
     wrong("cannot read the loss ''", loss_type=""),
     wrong("cannot read the loss 'dpo \\+ '", loss_type="dpo + "),

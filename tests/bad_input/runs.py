@@ -589,6 +589,28 @@ HOOKS = [
             ("peft_config", 5),
         )
     ),
+    Case(
+        "metrics of nothing",
+        lambda f: make(f, compute_metrics=lambda _: None, eval_dataset=tiny_rows(2)).evaluate(),
+        "compute_metrics must return a dictionary, got NoneType",
+        TypeError,
+    ),
+    *(
+        Case(
+            f"a collator that returns {made!r}",
+            lambda f, made=made: make(f, data_collator=lambda _: made).train(),
+            "data_collator must return what prefopt.data.PreferenceCollator does",
+            TypeError,
+        )
+        for made in ([], {"input_ids": 1})
+    ),
+    Case(
+        "evaluation on a stream of which nothing is left",
+        lambda f: make(f, max_length=20).evaluate(
+            stream([{"prompt": "w3 " * 50, "chosen": "w4", "rejected": "w5"}] * 9)()
+        ),
+        "eval data: no row is left",
+    ),
     refused(
         "evaluations without data",
         "eval_strategy='steps' needs an eval_dataset",
