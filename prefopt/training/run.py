@@ -270,7 +270,7 @@ def _check_arguments(
             "the fields of transformers.TrainingArguments and of TRL's configurations, so make one "
             "with the same arguments instead"
         )
-    if ref_model is not None and ref_model is model:
+    if isinstance(ref_model, nn.Module) and ref_model is model:
         raise ValueError(
             "model and ref_model are the same object, so the reference would move with the policy; "
             "leave ref_model out: the reference is then the policy as it is given"
