@@ -80,6 +80,77 @@ def test_what_is_no_message_is_an_error_that_names_its_place(value, message):
         read(value)
 
 
+LOOKED_UP = {"name": "look_up", "arguments": {"city": "Oslo", "days": 2}}
+AS_TEXT = '{"name": "look_up", "arguments": {"city": "Oslo", "days": 2}}'
+ARGUMENTS = '{"city": "Oslo", "days": 2}'
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"from": "function_call", "value": AS_TEXT},
+        {"from": "function_call", "value": f"[{AS_TEXT}]"},
+        {"role": "assistant", "content": "", "function_call": LOOKED_UP},
+        {
+            "role": "assistant",
+            "content": "",
+            "function_call": {"name": "look_up", "arguments": ARGUMENTS},
+        },
+    ],
+)
+def test_calls_of_tools_that_other_programs_write_are_those_of_chat_templates(turn):
+    call = {"type": "function", "function": LOOKED_UP}
+    assert read([turn]) == [{"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+@pytest.mark.parametrize("arguments", [ARGUMENTS, LOOKED_UP["arguments"]])
+def test_arguments_in_json_text_are_dictionaries_by_the_time_a_template_sees_them(arguments):
+    function = {"name": "look_up", "arguments": arguments}
+    for call in ({"id": "1", "type": "function", "function": function}, function):
+        found = read([{**ANSWER, "tool_calls": [call]}])[0]["tool_calls"][0]
+        assert found.get("function", found)["arguments"] == LOOKED_UP["arguments"]
+    nothing = read([{**ANSWER, "tool_calls": [{"function": {**function, "arguments": ""}}]}])
+    assert nothing[0]["tool_calls"][0]["function"]["arguments"] == {}
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"from": "function_call", "value": "look_up(Oslo)"}, "that is no valid JSON"),
+        ({"from": "function_call", "value": '{"arguments": {}}'}, "has no name; it needs 'name'"),
+        (
+            {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": '{"city": '}}]},
+            "that is no valid JSON",
+        ),
+        (
+            {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            "has arguments that are no dictionary",
+        ),
+        ({**ANSWER, "tool_calls": ["f"]}, "is no dictionary"),
+    ],
+)
+def test_a_call_that_cannot_be_read_is_an_error(turn, message):
+    with pytest.raises(DataError, match=f"row 3, column 'prompt': message 1 .*{message}"):
+        read([USER, turn])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "x"}}]},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "video"}]},
+        {"role": "user", "content": "What is this?", "images": ["a.png"]},
+    ],
+)
+def test_images_sound_and_video_in_messages_are_refused(message):
+    with pytest.raises(DataError, match="images are not supported yet"):
+        read([message])
+    message = {key: value for key, value in message.items() if key != "images"}
+    empty = {**message, "content": "What is this?", "images": []}
+    assert read([empty])[0]["content"] == "What is this?"
+
+
 def test_nulls_are_removed_at_any_depth_of_dictionaries_and_kept_in_lists():
     assert without_nulls([None, {"a": [{"b": None}]}]) == [None, {"a": [{}]}]
 
