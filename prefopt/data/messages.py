@@ -212,7 +212,7 @@ def same_message(first: Message, second: Message) -> bool:
 def squeezed(content: Any) -> str:
     r"""Return the text of a message's content, with any white space as one blank.
 
-    >>> squeezed("Name a\\r\\nfruit. "), squeezed([{"type": "text", "text": "Hi"}])
+    >>> squeezed("Name a\r\nfruit. "), squeezed([{"type": "text", "text": "Hi"}])
     ('Name a fruit.', 'Hi')
     """
     if isinstance(content, list):

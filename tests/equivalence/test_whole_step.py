@@ -88,8 +88,9 @@ def test_a_weight_counts_as_often_as_it_says(tmp_path, loss):
 
 @pytest.mark.parametrize(("loss", "kind"), [("kto", "unpaired"), ("sft", "paired")])
 def test_rows_of_weight_0_teach_nothing(tmp_path, loss, kind):
-    rows = tiny_rows(4, kind).add_column("weight", [0.0] * 4)
-    trained = trainer(tmp_path, rows, loss_type=loss, max_steps=1, optim="sgd")
+    rows = tiny_rows(8, kind).add_column("weight", [0.0] * 4 + [1.0] * 4)
+    once = {"max_steps": 1, "optim": "sgd", "train_sampling_strategy": "sequential"}
+    trained = trainer(tmp_path, rows, loss_type=loss, **once)
     before = weights_of(trained)
     trained.train()
     np.testing.assert_array_equal(weights_of(trained), before)

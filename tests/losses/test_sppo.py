@@ -90,11 +90,11 @@ def test_reduction_must_be_one_of_two_words(pairs):
 
 def test_win_rates_of_the_data_are_the_targets_in_training(tmp_path):
     """Policy is reference: the loss is half the sum of both squared targets."""
-    rows = tiny_rows(4).add_column("win_rate_chosen", [0.9, 0.8, 0.7, 0.6])
+    rows = tiny_rows(4).add_column("win_rate_chosen", [0.9, 0.8, 0.7, None])
     rows = rows.add_column("win_rate_rejected", [0.4, 0.5, 0.1, None])
     trained = trainer(tmp_path, rows, loss_type="sppo", beta=0.1, max_steps=1)
     trained.train()
-    # The last row has one rate alone, and no soft label: 1 and 0.
+    # The last row has no rates, and no soft label: 1 and 0.
     squares = [4**2 + 1**2, 3**2 + 0**2, 2**2 + 4**2, 5**2 + 5**2]
     assert steps(trained)[0]["loss"] == pytest.approx(sum(squares) / 2 / 4, rel=1e-4)
 
