@@ -23,6 +23,7 @@ __all__ = [
     "check_numbers",
     "check_weights",
     "doubts",
+    "no_utf8",
 ]
 
 # Least and largest value of a column, and the words for the range. Batches are in float32.
@@ -78,6 +79,19 @@ def check_dataset(dataset: Any, what: str) -> None:
         f"{what} must be a datasets.Dataset or IterableDataset, or a list of Datasets, got "
         f"{type(dataset).__name__}; {how}"
     )
+
+
+def no_utf8(dataset: Dataset | IterableDataset) -> DataError:
+    """Return the error that a dataset holds bytes that are no text, and where."""
+    problem = "holds text that is not UTF-8; decode it as what it is, or leave out the row"
+    for column in dataset.column_names if isinstance(dataset, Dataset) else ():
+        values = dataset.select_columns([column])
+        for row in range(len(dataset)):
+            try:
+                values[row]
+            except UnicodeDecodeError:
+                return DataError(problem, row, column)
+    return DataError(problem)
 
 
 def check_weights(weights: Iterable[float | None]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from prefopt.data.columns import no_utf8
 from prefopt.data.errors import DataError
 from prefopt.data.example import Kind
 from prefopt.data.formats import read_example
@@ -53,10 +54,14 @@ def first_kinds(train_dataset: Any, eval_dataset: Any) -> frozenset[str]:
         parts = read_mixture(dataset)
         names = names_of(parts, "eval" if train_dataset is None else "train")
         return frozenset().union(*map(_first_kind_of_part, parts, names))
-    for row in without_media(dataset):
-        prepared = "completion_ids" in row and "kind" in row
-        return frozenset({row["kind"] if prepared else detect_kind(row)})
-    raise ValueError("the dataset has no rows")
+    try:
+        row = next(iter(without_media(dataset)), None)
+    except UnicodeDecodeError as error:
+        raise no_utf8(dataset) from error
+    if row is None:
+        raise ValueError("the dataset has no rows")
+    prepared = "completion_ids" in row and "kind" in row
+    return frozenset({row["kind"] if prepared else detect_kind(row)})
 
 
 def _first_kind_of_part(part: WeightedDataset, name: str) -> frozenset[str]:

@@ -18,6 +18,7 @@ from prefopt.data.columns import (
     check_numbers,
     check_weights,
     doubts,
+    no_utf8,
 )
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
@@ -133,6 +134,8 @@ def prepare_dataset(
             prepared = replace(prepared, dataset=rows, report=report)
     except DataError as error:
         raise error.within(name) from error.__cause__
+    except UnicodeDecodeError as error:
+        raise no_utf8(dataset).within(name) from error
     return replace(prepared, dataset=prepared.dataset.remove_columns(list(FACTS)))
 
 

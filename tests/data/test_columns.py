@@ -1,6 +1,7 @@
 """Wrong classes of datasets and wrong numbers are found before training."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -12,6 +13,7 @@ from prefopt.data.columns import (
     check_numbers,
     check_weights,
 )
+from prefopt.data.kinds import first_kinds
 from tests.models import tiny_tokenizer
 
 ROWS = {"prompt": ["w3"] * 3, "chosen": [" w4", " w5", " w6"], "rejected": [" w7"] * 3}
@@ -93,3 +95,18 @@ def test_data_are_datasets_and_there_is_at_least_one():
         check_datasets(rows, {"a": None})
     with pytest.raises(TypeError, match="a name must be text, got 5"):
         check_datasets(rows, {5: rows})
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_bytes_that_are_no_text_are_told_with_their_place(row):
+    """Arrow takes such a file as it is, and Python fails when it reads the row."""
+    texts = [b"w3", b"w4", b"w5"]
+    texts[row] = b"w\x80"
+    column = pa.Array.from_buffers(pa.string(), 3, pa.array(texts, pa.binary()).buffers())
+    rows = Dataset(pa.table({"prompt": column, "chosen": ["w6"] * 3, "rejected": ["w7"] * 3}))
+    message = f"row {row}, column 'prompt': holds text that is not UTF-8"
+    with pytest.raises(DataError, match=message):
+        prepare_dataset(rows, tiny_tokenizer())
+    if row == 0:
+        with pytest.raises(DataError, match=message):
+            first_kinds(rows, None)
