@@ -11,6 +11,8 @@ from tests.models import VOCABULARY, tiny_model
 
 _WINDOW = 16  # tokens
 
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
 # Rotary embeddings that change with the longest text of a forward pass.
 _ROPES: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": (
@@ -30,7 +32,17 @@ _ROPES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {
             "max_position_embeddings": _WINDOW,
-            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+            "rope_parameters": _DYNAMIC,
+        },
+    ),
+    "dynamic, by layer": (
+        "gemma3",
+        {
+            "max_position_embeddings": _WINDOW,
+            "rope_parameters": {
+                "full_attention": _DYNAMIC,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
         },
     ),
 }
