@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +53,19 @@ def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
     monkeypatch.setattr(registry, "_NAMES", dict(registry._NAMES))
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of completions that references scored to fill stores, batch by batch."""
+    from prefopt.reference import fill
+
+    counts = []
+    original = fill.score_completions
+
+    def counting(examples: Any, *options: Any) -> Any:
+        counts.append(sum(len(example.completion_ids) for example in examples))
+        return original(examples, *options)
+
+    monkeypatch.setattr(fill, "score_completions", counting)
+    return counts

@@ -7,7 +7,6 @@ from datasets import Dataset, concatenate_datasets
 
 from prefopt import PreferenceConfig
 from prefopt.data import DataError
-from prefopt.reference import fill
 from tests.equivalence.test_invariance import assert_same_training, results, run
 from tests.models import tiny_rows
 from tests.runs import steps, trainer
@@ -134,17 +133,9 @@ def test_a_list_is_evaluated_as_its_rows(tmp_path):
     assert trained.evaluate([parts[0]])["eval_logps/chosen"] == pytest.approx(of_parts[0])
 
 
-def test_a_row_that_is_used_twice_has_one_reference(tmp_path, monkeypatch):
-    counts = []
-    original = fill.score_completions
-
-    def counting(examples, *options):
-        counts.append(sum(len(example.completion_ids) for example in examples))
-        return original(examples, *options)
-
-    monkeypatch.setattr(fill, "score_completions", counting)
+def test_a_row_that_is_used_twice_has_one_reference(tmp_path, scored):
     trainer(tmp_path, [(tiny_rows(8), 2.5), tiny_rows(5, seed=1)])
-    assert sum(counts) == 26
+    assert sum(scored) == 26
     # Another weight, and another order, ask for nothing new.
     trainer(tmp_path, [tiny_rows(5, seed=1), (tiny_rows(8), 0.5)])
-    assert sum(counts) == 26
+    assert sum(scored) == 26

@@ -23,7 +23,7 @@ from prefopt.engine.guard import is_8bit, undisturbed
 from prefopt.engine.layout import Example, LayoutName, build_layout
 from prefopt.engine.moe import EXPERT_COUNTS, JITTER
 from prefopt.engine.precision import computing_dtype
-from prefopt.engine.probe import close, is_exact, probe_inputs, quiet_transformers
+from prefopt.engine.probe import DROPOUTS, close, is_exact, probe_inputs, quiet_transformers
 
 logger = logging.getLogger("prefopt")
 
@@ -55,9 +55,9 @@ def probe_capability(
             model or machine cannot have.
     """
     forward.asked_in_training_mode = probe_modes(forward)
-    probe_causality(forward)
+    alone = probe_causality(forward)
     probe_head(forward)
-    forward.company = probe_company(forward)
+    forward.company = probe_company(forward, alone)
     if layout == "padded":
         probe_padded(forward)
         return Capability("padded", "asked for")
@@ -119,7 +119,7 @@ def probe_modes(forward: Forward) -> bool:
 
 
 def _has_dropout(model: nn.Module) -> bool:
-    names = ("p", "attention_dropout", "attn_dropout", "dropout", *JITTER)
+    names = ("p", *DROPOUTS, *JITTER)
     return any(
         isinstance(value, float) and value > 0
         for module in model.modules()
@@ -128,45 +128,49 @@ def _has_dropout(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def probe_causality(forward: Forward) -> None:
-    """Raise where what a model predicts of a completion depends on later tokens, or is NaN.
+def probe_causality(forward: Forward) -> Tensor:
+    """Return the plain logits of the probe, of which none may depend on later tokens; (T, V).
 
     Raises:
-        ValueError: Saying so.
+        ValueError: If what a model predicts of a completion depends on later tokens, or is NaN.
     """
-    causal = _is_causal(forward)
-    if not causal and forward.takes_token_types:
+    logits = _causal_logits(forward)
+    if logits is None and forward.takes_token_types:
         forward.reads_prompts_both_ways = True  # the types then say where a prompt ends
-        causal = _is_causal(forward)
-    if not causal:
+        logits = _causal_logits(forward)
+    if logits is None:
         raise ValueError(
             f"{type(forward.causal_lm).__name__} reads the tokens that it is to predict: its "
             "attention looks both ways. prefopt trains causal language models"
         )
+    return logits
 
 
-def _is_causal(forward: Forward) -> bool:
+def _causal_logits(forward: Forward) -> Tensor | None:
+    """Return the plain logits of the probe; None if earlier ones change with its last token."""
     tokens = _probe_tokens(forward)
     other = tokens.clone()
     other[-1] = tokens[0]
     with _asked(forward):
-        before, after = (forward.plain_logits(text)[:-1] for text in (tokens, other))
-    if before.isnan().any():
+        before, after = (forward.plain_logits(text) for text in (tokens, other))
+    if before[:-1].isnan().any():
         raise ValueError(
             f"{type(forward.causal_lm).__name__} predicts NaN: its weights hold NaN or infinite "
             "numbers, or are too large for their dtype"
         )
     # A token changes the rounding of others only in layers that compute several tokens as one.
     mixing = _has_experts(forward) or any(is_8bit(module) for module in forward.model.modules())
-    return close(before, after, not mixing or is_exact(forward.model))
+    exact = not mixing or is_exact(forward.model)
+    return before if close(before[:-1], after[:-1], exact) else None
 
 
 @torch.no_grad()
-def probe_company(forward: Forward) -> Company:
+def probe_company(forward: Forward, alone: Tensor) -> Company:
     """Return which texts may be computed together: what is known, or else what a probe finds.
 
     The probe gives a text company that stands beyond the window the model was made for. The places
     of a few tokens suffice for that, where positions are computed and not looked up in a table.
+    ``alone``: the plain logits of the probe; (T, V).
     """
     known = known_company(forward.causal_lm)
     window = original_window(forward.causal_lm.config.get_text_config())
@@ -177,7 +181,6 @@ def probe_company(forward: Forward) -> Company:
     far = torch.tensor([[0], [window]], device=rows["position_ids"].device)
     rows["position_ids"] = rows["position_ids"] + far
     with _asked(forward):
-        alone = forward.plain_logits(inputs["input_ids"][0])
         beside = forward.model(**rows, use_cache=False).logits[0]
     if close(beside, alone, is_exact(forward.model)):
         return known

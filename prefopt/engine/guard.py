@@ -72,23 +72,29 @@ def _set_mode(model: nn.Module, modules: Iterable[nn.Module], training: bool) ->
 def is_8bit(module: nn.Module) -> bool:
     """Whether a module is an 8-bit layer of bitsandbytes (LLM.int8)."""
     # By the base classes' names, for bitsandbytes need not be installed.
-    return type(module).__name__ != "Linear" and any(
-        kind.__name__ == "Linear8bitLt" for kind in type(module).__mro__
-    )
+    return any(kind.__name__ == "Linear8bitLt" for kind in type(module).__mro__)
 
 
 class _ModuleState(NamedTuple):
-    """What a forward pass may change of a module, its submodules apart."""
+    """What a forward pass may change of a module, its submodules apart.
+
+    Attributes:
+        module: The module.
+        attributes: Its plain attributes, or its mode alone.
+        buffers: Its buffers, each with a copy if it is small.
+        complete: Whether all plain attributes are held, so that others are new.
+    """
 
     module: nn.Module
     attributes: dict[str, Any]
     buffers: dict[str, tuple[Tensor | None, Tensor | None]]
+    complete: bool = True
 
     @classmethod
     def of(cls, module: nn.Module) -> "_ModuleState":
         # What a parallel wrapper notes in its first forward pass must stay.
         if type(module).__module__.startswith("torch.distributed"):
-            return cls(module, {"training": module.training}, {})
+            return cls(module, {"training": module.training}, {}, complete=False)
         attributes = {
             name: copy.copy(value) if type(value) in (list, dict) else value
             for name, value in vars(module).items()
@@ -98,11 +104,12 @@ class _ModuleState(NamedTuple):
         return cls(module, attributes, buffers)
 
     def only_mode(self) -> "_ModuleState":
-        return self._replace(attributes={"training": self.attributes["training"]}, buffers={})
+        mode = {"training": self.attributes["training"]}
+        return self._replace(attributes=mode, buffers={}, complete=False)
 
     def restore(self) -> None:
         own, buffers = vars(self.module), self.module._buffers
-        for name in own.keys() - self.attributes if len(self.attributes) > 1 else ():
+        for name in own.keys() - self.attributes if self.complete else ():
             if _is_state(name, own[name]):
                 del own[name]
         for name, value in self.attributes.items():

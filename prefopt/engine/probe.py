@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Names under which modules hold the probability of a dropout that is no module of its own.
+DROPOUTS = ("attention_dropout", "attn_dropout", "dropout")
+
 
 def causal_lm_of(model: Any) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""

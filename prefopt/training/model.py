@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import PreferenceConfig
 from prefopt.engine.moe import JITTER
+from prefopt.engine.probe import DROPOUTS
 from prefopt.training.adapter import second_adapter
 from prefopt.training.loading import SavedAdapter, check_causal, dtype_of, load_model
 from prefopt.training.tokenizer import check_vocabulary
@@ -108,6 +109,6 @@ def switch_off_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout", *JITTER):
+        for name in (*DROPOUTS, *JITTER):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)

@@ -8,23 +8,8 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from prefopt.reference import fill
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import trainer
-
-
-@pytest.fixture
-def scored(monkeypatch):
-    """The numbers of completions that references scored to fill stores."""
-    counts = []
-    original = fill.score_completions
-
-    def counting(examples, *options):
-        counts.append(sum(len(example.completion_ids) for example in examples))
-        return original(examples, *options)
-
-    monkeypatch.setattr(fill, "score_completions", counting)
-    return counts
 
 
 @pytest.fixture

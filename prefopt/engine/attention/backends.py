@@ -10,6 +10,7 @@ from prefopt.engine.attention.flex import attend_flex, flex_problem
 from prefopt.engine.attention.plan import Attend, LayerFacts
 from prefopt.engine.attention.segments import attend_by_segments
 from prefopt.engine.attention.varlen import attend_varlen, varlen_problem
+from prefopt.engine.probe import DROPOUTS
 
 # What may be asked for; "padded" is no backend but the layout that needs none.
 BACKENDS = ("auto", "segments", "varlen", "flex", "padded")
@@ -45,7 +46,7 @@ def drops_weights(model: nn.Module) -> bool:
     """Whether a model drops attention weights in training."""
     for module in model.modules():
         if "Attention" in type(module).__name__:
-            for name in ("attention_dropout", "attn_dropout", "dropout"):
+            for name in DROPOUTS:
                 value = getattr(module, name, 0.0)
                 if getattr(value, "p", value) not in (None, 0.0):
                     return True
