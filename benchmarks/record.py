@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
@@ -36,7 +38,7 @@ def environment(*, seed: int, dtype: str, threads: int, allow_dirty: bool) -> di
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
-        "device": f"{_processor()}, {os.cpu_count()} cores",
+        "device": ", ".join([_processor(), f"{os.cpu_count()} cores", *_gpus()]),
         "threads_per_process": threads,
         "dtype": dtype,
         "seed": seed,
@@ -52,6 +54,10 @@ def commit() -> str:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.rstrip()
+
+
+def _gpus() -> list[str]:
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def _processor() -> str:
