@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prefopt.engine.layout import Example
-from prefopt.training.reference import Launch
+from prefopt.training.launch import Launch
 from tests.engine.test_divergences import plain_divergences
 from tests.engine.trees import plain_logps
 from tests.models import tiny_model, tiny_rows

@@ -2,13 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
@@ -21,7 +18,6 @@ from prefopt.reference.adapters import trains_only_adapters
 from prefopt.reference.fill import FillOptions
 from prefopt.reference.fingerprint import Fingerprint
 from prefopt.reference.live import MovingCopy, adapter_starts_as_identity
-from prefopt.reference.processes import Processes
 from prefopt.reference.references import References, origin_facts
 from prefopt.reference.sources import (
     BaseModel,
@@ -36,6 +32,7 @@ from prefopt.reference.sources import (
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import default_folder, open_database
 from prefopt.training.adapter import is_peft
+from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
 
@@ -43,56 +40,6 @@ from prefopt.training.tokenizer import check_reference_tokenizer
 RECORD_FILE = "prefopt_reference.json"
 WEIGHTS_FILE = "prefopt_reference.safetensors"
 _STATE_FILE = "trainer_state.json"  # of transformers; where it is, training can go on
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a run is launched, as far as scoring depends on it.
-
-    Attributes:
-        accelerator: Prepares models and casts what they compute.
-        processes: Those that share the run.
-        show_progress: Whether progress is shown.
-    """
-
-    accelerator: Any
-    processes: Processes
-    show_progress: bool = False
-
-    @classmethod
-    def of(cls, accelerator: Any, show_progress: bool = False) -> "Launch":
-        """Return the launch that an accelerator describes."""
-        count, rank = accelerator.num_processes, accelerator.process_index
-        processes = Processes(
-            rank,
-            count,
-            gather_objects if count > 1 else None,
-            partial(accelerator.reduce, reduction="sum") if count > 1 else None,
-        )
-        return cls(accelerator, processes, show_progress and processes.is_main)
-
-    @classmethod
-    def to_score(cls, model: Any, args: PreferenceConfig) -> "Launch":
-        """Return the launch of a run that only scores, its model on the device for that."""
-        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
-        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-        if not placed:
-            model.to(accelerator.device)
-        return cls.of(accelerator, show_progress=not args.disable_tqdm)
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether no process has all weights (FSDP, DeepSpeed)."""
-        state = self.accelerator.state
-        plugins = ("fsdp_plugin", "deepspeed_plugin")
-        return any(getattr(state, plugin, None) is not None for plugin in plugins)
-
-    @property
-    def autocast_name(self) -> str:
-        """The dtype to which forward passes are cast, or ``"none"``."""
-        precision = str(self.accelerator.mixed_precision)
-        return "none" if precision == "no" else precision
 
 
 class ReferenceSetup:
@@ -388,13 +335,6 @@ def _check_not_given(record: Mapping[str, Any], source: Source) -> None:
             f"[{record['fingerprint'][:12]}], but the reference given here is another: "
             f"{source.description}; give that of the first run again, or leave it out"
         )
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """Return an object of every process, in their order."""
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
 
 
 class FollowPolicy(TrainerCallback):  # type: ignore[misc] # transformers is untyped

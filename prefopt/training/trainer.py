@@ -39,13 +39,9 @@ from prefopt.objective.metrics import with_margins
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.evaluation import Evaluator
+from prefopt.training.launch import Launch
 from prefopt.training.model_card import write_model_card
-from prefopt.training.reference import (
-    FollowPolicy,
-    Launch,
-    ReferenceSetup,
-    checkpoint_folder,
-)
+from prefopt.training.reference import FollowPolicy, ReferenceSetup, checkpoint_folder
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.step import BatchScorer, StepStatistics
 

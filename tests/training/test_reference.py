@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 
 from prefopt.data.collate import PreferenceCollator
 from prefopt.objective import parse_objective
+from prefopt.training.launch import Launch
 from prefopt.training.reference import (
     RECORD_FILE,
-    Launch,
     ReferenceSetup,
     check_reference_asked_for,
     checkpoint_folder,
@@ -92,14 +91,6 @@ def test_a_reference_that_cannot_be_used_is_an_error(tmp_path, options, loss, re
     args = config(tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         check_reference_asked_for(args, parse_objective(loss), ref_model)
-
-
-def test_a_launch_in_one_process_needs_nobody(tmp_path):
-    launch = Launch.of(Accelerator(cpu=True))
-    assert (launch.processes.count, launch.processes.is_main, launch.is_sharded) == (1, True, False)
-    assert launch.autocast_name == "none"
-    assert launch.processes.sum(torch.ones(2)).tolist() == [1, 1]
-    assert launch.processes.all("x") == ["x"]
 
 
 def test_training_goes_on_from_the_latest_checkpoint_or_the_one_that_is_named(tmp_path):

@@ -1,0 +1,68 @@
+"""How a run is launched: its processes, and whether each has all weights."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from prefopt.config import PreferenceConfig
+from prefopt.reference.processes import Processes
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is launched, as far as scoring depends on it.
+
+    Attributes:
+        accelerator: Prepares models and casts what they compute.
+        processes: Those that share the run.
+        show_progress: Whether progress is shown.
+    """
+
+    accelerator: Any
+    processes: Processes
+    show_progress: bool = False
+
+    @classmethod
+    def of(cls, accelerator: Any, show_progress: bool = False) -> "Launch":
+        """Return the launch that an accelerator describes."""
+        count, rank = accelerator.num_processes, accelerator.process_index
+        processes = Processes(
+            rank,
+            count,
+            gather_objects if count > 1 else None,
+            partial(accelerator.reduce, reduction="sum") if count > 1 else None,
+        )
+        return cls(accelerator, processes, show_progress and processes.is_main)
+
+    @classmethod
+    def to_score(cls, model: Any, args: PreferenceConfig) -> "Launch":
+        """Return the launch of a run that only scores, its model on the device for that."""
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+        if not placed:
+            model.to(accelerator.device)
+        return cls.of(accelerator, show_progress=not args.disable_tqdm)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has all weights (FSDP, DeepSpeed)."""
+        state = self.accelerator.state
+        plugins = ("fsdp_plugin", "deepspeed_plugin")
+        return any(getattr(state, plugin, None) is not None for plugin in plugins)
+
+    @property
+    def autocast_name(self) -> str:
+        """The dtype to which forward passes are cast, or ``"none"``."""
+        precision = str(self.accelerator.mixed_precision)
+        return "none" if precision == "no" else precision
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return an object of every process, in their order."""
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
