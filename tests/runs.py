@@ -1,7 +1,12 @@
 """Train tiny models in tests: arguments that log each step and touch nothing but a folder."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prefopt import PreferenceConfig, PreferenceTrainer
 from tests.models import tiny_model, tiny_tokenizer
@@ -49,3 +54,15 @@ def trainer(folder: Path, train: Any, model: Any = None, **options: Any) -> Pref
 def steps(trained: PreferenceTrainer) -> list[dict[str, float]]:
     """Return what was logged at each optimiser step."""
     return [entry for entry in trained.state.log_history if "loss" in entry]
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Inside, an operation for which the CPU waits for the GPU raises."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -349,6 +349,9 @@ class SavedAdapter:
 
 def _adapter_config(name: str, places: Mapping[str, Any]) -> Path | None:
     """Return the file that makes a folder or an id an adapter; None if there is none."""
+    if Path(name).is_dir():  # whose subfolder transformers overlooks before 5.18
+        own = Path(name, str(places.get("subfolder") or ""), "adapter_config.json")
+        return own if own.is_file() else None
     try:
         file = find_adapter_config_file(name, **places)
     except OSError:  # neither a folder nor an id: what loads it says so

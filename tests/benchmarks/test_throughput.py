@@ -67,9 +67,11 @@ def test_operations_are_those_that_torch_counts(load):
     assert (tokens, keys, predictions) == (7, 28, 3)
     shape = models.shape_of("tiny")
     work = flops.Work(tokens, tokens**2, predictions)
-    assert counter.get_total_flops() == flops.step_flops(shape, work, flops.Work())
+    wanted = flops.step_flops(shape, work, flops.Work())
+    rotary = 2 * tokens * 16 // 2  # before 5.18 transformers computes angles by a matrix product
+    assert counter.get_total_flops() - wanted in (0, rotary)
     causal = flops.step_flops(shape, flops.Work(tokens, keys, predictions), flops.Work())
-    assert counter.get_total_flops() - causal == 12 * 2 * 64 * (tokens**2 - keys)
+    assert wanted - causal == 12 * 2 * 64 * (tokens**2 - keys)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("17m", 17.3), ("135m", 134.5)])

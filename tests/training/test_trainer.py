@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from prefopt import PreferenceConfig, PreferenceTrainer, get_loss, register_loss
 from prefopt.losses.registry import unregister_loss
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
-from tests.runs import config, steps, trainer
+from tests.runs import config, steps, trainer, waiting_is_an_error
 
 PAIR_METRICS = {
     "rewards/chosen",
@@ -456,8 +456,5 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, loss, kind):
     batch = trained._prepare_inputs(trained.data_collator(rows))
     trained.model.train()
     trained.compute_loss(trained.model, batch).backward()  # what is chosen on first use is chosen
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         trained.compute_loss(trained.model, batch).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -113,6 +113,9 @@ def queries_of(query: Tensor, segments: Any, kept: int) -> Tensor:
 
 def with_gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     """Return an output, and the gradients of a loss that weighs its numbers differently."""
-    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype, device=output.device)
-    gradients = torch.autograd.grad((output * weights.view_as(output)).sum(), inputs)
+    # In float16 linspace counts up to 65504 only.
+    exact = torch.promote_types(output.dtype, torch.float32)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=exact, device=output.device)
+    weights = weights.view_as(output).to(output.dtype)
+    gradients = torch.autograd.grad((output * weights).sum(), inputs)
     return [output.detach(), *gradients]

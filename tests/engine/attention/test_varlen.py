@@ -25,6 +25,7 @@ from tests.engine.attention.rows import (
     tensors,
     with_gradients,
 )
+from tests.runs import waiting_is_an_error
 
 CPU = torch.device("cpu")
 
@@ -219,11 +220,8 @@ def test_on_a_gpu_kernels_equal_segments_in_float32(name, options, width):
 def test_on_a_gpu_nothing_waits_for_the_device():
     half = [tensor.detach().bfloat16().cuda() for tensor in tensors(ROWS["deep"], width=64)]
     attend_varlen(*half, plan_of(ROWS["deep"], attend_varlen), AttentionOptions())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         attend_varlen(*half, plan_of(ROWS["deep"], attend_varlen), AttentionOptions(window=4))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_empty_window_of_keys_never_arises():
