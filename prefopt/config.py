@@ -5,21 +5,23 @@ to use instead (``prefopt.migration`` lists them all), so that a script changes 
 and runs.
 """
 
-import difflib
-import json
-import math
-import os
 from dataclasses import dataclass, field, fields
-from functools import cache
-from numbers import Real
-from types import NoneType
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
-from prefopt.engine.attention import BACKENDS, check_request
-from prefopt.migration import REFUSED, checks_arguments, refuse
+from prefopt.config_checks import (
+    ADAPTER,
+    check_choices,
+    check_moving_reference,
+    check_types,
+    read_json,
+    read_object,
+    refuse_unsupported,
+)
+from prefopt.engine.attention import BACKENDS
+from prefopt.migration import checks_arguments
 from prefopt.objective import LossOptions, Objective, parse_objective
 
 # Options that are hyper-parameters of losses, by the field that sets them.
@@ -37,39 +39,6 @@ _SPELT_OUT = {
     "discopop_tau": 0.05,
     "desirable_weight": 1.0,
     "undesirable_weight": 1.0,
-}
-
-# Where reference log-probs come from; or, after this, from a saved adapter.
-_REFERENCES = ["auto", "cached", "live"]
-ADAPTER = "adapter:"
-
-# TRL's defaults of a reference that follows the policy.
-_MOVING = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
-
-# Least values, where transformers or torch would complain late and from deep inside, or not at all.
-_LEAST: dict[str, float] = {
-    "max_length": 2,
-    "max_tokens_per_batch": 1,
-    "precompute_ref_batch_size": 1,
-    "dataset_num_proc": 0,
-    "router_aux_loss_coef": 0,
-    "learning_rate": 0,
-    "logging_steps": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "seed": 0,
-    "num_train_epochs": 0,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
-}
-
-# What transformers' evaluation loop would do and the exact one of this trainer does not.
-_OTHER_EVALUATION = {
-    "bf16_full_eval": "evaluation runs in the precision of training",
-    "fp16_full_eval": "evaluation runs in the precision of training",
-    "batch_eval_metrics": "compute_metrics gets the rewards of the whole set at once",
 }
 
 
@@ -294,12 +263,12 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
 
     def __post_init__(self) -> None:
         """Check every field against the others, and the loss's options against the loss."""
-        self._check_types()
+        check_types(self)
         if self.bf16 is None:
             cuda = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
         for name in ("loss_kwargs", "model_init_kwargs"):
-            self._read_json(name)
+            read_json(self, name)
         copies_wait = self.accelerator_config is not None  # or as that says
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one torch warns of it.
@@ -308,14 +277,15 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         elif self.dataloader_pin_memory and not copies_wait:
             # The next batch is laid out and copied while the accelerator computes.
             self.accelerator_config.non_blocking = True
-        self._refuse()
-        self._check_values()
+        refuse_unsupported(self)
+        _ = self._loss_options  # raises for a value out of its range
+        check_choices(self)
         if self.precompute_ref_log_probs:
             if self.reference == "live":
                 raise ValueError("precompute_ref_log_probs=True contradicts reference='live'")
             if self.reference == "auto":
                 self.reference = "cached"
-        self._check_moving_reference()
+        check_moving_reference(self)
         if self.loss_type is not None:
             self._parse(self.loss_type)
         elif self.loss_weights is not None:
@@ -350,7 +320,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
 
     def _parse(self, loss_type: Any) -> Objective:
         if isinstance(loss_type, str) and loss_type.lstrip().startswith("{"):
-            loss_type = _read_object("loss_type", loss_type)
+            loss_type = read_object("loss_type", loss_type)
         options: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
         terms = parse_objective(loss_type, self.loss_weights).terms
         known = {name for term in terms for name in term.loss.hyperparameters}
@@ -376,122 +346,3 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         """Options of every loss."""
         given = {item.name: getattr(self, item.name) for item in fields(LossOptions)}
         return LossOptions(**{name: value for name, value in given.items() if value is not None})
-
-    def _read_json(self, name: str) -> None:
-        """Replace an object that was written as JSON, as on a command line, by what it says."""
-        value = getattr(self, name)
-        if isinstance(value, str):
-            value = _read_object(name, value)
-            setattr(self, name, value)
-        if value is not None and not isinstance(value, dict):
-            raise ValueError(f'{name} must be an object like {{"a": 1}}, got {value!r}')
-
-    def _refuse(self) -> None:
-        refuse({name: getattr(self, name, None) for name in REFUSED}, REFUSED)
-        for name, instead in _OTHER_EVALUATION.items():
-            if getattr(self, name):
-                raise ValueError(f"{name}=True is not supported: {instead}; leave it out")
-        if self.train_sampling_strategy not in ("random", "sequential"):
-            raise ValueError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} is not supported: rows "
-                "are not padded, so grouping them by length gains nothing; use 'random'"
-            )
-
-    def _check_values(self) -> None:
-        _ = self._loss_options  # raises for a value out of its range
-        for name in ("layout", "attn_backend"):
-            _check_choice(name, getattr(self, name), self._choices(name))
-        if not self.reference.startswith(ADAPTER):
-            _check_choice("reference", self.reference, [*_REFERENCES, f"{ADAPTER}<path>"])
-        elif self.reference == ADAPTER:
-            raise ValueError("reference='adapter:' names no adapter: give its folder or id")
-        check_request(self.layout, self.attn_backend)
-        if os.path.isfile(self.output_dir):
-            raise ValueError(f"output_dir {self.output_dir} is a file; name a folder")
-
-    def _check_types(self) -> None:
-        """Check that fields of numbers, switches and (of our own) text hold nothing else."""
-        for name, kinds in _plain_fields().items():
-            value = getattr(self, name)
-            if value is not self.__dataclass_fields__[name].default:
-                setattr(self, name, _plain_value(name, value, kinds))
-        for name in ("deepspeed", "fsdp_config", "accelerator_config"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value.endswith(".json") and not os.path.isfile(value):
-                raise ValueError(f"{name}: there is no file {value}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-
-    def _check_moving_reference(self) -> None:
-        """Check the options of a reference that follows the policy, and set their defaults."""
-        for name, default in _MOVING.items():
-            value = getattr(self, name)
-            if not self.sync_ref_model and value not in (None, default):
-                raise ValueError(f"{name}={value} has no effect without sync_ref_model=True")
-            if self.sync_ref_model and value is None:
-                setattr(self, name, default)
-        if not self.sync_ref_model:
-            return
-        if self.reference not in ("auto", "live"):
-            raise ValueError(
-                f"reference={self.reference!r} stays as it is, and sync_ref_model=True moves it; "
-                "leave one of them out (precompute_ref_log_probs is reference='cached')"
-            )
-        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
-        if alpha is None or not 0 < alpha <= 1:
-            raise ValueError(f"ref_model_mixup_alpha must be above 0 and at most 1, got {alpha}")
-        if steps is None or steps < 1:
-            raise ValueError(f"ref_model_sync_steps must be at least 1, got {steps}")
-
-    def _choices(self, name: str) -> list[str]:
-        choices: list[str] = self.__dataclass_fields__[name].metadata["choices"]
-        return choices
-
-
-@cache
-def _plain_fields() -> dict[str, frozenset[type]]:
-    """Return the types of every field that takes numbers or switches, or (of our own) text."""
-    inherited = {item.name for item in fields(TrainingArguments)}
-    found = {}
-    for name, hint in get_type_hints(PreferenceConfig).items():
-        kinds = frozenset(get_args(hint) or (hint,))
-        known = {int, float, bool, NoneType} | (set() if name in inherited else {str})
-        if name in PreferenceConfig.__dataclass_fields__ and kinds <= known:
-            found[name] = kinds
-    return found
-
-
-def _plain_value(name: str, value: Any, kinds: frozenset[type]) -> Any:
-    """Return a value of one of the types: a whole number is an int too, 0 and 1 are switches."""
-    if value is None and NoneType in kinds:
-        return None
-    if str in kinds and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Real) and bool in kinds and value in (0, 1):
-        return bool(value)
-    if isinstance(value, Real) and not isinstance(value, bool) and kinds & {int, float}:
-        number = float(value)
-        is_finite = math.isfinite(number) or (name == "max_grad_norm" and number == math.inf)
-        if is_finite and float in kinds:
-            return value
-        if is_finite and number.is_integer():
-            return int(number)
-    words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
-    wanted = " or ".join(text for kind, text in words.items() if kind in kinds)
-    raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
-
-
-def _read_object(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}, in {text!r}") from None
-
-
-def _check_choice(name: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefopt import PreferenceConfig
-from prefopt.config import _plain_fields
+from prefopt.config_checks import plain_fields
 from prefopt.data import DataError, load_rows, prepare_dataset
 from tests.bad_input.case import (
     IDS,
@@ -309,7 +309,7 @@ def test_any_text_comes_out_of_a_file_as_it_went_in(folder, pairs, ascii_only):
 
 # Options ---------------------------------------------------------------------------------------
 
-OPTIONS = sorted(_plain_fields())
+OPTIONS = sorted(plain_fields(PreferenceConfig))
 VALUES = st.one_of(
     JUNK,
     st.sampled_from(

@@ -18,6 +18,7 @@ LAYERS = (
     ("batch",),
     ("data",),
     ("reference",),
+    ("config_checks",),
     ("config",),
     ("training",),
     ("evaluation", "compare", "toy"),

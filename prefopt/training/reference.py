@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from prefopt.config import ADAPTER, PreferenceConfig
+from prefopt.config import PreferenceConfig
+from prefopt.config_checks import ADAPTER
 from prefopt.engine import Scorer
 from prefopt.objective import Objective
 from prefopt.reference.adapters import trains_only_adapters

@@ -1,0 +1,36 @@
+"""The checks of a configuration, on plain values; ``tests/bad_input`` has wrong values by field."""
+
+import pytest
+
+from prefopt import PreferenceConfig
+from prefopt.config_checks import plain_fields, read_json, read_object
+
+
+def test_plain_fields_are_numbers_switches_and_text_of_ours():
+    found = plain_fields(PreferenceConfig)
+    assert found["max_length"] == {int, type(None)}
+    assert found["learning_rate"] == {float}
+    assert str in found["reference"]
+    assert "output_dir" not in found  # of transformers, and no number
+
+
+def test_numbers_in_another_form_are_taken_as_what_they_say():
+    made = PreferenceConfig("o", report_to="none", use_cpu=True, max_length=8.0, use_weighting=0)
+    assert made.max_length == 8
+    assert type(made.max_length) is int
+    assert made.use_weighting is False
+
+
+def test_an_object_is_read_from_json_in_place():
+    made = PreferenceConfig("o", report_to="none", use_cpu=True)
+    made.loss_kwargs = '{"beta": 0.5}'
+    read_json(made, "loss_kwargs")
+    assert made.loss_kwargs == {"beta": 0.5}
+    made.loss_kwargs = "[1]"
+    with pytest.raises(ValueError, match="loss_kwargs must be an object"):
+        read_json(made, "loss_kwargs")
+
+
+def test_what_is_not_json_is_named():
+    with pytest.raises(ValueError, match=r"loss_type is not JSON: .* in '\{a'"):
+        read_object("loss_type", "{a")
