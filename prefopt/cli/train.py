@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from prefopt.cli.errors import UserError, user_errors
@@ -45,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
         from prefopt.data import DataError
+        from prefopt.training.model import loading_options
         from prefopt.training.reference import checkpoint_folder
+        from prefopt.training.saved import loading_code
         from prefopt.training.trainer import PreferenceTrainer
 
         arguments = run_arguments(config, model_args)
@@ -56,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     except DataError as error:  # a stream is read as it is trained on
         raise UserError(str(error)) from error
     if trainer.is_world_process_zero():
-        print_metrics(metrics, config.output_dir)
+        code = loading_code(trainer.model, config.output_dir, loading_options(trainer.args))
+        print_metrics(metrics, config.output_dir, str(code))
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
         trainer.end()
     return 0
@@ -244,8 +248,8 @@ def checkpoint_of(value: str | None) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
-def print_metrics(metrics: Mapping[str, float], output_dir: str) -> None:
-    """Print the final metrics as a table, and what to do next."""
+def print_metrics(metrics: Mapping[str, float], output_dir: str, code: str) -> None:
+    """Print the final metrics as a table, and the code that loads what was saved."""
     from rich.console import Console
     from rich.table import Table
 
@@ -256,7 +260,7 @@ def print_metrics(metrics: Mapping[str, float], output_dir: str) -> None:
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(
-        f"Saved to {output_dir}. Load it:\n  AutoModelForCausalLM.from_pretrained({output_dir!r})",
+        f"Saved to {output_dir}. Load it:\n{indent(code, '  ')}",
         markup=False,
         highlight=False,
     )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from torch import nn
@@ -26,8 +26,30 @@ _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
+# Where `with_adapter` notes what it loaded, on the model.
+_NOTE = "_prefopt_adapter"
+
+
 class AdapterError(ValueError):
     """An adapter is not where it was said to be, or does not fit the model."""
+
+
+class AdapterPlace(NamedTuple):
+    """Where an adapter was loaded from.
+
+    Attributes:
+        path: Its folder or id.
+        places: Options that say where the files of an id are.
+    """
+
+    path: str
+    places: Mapping[str, Any]
+
+
+def place_loaded_from(model: Any) -> AdapterPlace | None:
+    """Return where ``with_adapter`` loaded a model's adapter from; None for any other adapter."""
+    place: AdapterPlace | None = vars(model).get(_NOTE)
+    return place
 
 
 def is_sharded(model: Any) -> bool:
@@ -183,6 +205,7 @@ def with_adapter(
         )
     if not trainable:
         model.requires_grad_(False)
+    setattr(model, _NOTE, AdapterPlace(path, dict(places)))
     return model
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,12 +35,23 @@ def add_adapter(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
             )
         if getattr(model, "peft_config", None):
             raise ValueError(second_adapter("the model has"))
-        model = peft.get_peft_model(model, peft_config)
+        options: Any = args.model_init_kwargs or {}
+        model = peft.get_peft_model(model, peft_config, revision=options.get("revision"))
+    if is_peft(model):
+        _name_base(model)
     if is_peft(model) and args.gradient_checkpointing:
         # Frozen embeddings would leave the checkpointed layers without any input that wants
         # gradients.
         model.enable_input_require_grads()
     return model
+
+
+def _name_base(model: Any) -> None:
+    """Let adapters name the folder of their base model so that it is found from elsewhere too."""
+    for config in model.peft_config.values():
+        name = config.base_model_name_or_path
+        if name and Path(name).expanduser().is_dir():
+            config.base_model_name_or_path = str(Path(name).expanduser().absolute())
 
 
 def second_adapter(what_is: str) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass, fields
 
 import pytest
@@ -64,7 +65,9 @@ def test_training_on_each_kind_of_data_saves_a_model_that_loads(
     assert "eval_loss" in json.loads((tmp_path / "eval_results.json").read_text())
 
 
-def test_lora_saves_an_adapter_that_loads(prefopt, model_folder, data_files, tmp_path):
+def test_lora_saves_an_adapter_that_the_printed_code_loads(
+    prefopt, model_folder, data_files, tmp_path
+):
     result = prefopt(
         *("train", "--model", model_folder, "--dataset", data_files["paired"]),
         *("--use_peft", "--lora_r", "2", "--output_dir", tmp_path, *FAST),
@@ -72,7 +75,12 @@ def test_lora_saves_an_adapter_that_loads(prefopt, model_folder, data_files, tmp
     assert result.code == 0, result.err
     assert (tmp_path / "adapter_config.json").is_file()
     assert not (tmp_path / "model.safetensors").exists()
-    load(tmp_path)
+    namespace = {}
+    exec(textwrap.dedent(result.out.partition("Load it:\n")[2]), namespace)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    for name, weight in namespace["model"].named_parameters():
+        if "lora_" in name:
+            assert weight.equal(saved[name.replace(".default", "")])
 
 
 def test_every_option_of_configuration_and_model_is_there():
