@@ -290,7 +290,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 "data_collator must return what prefopt.data.PreferenceCollator does, a dictionary "
                 f"with {BATCHES!r}, got {type(inputs).__name__}"
             )
-        return [batch.to(self.args.device) for batch in inputs[BATCHES]]
+        return [batch.to(self.args.device, non_blocking=True) for batch in inputs[BATCHES]]
 
     # One step -------------------------------------------------------------------------------------
 

@@ -66,6 +66,8 @@ def flex_problem(
         return "it computes in float32 at best, and the model in float64"
     if find_spec("triton") is None:
         return "it is compiled with triton, which is not installed"
+    if min(layer.head_dim, layer.value_dim) < 16:
+        return f"it cannot have heads of {layer.head_dim} (values of {layer.value_dim}); 16 or more"
     return "it cannot drop attention weights" if dropout else None
 
 

@@ -122,6 +122,7 @@ def test_a_required_backend_is_used_where_it_can_run(request_):
         ("flex", {"device": CPU}, "it needs a CUDA device"),
         ("flex", {"dtype": torch.float64}, "float32 at best"),
         ("flex", {"dropout": True}, "it cannot drop attention weights"),
+        ("flex", {"layers": [LayerFacts(4, 2, 8, 8)]}, "it cannot have heads of 8"),
     ],
 )
 @pytest.mark.usefixtures("machine")
@@ -308,14 +309,15 @@ def test_a_model_that_cannot_share_is_padded_or_an_error_that_names_the_wish():
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2"])
 @pytest.mark.parametrize("request_", ["auto", "segments", "varlen", "flex"])
 def test_on_a_gpu_every_backend_scores_as_padded_rows_do(name, request_):
-    model = tiny_model(name).bfloat16().cuda()
+    changes = {"n_head": 2} if name == "gpt2" else {"head_dim": 16}
+    model = tiny_model(name, **changes).bfloat16().cuda()
     if request_ == "varlen" and name in ("gemma2", "gpt_oss"):
         with pytest.raises(ValueError, match="attn_backend='varlen' was asked for, but"):
             Scorer(model, attn_backend="varlen")
         return
-    exact = Scorer(tiny_model(name).cuda(), "padded")
+    exact = Scorer(tiny_model(name, **changes).cuda(), "padded")
     wanted = exact.score(exact.to_device(batch_of(trees(), "padded"))).logps
-    padded = Scorer(tiny_model(name).bfloat16().cuda(), "padded")
+    padded = Scorer(tiny_model(name, **changes).bfloat16().cuda(), "padded")
     noise = padded.score(padded.to_device(batch_of(trees(), "padded"))).logps - wanted
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
