@@ -1,0 +1,97 @@
+"""The rows of the launch matrix: what starts the processes, and what shows that it did."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.conftest import ROOT
+
+# Each configuration that users are given to copy is that of a row.
+CONFIGURATIONS = ROOT / "docs" / "examples" / "accelerate"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to launch training.
+
+    Attributes:
+        name: Of the row.
+        processes: How many are started.
+        configuration: A file of ``CONFIGURATIONS`` for ``accelerate launch``; None for no launcher.
+        lora: Whether an adapter is trained, and not the whole model.
+        is_sharded: Whether a trainer's weights are spread over its processes, seen while it trains;
+            None where each process must have all of them.
+        options: Training arguments of this row.
+        environment: Variables of this row.
+    """
+
+    name: str
+    processes: int = 2
+    configuration: str | None = None
+    lora: bool = False
+    is_sharded: Callable[[Any], bool] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def command(self) -> list[str]:
+        """Return what starts a Python script.
+
+        It is not ``accelerate launch``, which starts one process where there is no GPU.
+        """
+        if self.processes == 1:
+            return [sys.executable]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return [*launcher, f"--nproc-per-node={self.processes}"]
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment that ``accelerate launch`` would make of the configuration."""
+        made = _of_accelerate(self.configuration) if self.configuration else dict(os.environ)
+        return made | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            **self.environment,
+        }
+
+
+def _of_accelerate(configuration: str) -> dict[str, str]:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    file = str(CONFIGURATIONS / configuration)
+    words = ["--config_file", file, "--main_process_port", "0", "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if arguments.use_deepspeed:
+        return dict(prepare_deepspeed_cmd_env(arguments)[1])
+    return dict(prepare_multi_gpu_env(arguments))
+
+
+def are_dtensors(trainer: Any) -> bool:
+    """Whether each process holds a part of every weight, and none holds all (FSDP2)."""
+    from torch.distributed.tensor import DTensor
+
+    weights = list(trainer.model.parameters())
+    parts = [weight for weight in weights if isinstance(weight, DTensor)]
+    held = sum(weight.to_local().numel() for weight in parts)
+    whole = sum(weight.numel() for weight in weights)
+    return len(parts) == len(weights) and held < 0.75 * whole
+
+
+ALONE = Engine("alone", 1)
+ALONE_LORA = Engine("alone-lora", 1, lora=True)
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        ALONE,
+        ALONE_LORA,
+        Engine("ddp", configuration="ddp.yaml"),
+        Engine("ddp-lora", configuration="ddp.yaml", lora=True),
+    )
+}

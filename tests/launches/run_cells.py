@@ -1,0 +1,108 @@
+"""Train some cells of the launch matrix, one after the other; started once per process."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from prefopt import PreferenceTrainer
+from tests.launches.cells import CELLS, STEP, STEPS, Cell
+from tests.launches.engines import ENGINES, Engine
+from tests.models import tiny_rows
+from tests.runs import steps, trainer
+
+RATE = 1e-2
+
+
+def rows_of(kind: str, count: int, seed: int) -> Dataset:
+    """Return tiny rows; rankings are of three."""
+    if kind != "ranked":
+        return tiny_rows(count, kind, seed)
+    long = tiny_rows(3 * count, kind, seed).filter(lambda row: len(row["ranks"]) > 2)
+    cut = long.map(lambda row: {name: row[name][:3] for name in ("completions", "ranks")})
+    assert len(cut) >= count
+    return cut.select(range(count))
+
+
+def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> PreferenceTrainer:
+    """Return the trainer of a cell."""
+    options = {
+        "loss_type": cell.loss,
+        "beta": 0.5,
+        "per_device_train_batch_size": STEP // engine.processes // cell.accumulated,
+        "gradient_accumulation_steps": cell.accumulated,
+        "ddp_find_unused_parameters": False,
+        "learning_rate": RATE,
+        "optim": "sgd",
+        "max_steps": until,
+        "save_strategy": "steps" if cell.resumed else "no",
+        "save_steps": STEPS // 2,
+        "reference_cache_dir": str(folder / "store"),
+    }
+    if engine.lora:
+        from peft import LoraConfig
+
+        options["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+        options["learning_rate"] = 30 * RATE  # one of two factors begins as zeros
+    rows, held_out = rows_of(cell.kind, cell.rows, 0), rows_of(cell.kind, 7, 1)
+    options |= cell.options | engine.options
+    return trainer(folder / "run", rows, eval_dataset=held_out, **options)
+
+
+def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
+    """Train a cell, save the model, and return what was seen."""
+    trained = made(folder, cell, engine, STEPS // 2 if cell.resumed else STEPS)
+    start = [weight.detach().clone() for weight in trained.model.parameters()]
+    trained.train()
+    losses = [entry["loss"] for entry in steps(trained)]
+    if cell.resumed:
+        trained = made(folder, cell, engine)
+        trained.train(resume_from_checkpoint=True)
+        losses = [entry["loss"] for entry in steps(trained)]
+    sharded = engine.is_sharded(trained) if engine.is_sharded else False
+    moved = None
+    if engine.processes == 1:
+        pairs = zip(trained.model.parameters(), start, strict=True)
+        moved = max(float((now - then).abs().max()) for now, then in pairs)
+    evaluated, predicted = trained.evaluate(), trained.predict(trained.eval_dataset)
+    trained.save_model(str(folder / "saved"))
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    rewards = predicted.predictions
+    rewards = rewards if isinstance(rewards, tuple) else (rewards,)
+    return {
+        "world": world,
+        "sharded": sharded,
+        "moved": moved,
+        "losses": losses,
+        "eval": evaluated,
+        "rewards": [part.tolist() for part in rewards],
+    }
+
+
+def main(folder: Path, engine: Engine, names: list[str]) -> int:
+    """Train cells, and write what each gave; return the exit code."""
+    for name in names:
+        place = folder / name.replace(" ", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            result = train(place, CELLS[name], engine)
+        except ValueError as error:  # a refusal, the same in each process
+            result = {"refused": str(error)}
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        if os.environ.get("RANK", "0") == "0":
+            (place / "result.json").write_text(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]), ENGINES[sys.argv[2]], sys.argv[3:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # torch's gloo can deadlock when it is torn down: see run_ranks.py
