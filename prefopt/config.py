@@ -15,6 +15,7 @@ from prefopt.config_checks import (
     ADAPTER,
     check_choices,
     check_moving_reference,
+    check_schedule,
     check_types,
     read_json,
     read_object,
@@ -264,6 +265,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     def __post_init__(self) -> None:
         """Check every field against the others, and the loss's options against the loss."""
         check_types(self)
+        check_schedule(self)
         if self.bf16 is None:
             cuda = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
@@ -286,10 +288,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             if self.reference == "auto":
                 self.reference = "cached"
         check_moving_reference(self)
-        if self.loss_type is not None:
-            self._parse(self.loss_type)
-        elif self.loss_weights is not None:
+        if self.loss_type is None and self.loss_weights is not None:
             raise ValueError("loss_weights needs a loss_type: a list of as many losses")
+        self._check_loss()
 
     @property
     def reference_mode(self) -> str:
@@ -317,6 +318,21 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         # A script that weighs labels was written for KTO, also where its data are pairs.
         weighs_labels = (self.desirable_weight, self.undesirable_weight) != (None, None)
         return self._parse("kto" if data_kinds == {"unpaired"} or weighs_labels else "dpo")
+
+    def _check_loss(self) -> None:
+        """Check the loss that is named; where none is, options must suit dpo or kto."""
+        try:
+            _ = self.objective
+        except ValueError:
+            if self.loss_type is not None:
+                raise
+            try:
+                self._parse("kto")
+            except ValueError:
+                pass
+            else:
+                return
+            raise
 
     def _parse(self, loss_type: Any) -> Objective:
         if isinstance(loss_type, str) and loss_type.lstrip().startswith("{"):

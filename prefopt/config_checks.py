@@ -7,11 +7,12 @@ import difflib
 import json
 import math
 import os
+import warnings
 from dataclasses import fields
 from functools import cache
 from numbers import Real
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -25,24 +26,91 @@ ADAPTER = "adapter:"
 # TRL's defaults of a reference that follows the policy.
 _MOVING = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
 
-# Least values, where transformers or torch would complain late and from deep inside, or not at all.
-_LEAST: dict[str, float] = {
-    "max_length": 2,
-    "max_tokens_per_batch": 1,
-    "precompute_ref_batch_size": 1,
-    "dataset_num_proc": 0,
-    "router_aux_loss_coef": 0,
-    "learning_rate": 0,
-    "logging_steps": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "seed": 0,
-    "num_train_epochs": 0,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
+
+class _Range(NamedTuple):
+    """Numbers that a field may hold.
+
+    Attributes:
+        least: The least.
+        most: The largest.
+        above: Whether the least itself is left out.
+        below: Whether the largest itself is left out.
+        beside: A number outside that has a meaning of its own.
+        whole: Whether it is whole from 1 on; below 1 it is a share.
+        hint: What to do instead.
+    """
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+    beside: float | None = None
+    whole: bool = False
+    hint: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is one of these numbers."""
+        if value == self.beside:
+            return True
+        at_least = value > self.least if self.above else value >= self.least
+        at_most = value < self.most if self.below else value <= self.most
+        return at_least and at_most and (not self.whole or value < 1 or value == int(value))
+
+    def __str__(self) -> str:
+        words = f"{'above' if self.above else 'at least'} {self.least}"
+        if self.most < math.inf:
+            words += f" and {'below' if self.below else 'at most'} {self.most}"
+        if self.whole:
+            words += ", and whole from 1 on (below 1, it is a share of all steps)"
+        if self.beside is not None:
+            words += f", or {self.beside} for none"
+        return words
+
+
+# Where transformers or torch would complain late and from deep inside, or not at all.
+_COUNT = _Range(1)
+_EVERY = _Range(0, above=True, whole=True)
+_SEED = _Range(0, 2**32 - 1)
+_WORKERS = _Range(0, 1024)
+_RANGES = {
+    "learning_rate": _Range(0),
+    "weight_decay": _Range(0),
+    "adam_beta1": _Range(0, 1, below=True),
+    "adam_beta2": _Range(0, 1, below=True),
+    "adam_epsilon": _Range(0, above=True),
+    "max_grad_norm": _Range(0, hint="0 and inf clip nothing"),
+    "warmup_steps": _Range(0, whole=True),
+    "num_train_epochs": _Range(0, above=True),
+    "max_steps": _Range(1, beside=-1),
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "eval_accumulation_steps": _COUNT,
+    "torch_empty_cache_steps": _COUNT,
+    "logging_steps": _EVERY._replace(hint="logging_strategy='no' logs nothing"),
+    "eval_steps": _EVERY._replace(hint="eval_strategy='no' evaluates at no step"),
+    "save_steps": _EVERY._replace(hint="save_strategy='no' saves no checkpoint"),
+    "save_total_limit": _COUNT._replace(hint="None keeps all checkpoints"),
+    "eval_delay": _Range(0),
+    "label_smoothing_factor": _Range(0, 1, below=True),
+    "neftune_noise_alpha": _Range(0),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": _WORKERS,
+    "dataset_num_proc": _WORKERS,
+    "dataloader_prefetch_factor": _COUNT,
+    "ddp_bucket_cap_mb": _COUNT,
+    "ddp_timeout": _Range(1, 10**9),
+    "local_rank": _Range(-1),
+    "discopop_tau": _Range(0, above=True),
+    "beta_final": _Range(0, above=True),
+    "max_length": _Range(2),
+    "max_tokens_per_batch": _COUNT,
+    "precompute_ref_batch_size": _COUNT,
+    "router_aux_loss_coef": _Range(0),
 }
+# What torch computes with: float32 and int64.
+_LARGEST = {float: 3.4e38, int: 2**63 - 1}
 
 # What transformers' evaluation loop would do and the exact one of this trainer does not.
 _OTHER_EVALUATION = {
@@ -72,10 +140,11 @@ def check_types(config: TrainingArguments) -> None:
         value = getattr(config, name)
         if isinstance(value, str) and value.endswith(".json") and not os.path.isfile(value):
             raise ValueError(f"{name}: there is no file {value}")
-    for name, least in _LEAST.items():
+    for name, numbers in _RANGES.items():
         value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value is not None and not numbers.holds(value):
+            hint = f"; {numbers.hint}" if numbers.hint else ""
+            raise ValueError(f"{name} must be {numbers}, got {value}{hint}")
 
 
 @cache
@@ -99,16 +168,48 @@ def _plain_value(name: str, value: Any, kinds: frozenset[type]) -> Any:
         return os.fspath(value)
     if isinstance(value, Real) and bool in kinds and value in (0, 1):
         return bool(value)
-    if isinstance(value, Real) and not isinstance(value, bool) and kinds & {int, float}:
-        number = float(value)
-        is_finite = math.isfinite(number) or (name == "max_grad_norm" and number == math.inf)
-        if is_finite and float in kinds:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number and kinds & {int, float}:
+        kind = float if float in kinds else int
+        if abs(value) <= _LARGEST[kind] and (kind is float or value == int(value)):
+            return value if kind is float else int(value)
+        if value == math.inf and name == "max_grad_norm":
             return value
-        if is_finite and number.is_integer():
-            return int(number)
+        if _LARGEST[kind] < abs(value) < math.inf:
+            raise ValueError(f"{name} must be at most {_LARGEST[kind]:.3g}, got {value!r:.200}")
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
     wanted = " or ".join(text for kind, text in words.items() if kind in kinds)
     raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
+
+
+def check_schedule(config: TrainingArguments) -> None:
+    """Check that what is to be kept or reached in a run is something that happens in it.
+
+    Raises:
+        ValueError: Naming the fields that do not go together.
+    """
+    saves, evaluates = (
+        str(getattr(strategy, "value", strategy))
+        for strategy in (config.save_strategy, config.eval_strategy)
+    )
+    keeps_best = "load_best_model_at_end=True" if config.load_best_model_at_end else ""
+    keeps_best = keeps_best or ("save_strategy='best'" if saves == "best" else "")
+    if keeps_best and evaluates == "no":
+        raise ValueError(
+            f"{keeps_best} needs evaluations to know the best model, and eval_strategy='no' makes "
+            "none: set eval_strategy to 'steps' or 'epoch', and give data for it"
+        )
+    if config.load_best_model_at_end and saves not in ("best", evaluates):
+        raise ValueError(
+            "load_best_model_at_end=True needs a checkpoint of each evaluation: set save_strategy "
+            f"({saves!r}) and eval_strategy ({evaluates!r}) to the same, or save_strategy to 'best'"
+        )
+    if 1 <= config.max_steps <= config.warmup_steps:
+        warnings.warn(
+            f"warmup_steps={config.warmup_steps} is not below max_steps={config.max_steps}: the "
+            "learning rate never gets to what was asked for; lower warmup_steps",
+            stacklevel=4,
+        )
 
 
 def read_json(config: TrainingArguments, name: str) -> None:

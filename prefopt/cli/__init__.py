@@ -2,7 +2,8 @@
 
 A command is a module of this package with a function ``main`` that takes its arguments as a list
 and returns the exit code. It is imported when it is called for, so that help costs no import of
-torch. A mistake of the user is one message on stderr and exit code 2.
+torch. A mistake of the user is one message on stderr and exit code 2, a limit of the machine (disk,
+memory) one message and 1.
 """
 
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from prefopt import __version__
-from prefopt.cli.errors import UserError
+from prefopt.cli.errors import UserError, user_errors
 
 __all__ = ["UserError", "main"]
 
@@ -40,16 +41,14 @@ PREFOPT_DEBUG=1 shows the traceback of an error.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, by default the process's, and return 0, 1 (failure) or 2 (user's mistake)."""
+    """Run a command, by default the process's, and return 0, 1 (failure) or 2 (user's mistake).
+
+    An exception with an ``exit_code`` is told in one message, and that is returned; one without is
+    a fault of this program, and raised.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
-    except UserError as error:
-        if os.environ.get("PREFOPT_DEBUG") == "1":
-            raise
-        if is_main_process():
-            print(f"prefopt: error: {error}", file=sys.stderr)
-        return 2
     except SystemExit as leaving:  # argparse: help (0) and wrong usage (2)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt:
@@ -58,6 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except BaseException as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int) or os.environ.get("PREFOPT_DEBUG") == "1":
+            raise
+        _report(error)
+        return code
+
+
+def _report(error: BaseException) -> None:
+    """Print an error; one that other processes of the launch may not have met, with the process."""
+    if is_main_process():
+        print(f"prefopt: error: {error}", file=sys.stderr)
+    elif getattr(error, "everywhere", False):
+        print(f"prefopt: error in process {os.environ['RANK']}: {error}", file=sys.stderr)
 
 
 def is_main_process() -> bool:
@@ -79,4 +92,5 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError.unknown("command", name, COMMANDS)
     command: Callable[[Sequence[str]], int] = import_module(f"prefopt.cli.{name}").main
-    return command(rest)
+    with user_errors(everywhere=True):
+        return command(rest)

@@ -45,7 +45,6 @@ def main(argv: Sequence[str]) -> int:
     data_args, config, model_args = parse(parser, list(argv))
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
-        from prefopt.data import DataError
         from prefopt.training.model import loading_options
         from prefopt.training.reference import checkpoint_folder
         from prefopt.training.saved import loading_code
@@ -54,10 +53,7 @@ def main(argv: Sequence[str]) -> int:
         arguments = run_arguments(config, model_args)
         checkpoint_folder(checkpoint_of(config.resume_from_checkpoint), config.output_dir)
         trainer = PreferenceTrainer(train_dataset=train_rows, eval_dataset=eval_rows, **arguments)
-    try:
-        metrics = run(trainer, data_args)
-    except DataError as error:  # a stream is read as it is trained on
-        raise UserError(str(error)) from error
+    metrics = run(trainer, data_args)
     if trainer.is_world_process_zero():
         code = loading_code(trainer.model, config.output_dir, loading_options(trainer.args))
         print_metrics(metrics, config.output_dir, str(code))

@@ -65,7 +65,6 @@ FRONTIER_BETAS = tuple(
 TRAINING = {
     "learning_rate": 5e-4,
     "lr_scheduler_type": "linear",
-    "warmup_steps": 10,
     "weight_decay": 0.0,
     # So tiny a model gains nothing from sharing six words of prompt.
     "layout": "padded",
@@ -383,7 +382,8 @@ class Experiment:
             disable_tqdm=True,
             save_strategy="no",
             report_to="none",
-            **{**TRAINING, **method.options},
+            # A trial of few steps has no room for the whole warm-up.
+            **{**TRAINING, "warmup_steps": min(10, size.steps // 2), **method.options},
         )
         measure = MeasureCallback(
             self.evaluator,

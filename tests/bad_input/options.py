@@ -97,6 +97,20 @@ CASES = [
     wrong("ref_model_mixup_alpha must be", sync_ref_model=True, ref_model_mixup_alpha=1.5),
     wrong("ref_model_sync_steps must be", sync_ref_model=True, ref_model_sync_steps=0),
     wrong("does not go with beta_final", beta_schedule="linear"),
+    wrong("load_best_model_at_end=True needs evaluations", load_best_model_at_end=True),
+    wrong("save_strategy='best' needs evaluations", save_strategy="best"),
+    wrong(
+        "needs a checkpoint of each evaluation: set save_strategy .'steps'. and eval_str.*'epoch'",
+        load_best_model_at_end=True,
+        eval_strategy="epoch",
+    ),
+    Case(
+        "a warm-up longer than the run",
+        lambda _: config(warmup_steps=9, max_steps=5),
+        "warmup_steps=9 is not below max_steps=5.*lower warmup_steps",
+        None,
+    ),
+    wrong("beta must be greater than 0", beta=-1.0),
     wrong("truncation_mode='keep_end' is not supported", truncation_mode="keep_end"),
     wrong("pad_to_multiple_of=8 is not supported", pad_to_multiple_of=8),
 ]
