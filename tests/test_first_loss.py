@@ -59,7 +59,8 @@ def quantised(tmp_path: Any, bits: int) -> Any:
     from transformers import BitsAndBytesConfig
 
     folder = tmp_path / "base"
-    tiny_model("llama").save_pretrained(folder)
+    # Blocks of 4-bit weights are 64 wide; on a GPU bitsandbytes warns of others.
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(folder)
     options = {f"load_in_{bits}bit": True}
     if bits == 4:
         options["bnb_4bit_compute_dtype"] = torch.float32

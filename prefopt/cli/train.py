@@ -202,6 +202,8 @@ def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
     """Return what a command line says of model and options, as ``PreferenceTrainer`` takes it."""
     from trl import get_peft_config, get_quantization_config
 
+    from prefopt.training.quantisation import with_quantization
+
     from_flags = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -214,10 +216,12 @@ def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
         **{name: value for name, value in from_flags.items() if value is not None},
         **given,
     }
+    quantization_config = get_quantization_config(model_args)
+    if quantization_config is not None:
+        config = with_quantization(config, quantization_config)
     return {
         "model": model_args.model_name_or_path,
         "args": config,
-        "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
     }
 

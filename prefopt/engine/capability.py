@@ -93,7 +93,7 @@ def probe_modes(forward: Forward) -> bool:
     with undisturbed(forward.model):
         try:
             evaluated = forward.plain_logits(tokens)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(
                 f"{type(forward.causal_lm).__name__} cannot be scored: its own forward pass of a "
                 f"text fails: {type(error).__name__}: {error}"

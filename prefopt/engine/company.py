@@ -2,8 +2,9 @@
 
 Some models compute a text differently beside others. Rotary embeddings of the types ``dynamic`` and
 ``longrope`` take their frequencies from the longest text of a forward pass; 8-bit layers on a GPU
-compute those columns exactly in which any token of the batch is an outlier; experts with a capacity
-drop tokens when others came first. Policy and reference see a text in different company, and so do
+compute those columns exactly in which any token of the batch is an outlier; layers that quantise
+their inputs turn a difference in the last bit into one of a step; experts with a capacity drop
+tokens when others came first. Policy and reference see a text in different company, and so do
 evaluations with other batch sizes: such a model computes each text by itself.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from prefopt.engine.guard import is_8bit
+from prefopt.engine.quantised import rounds_inputs
 
 # Rotary embeddings whose frequencies do not depend on the texts.
 _FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional", "mrope", "none"}
@@ -65,6 +67,9 @@ def known_company(model: Any) -> Company:
     eights = [module for module in model.modules() if is_8bit(module)]
     if model.device.type == "cuda" and any(module.state.threshold for module in eights):
         return Company("none", 0, "its 8-bit layers treat the outliers of a whole batch alike")
+    if any(rounds_inputs(module, model.device.type) for module in model.modules()):
+        # A number between two steps falls to either side by what its batch does to the last bit.
+        return Company("none", 0, "its quantised layers round what they are given too")
     config = model.config.get_text_config()
     types = sorted(rope_types(config) - _FIXED_ROPE)
     if not types:

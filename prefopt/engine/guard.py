@@ -71,8 +71,12 @@ def _set_mode(model: nn.Module, modules: Iterable[nn.Module], training: bool) ->
 
 def is_8bit(module: nn.Module) -> bool:
     """Whether a module is an 8-bit layer of bitsandbytes (LLM.int8)."""
-    # By the base classes' names, for bitsandbytes need not be installed.
-    return any(kind.__name__ == "Linear8bitLt" for kind in type(module).__mro__)
+    # By the base classes' names, for bitsandbytes need not be installed. What peft puts around such
+    # a layer is called like it.
+    return any(
+        kind.__name__ == "Linear8bitLt" and not kind.__module__.startswith("peft.")
+        for kind in type(module).__mro__
+    )
 
 
 class _ModuleState(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefopt.engine.quantised import keep_trainable
+from prefopt.engine.quantised import inner_tensors, keep_trainable
 from prefopt.reference.adapters import active_adapters, adapter_containers, place_of_adapter
 
 # Raised when the engine computes other numbers for the same model and text.
@@ -174,7 +174,20 @@ def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]
             for wrapping in (".token_adapter.base_layer.", ".base_layer.", ".original_module."):
                 name = name.replace(wrapping, ".")
         if isinstance(tensor, Tensor):
-            yield name, tensor.detach()
+            yield from _plain_tensors(name, tensor.detach())
+
+
+def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield a tensor, or what it is made of: numbers, their scales, and how these are read."""
+    parts = inner_tensors(tensor)
+    if not parts:
+        yield name, tensor
+        return
+    how = f"{type(tensor).__name__} {tensor.dtype} {as_json(parts.pop(''))}"
+    yield f"{name} {how}", torch.empty(0)
+    for part, inner in parts.items():
+        if isinstance(inner, Tensor):  # None where there is none, such as a zero point
+            yield from _plain_tensors(f"{name}.{part}", inner.detach())
 
 
 def _tensor_digest(tensor: Tensor, pool: ThreadPoolExecutor) -> str:

@@ -22,6 +22,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.engine.probe import refuse_encoder_decoder
 from prefopt.reference.adapters import with_adapter
+from prefopt.training.quantisation import QuantiserError, quantiser_explained
 
 # Options of `from_pretrained` that say where files are, in the order in which they are documented.
 _PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -81,7 +82,7 @@ def _load_whole(name: str, options: Mapping[str, Any], allow_missing: bool) -> A
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise OSError(f"there is no model in {name}: no such folder")
     model_class = _auto_class(name, options)
-    with explained("model", name):
+    with explained("model", name), quantiser_explained(name, options):
         model, info = model_class.from_pretrained(
             name,
             # Weights of another shape are reported below, with all others.
@@ -101,7 +102,7 @@ def explained(what: str, name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ImportError):  # of the machine, not of what is loaded
+    except (RuntimeError, ImportError, QuantiserError):  # of the machine, not of what is loaded
         raise
     except Exception as error:  # tokenizers and safetensors have classes of their own
         kind = OSError if isinstance(error, OSError) else ValueError

@@ -10,47 +10,40 @@ from prefopt.engine.moe import JITTER
 from prefopt.engine.probe import DROPOUTS
 from prefopt.training.adapter import second_adapter
 from prefopt.training.loading import SavedAdapter, check_causal, dtype_of, load_model
+from prefopt.training.quantisation import quantization_of
 from prefopt.training.tokenizer import check_vocabulary
 
 
-def load_policy(
-    model: Any, args: PreferenceConfig, quantization_config: Any = None, peft_config: Any = None
-) -> Any:
+def load_policy(model: Any, args: PreferenceConfig, peft_config: Any = None) -> Any:
     """Return the model to train, with its adapter if it has one.
 
     Args:
         model: An id, a path, or a model.
         args: ``model_init_kwargs``, ``trust_remote_code`` and ``allow_missing_weights`` matter.
-        quantization_config: For a model given by id or path only.
         peft_config: An adapter that will be added; for a model that has none.
 
     Raises:
         TypeError: If it is neither a name nor a model.
-        ValueError: If loading options come with a model that is loaded already, quantisation is
-            asked for twice, a second adapter is asked for, or it is no causal language model.
+        ValueError: If loading options come with a model that is loaded already, a second adapter
+            is asked for, or it is no causal language model.
     """
     options = loading_options(args)
     if not isinstance(model, str):
-        for name, value in (
-            ("model_init_kwargs", args.model_init_kwargs),
-            ("quantization_config", quantization_config),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"{name} only matters when the model is loaded here, but a model instance was "
-                    "given; pass its id or path, or leave the option out"
-                )
+        if args.model_init_kwargs is not None:
+            raise ValueError(only_by_name("model_init_kwargs"))
         check_causal(model, options)
         return model
-    if quantization_config is not None:
-        if "quantization_config" in options:
-            raise ValueError(
-                "quantization_config is given twice: to the trainer and in model_init_kwargs"
-            )
-        options["quantization_config"] = quantization_config
     if peft_config is not None and SavedAdapter.find(model, options) is not None:
         raise ValueError(second_adapter(f"{model} is"))
     return load_model(model, options, allow_missing=args.allow_missing_weights, trainable=True)
+
+
+def only_by_name(option: str) -> str:
+    """Return what to say of an option of loading that comes with a model that is loaded already."""
+    return (
+        f"{option} only matters when the model is loaded here, but a model instance was given; "
+        "pass its id or path, or leave the option out"
+    )
 
 
 def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig) -> Any:
@@ -70,8 +63,16 @@ def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: Prefere
 
 
 def loading_options(args: PreferenceConfig) -> dict[str, Any]:
-    """Return the options of ``from_pretrained`` that a run's arguments ask for."""
+    """Return the options of ``from_pretrained`` that a run's arguments ask for.
+
+    Raises:
+        TypeError: If its quantisation is none.
+        ValueError: If there is no such quantisation.
+        ImportError: If the package of the quantiser is not installed.
+    """
     options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
+    if options.get("quantization_config") is not None:
+        options["quantization_config"] = quantization_of(options["quantization_config"])
     return {"trust_remote_code": args.trust_remote_code} | options
 
 

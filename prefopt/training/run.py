@@ -201,10 +201,11 @@ def prepare_run(
     train_dataset: Any = None,
     eval_dataset: Any = None,
     processing_class: Any = None,
-    quantization_config: Any = None,
     peft_config: Any = None,
 ) -> Run:
     """Load and check what a run is made of; the arguments are those of ``PreferenceTrainer``.
+
+    How models are quantised that are loaded by name is one of ``model_init_kwargs``.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -214,7 +215,7 @@ def prepare_run(
     set_seed(args.seed)  # adapters start from random weights
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)
     name = model if isinstance(model, str) else None
-    model = load_policy(model, args, quantization_config, peft_config)
+    model = load_policy(model, args, peft_config)
     tokenizer = load_tokenizer(processing_class, model, args, name)
     check_vocabulary(tokenizer, model)
     max_length = _fit_length(args.max_length, learned_positions(model), console)

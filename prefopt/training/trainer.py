@@ -40,7 +40,9 @@ from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.evaluation import Evaluator
 from prefopt.training.launch import Launch
+from prefopt.training.model import only_by_name
 from prefopt.training.model_card import write_model_card
+from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
 from prefopt.training.reference import FollowPolicy, ReferenceSetup, checkpoint_folder
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.step import BatchScorer, StepStatistics
@@ -67,7 +69,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             and their labels.
         callbacks: As in ``transformers.Trainer``.
         optimizers: As in ``transformers.Trainer``.
-        quantization_config: How to quantise a model given by id or path.
+        quantization_config: How to quantise a model given by id or path, and a ``ref_model`` by id
+            or path too: a configuration of transformers, or its fields.
         peft_config: An adapter to add to the model.
         **old: Arguments that TRL's trainers had once; refused with what to use instead, but for
             values that change nothing.
@@ -122,9 +125,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             os.fspath(given) if isinstance(given, os.PathLike) else given
             for given in (model, ref_model)
         )
+        if quantization_config is not None:
+            if not isinstance(model, str):
+                raise ValueError(only_by_name("quantization_config"))
+            args = with_quantization(args, quantization_config)
         data = (train_dataset, eval_dataset, processing_class)
-        run = prepare_run(model, args, ref_model, *data, quantization_config, peft_config)
+        run = prepare_run(model, args, ref_model, *data, peft_config)
+        check_quantised(run.model)
         if run.train_dataset is not None:
+            check_placed(run.model)
             check_trained(run.model, optimizers[0])
         if is_stream(run.train_dataset):
             # Batches are records of several shapes, which accelerate cannot cut up and send around.

@@ -102,10 +102,11 @@ def test_eight_bit_layers_stay_in_the_mode_in_which_they_train():
     class Linear8bitLt(nn.Linear):
         pass
 
-    model = nn.Sequential(Linear8bitLt(2, 2), nn.Linear(2, 2)).train()
-    assert [is_8bit(layer) for layer in model] == [True, False]
+    wrapper = type("Linear8bitLt", (nn.Module,), {"__module__": "peft.tuners.lora.bnb"})
+    model = nn.Sequential(Linear8bitLt(2, 2), nn.Linear(2, 2), wrapper()).train()
+    assert [is_8bit(layer) for layer in model] == [True, False, False]
     with undisturbed(model):
-        assert [layer.training for layer in model] == [True, False]
+        assert [layer.training for layer in model] == [True, False, False]
 
 
 def test_weights_that_a_model_rescales_from_mode_to_mode_stay_with_its_note_of_it():

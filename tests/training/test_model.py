@@ -29,9 +29,6 @@ def test_options_of_loading_need_something_to_load(folder, tmp_path):
     args = config(tmp_path, model_init_kwargs={"dtype": "bfloat16"})
     with pytest.raises(ValueError, match="model_init_kwargs only matters when the model is loaded"):
         load_policy(tiny_model("llama"), args)
-    twice = config(tmp_path, model_init_kwargs={"quantization_config": {}})
-    with pytest.raises(ValueError, match="quantization_config is given twice"):
-        load_policy(folder, twice, quantization_config=object())
     model = tiny_model("llama")
     assert load_policy(model, config(tmp_path)) is model
     for wrong in (3, torch.nn.Linear(2, 2)):
