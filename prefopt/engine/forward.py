@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,13 +13,14 @@ from torch.nn import functional as F
 from prefopt.engine import attention
 from prefopt.engine.company import ANY, Company, reset_positions
 from prefopt.engine.divergences import Predictions, divergences
-from prefopt.engine.layout import Layout
+from prefopt.engine.layout import Example, Layout, build_layout
 from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.precision import at_least_float32
 from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_types
+from prefopt.engine.sharding import in_own_forward, is_fsdp2
 from prefopt.engine.token_statistics import StatisticsCollector
 
 # Stands for the head where the model's own forward pass gives the logits themselves.
@@ -200,11 +202,14 @@ class Forward:
     ) -> ForwardOutput:
         """Return the output for a batch in which no token precedes a scored one."""
         # No log-probs, with gradients of zero, for which parallel training waits.
-        parameters = list(self.model.parameters())
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        device = self.causal_lm.device
-        empty = [parameter.flatten()[:0].to(device) for parameter in trained or parameters[:1]]
-        logps = at_least_float32(torch.cat(empty))
+        if is_fsdp2(self.model):
+            logps = self._nothing_in_company(batch)
+        else:
+            parameters = list(self.model.parameters())
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            device = self.causal_lm.device
+            empty = [parameter.flatten()[:0].to(device) for parameter in trained or parameters[:1]]
+            logps = at_least_float32(torch.cat(empty))
         size = int(self.causal_lm.config.get_text_config().hidden_size)
         hidden = logps.new_zeros(0, size, dtype=self.causal_lm.dtype)
         return ForwardOutput(
@@ -214,6 +219,17 @@ class Forward:
             Predictions.of(_LOGITS, hidden) if requested.predictions else None,
             self._continuation_logps(batch.continuation, hidden, cache),
         )
+
+    def _nothing_in_company(self, batch: Layout) -> Tensor:
+        """Return no log-probs, of a pass over a text: other processes wait for this one's weights."""
+        token = np.zeros(1, dtype=np.int64)
+        text = build_layout([Example(token, [token])], batch.name).to(batch.input_ids.device)
+        hidden, head, _ = self._run(text, None, routed=False)
+        if head is _LOGITS:
+            logps = plain_logps(at_least_float32(hidden), text.target_ids)
+        else:
+            logps = head.logps(hidden, text.target_ids)
+        return logps.index_select(0, text.target_ids[:0])
 
     @torch.no_grad()
     def _continuation_logps(
@@ -302,7 +318,10 @@ def through_wrapper(
     Parallel wrappers prepare gradients and gather weights in their own forward pass, which then
     calls the inner model's; for this one call, the inner forward pass is ``compute``. The wrapper
     may look at the arguments; the computation ignores them. It is None for the model itself.
+    A model that is sharded in place is its own wrapper.
     """
+    if is_fsdp2(model):
+        return in_own_forward(model, compute, *arguments)
     if wrapped is None or wrapped is model:
         return compute()
     own = vars(model).get("forward")  # accelerate patches forward on the instance

@@ -1,7 +1,7 @@
 """Score completions with a model: one forward pass over a laid-out batch, log-probs out."""
 
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Layout
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.quantised import keep_trainable
+from prefopt.engine.sharding import put_away
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
 
 
@@ -125,8 +126,8 @@ class Scorer:
 
         Args:
             batch: A layout's tensors, on the model's device.
-            wrapped: The model as wrapped for parallel training (DDP, FSDP), whose hooks must run
-                around the forward pass; None for the model itself.
+            wrapped: The model as wrapped for parallel training (DDP, DeepSpeed), whose hooks must
+                run around the forward pass; None for the model itself, be it sharded by FSDP2.
             context: Makes the context of the forward pass, such as ``accelerator.autocast``.
             load_balancing_loss: Computes ``Scores.load_balancing_loss``; None for none.
             statistics: Names of the fields of ``Scores.statistics`` to compute.
@@ -198,9 +199,16 @@ class Scorer:
         """Return a batch with its tensors on the model's device."""
         return batch.to(self._forward.causal_lm.device)
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
         """Ask the model without dropout; when the context ends, all of it is as it was."""
-        return undisturbed(self.model, self._forward.asked_in_training_mode)
+        put_away(self.model)
+        with undisturbed(self.model, self._forward.asked_in_training_mode):
+            try:
+                yield
+            finally:
+                # What is gathered here would be used again by a pass after the next step.
+                put_away(self.model)
 
 
 def _scores(batch: Layout, logps: Tensor) -> Scores:

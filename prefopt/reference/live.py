@@ -16,6 +16,7 @@ from torch import Tensor
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example, Layout, in_padded_rows
 from prefopt.engine.score import Scores
+from prefopt.engine.sharding import is_fsdp2, own_parts, parts_exchanged
 
 
 class ReferenceModel:
@@ -93,6 +94,12 @@ class FrozenCopy(ReferenceModel):
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
+        if is_fsdp2(self.scorer.model):
+            # Whole weights are copied while the policy is whole; each process then keeps its part.
+            self._weights = own_parts(self.scorer.model, self._weights)
+            with parts_exchanged(self.scorer.model, self._weights):
+                yield
+            return
         parameters = dict(self.scorer.model.named_parameters())
         current = {name: parameters[name].data for name in self._weights}
         for name, weight in self._weights.items():

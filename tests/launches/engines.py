@@ -83,6 +83,23 @@ def are_dtensors(trainer: Any) -> bool:
     return len(parts) == len(weights) and held < 0.75 * whole
 
 
+def apply_fsdp_on_cpus() -> None:
+    """Let accelerate shard on CPUs too, where it leaves FSDP as plain data parallelism."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Its list of the types to which it applies FSDP lacks MULTI_CPU.
+        kind = PartialState._shared_state.get("distributed_type")
+        if kind is DistributedType.MULTI_CPU and kwargs.get("fsdp_plugin") is not None:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        original(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = initialise
+
+
 ALONE = Engine("alone", 1)
 ALONE_LORA = Engine("alone-lora", 1, lora=True)
 
@@ -93,5 +110,7 @@ ENGINES = {
         ALONE_LORA,
         Engine("ddp", configuration="ddp.yaml"),
         Engine("ddp-lora", configuration="ddp.yaml", lora=True),
+        Engine("fsdp2", configuration="fsdp2.yaml", is_sharded=are_dtensors),
+        Engine("fsdp2-lora", configuration="fsdp2.yaml", lora=True, is_sharded=are_dtensors),
     )
 }

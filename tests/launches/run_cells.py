@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from prefopt import PreferenceTrainer
 from tests.launches.cells import CELLS, STEP, STEPS, Cell
-from tests.launches.engines import ENGINES, Engine
+from tests.launches.engines import ENGINES, Engine, apply_fsdp_on_cpus
 from tests.models import tiny_rows
 from tests.runs import steps, trainer
 
@@ -102,6 +102,7 @@ def main(folder: Path, engine: Engine, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    apply_fsdp_on_cpus()
     code = main(Path(sys.argv[1]), ENGINES[sys.argv[2]], sys.argv[3:])
     sys.stdout.flush()
     sys.stderr.flush()
