@@ -221,7 +221,7 @@ class Forward:
         )
 
     def _nothing_in_company(self, batch: Layout) -> Tensor:
-        """Return no log-probs, of a pass over a text: other processes wait for this one's weights."""
+        """Return no log-probs, of a pass over a text: others wait for this process's weights."""
         token = np.zeros(1, dtype=np.int64)
         text = build_layout([Example(token, [token])], batch.name).to(batch.input_ids.device)
         hidden, head, _ = self._run(text, None, routed=False)

@@ -103,36 +103,43 @@ class KVCache:
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-@dataclass(eq=False)
 class AttentionPlan:
     """The segments of a packed row, and what its forward pass shows of the attention layers.
 
-    Ancestors of its segments are counted from the first segment of ``read_cache``.
+    No dataclass: FSDP2 casts the tensors of all that layers are given, and copies a dataclass.
 
-    Attributes:
-        segments: The runs of the row, in row order; once made, behind those of ``read_cache``.
+    Args:
+        segments: The runs of the row, in row order; ancestors are counted from the first segment of
+            ``read_cache``.
         attend: The backend.
         read_cache: Keys and values of an earlier row that this one continues; None for none.
         write_cache: Stores this row's keys and values for a later one; None for none.
+
+    Attributes:
+        segments: The runs of the row, behind those of ``read_cache``.
         calls: How often an attention layer has used this plan.
         seen: What those layers required.
         first: Index of the first run of the row itself.
         lengths: Tokens of each segment.
     """
 
-    segments: Sequence[Segment]
-    attend: Attend
-    read_cache: KVCache | None = None
-    write_cache: KVCache | None = None
-    calls: int = field(default=0, init=False)
-    seen: set[LayerFacts] = field(default_factory=set, init=False)
-    _prepared: dict[Any, Any] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        before = () if self.read_cache is None else self.read_cache.segments
-        self.segments = (*before, *self.segments)
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        attend: Attend,
+        read_cache: KVCache | None = None,
+        write_cache: KVCache | None = None,
+    ) -> None:
+        before = () if read_cache is None else read_cache.segments
+        self.segments = (*before, *segments)
+        self.attend = attend
+        self.read_cache = read_cache
+        self.write_cache = write_cache
+        self.calls = 0
+        self.seen: set[LayerFacts] = set()
         self.first = len(before)
         self.lengths = [segment.length for segment in self.segments]
+        self._prepared: dict[Any, Any] = {}
 
     def prepare(self, make: Callable[..., T], *arguments: Any) -> T:
         """Return ``make(plan, *arguments)``, made once for all layers."""
