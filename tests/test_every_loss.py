@@ -57,6 +57,22 @@ def test_twenty_steps_lower_every_loss(tmp_path, name):
     assert min(logged[-3:]) < logged[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+def test_a_batch_without_rows_adds_nothing_to_any_gradient(tmp_path, name, layout):
+    """What a process takes part with where rows run out; parallel training waits for all."""
+    kind = DATA[get_loss(name).data_kind]
+    trained = trainer(tmp_path, told(tiny_rows(8, kind), kind), loss_type=name, layout=layout)
+    trained.model.train()
+    loss = trained.compute_loss(trained.model, trained.data_collator([]))
+    loss.backward()
+    assert loss.item() == 0
+    for parameter in trained.model.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
 def read(path):
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

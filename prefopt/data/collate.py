@@ -72,7 +72,9 @@ class PreferenceCollator:
         assert texts.tokens.continuation is not None  # laid out with it
         return Batch(texts, index, Texts(texts.tokens.continuation, tuple(others)))
 
-    def _texts(self, examples: Sequence[Example], continued: Sequence[Example] = ()) -> Texts:
+    def _texts(
+        self, examples: Sequence[Example], continued: Sequence[Example] | None = None
+    ) -> Texts:
         layout = build_layout(
             examples, self.layout, pad_token_id=self.pad_token_id, continued=continued
         )

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, List, Value
-from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
 from prefopt.engine.layout import Example
@@ -30,7 +29,6 @@ __all__ = [
     "list_lengths",
     "read_chunks",
     "read_examples",
-    "share_of",
 ]
 
 # Part of the key under which `datasets` caches prepared rows: raise it when they would come out
@@ -84,13 +82,6 @@ Row = Mapping[str, Any]
 def is_stream(dataset: Any) -> bool:
     """Whether a dataset is read as it comes, without a length."""
     return dataset is not None and not hasattr(dataset, "__len__")
-
-
-def share_of(dataset: Any, rank: int, world_size: int) -> Any:
-    """Return every world_size-th row, so that each is evaluated once."""
-    if is_stream(dataset):
-        return split_dataset_by_node(dataset, rank, world_size)
-    return dataset.select(range(rank, len(dataset), world_size))
 
 
 def completion_key(prompt_ids: Ints, completion_ids: Ints) -> bytes:

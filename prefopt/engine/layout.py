@@ -177,17 +177,18 @@ def build_layout(
     mode: LayoutName = "shared_prefix",
     *,
     pad_token_id: int = 0,
-    continued: Sequence[Example] = (),
+    continued: Sequence[Example] | None = None,
     least_shared: int = LEAST_SHARED,
 ) -> Layout:
     """Lay out a batch of examples.
 
     Args:
-        examples: At least one example, each with at least one completion.
+        examples: Examples, each with at least one completion; none for a process without rows.
         mode: ``"shared_prefix"`` or ``"padded"``.
         pad_token_id: Token that fills rows of the ``padded`` layout; never attended to.
         continued: For each example one with the same prompt, whose completions become the layout's
             ``continuation``: scored later, from the prompts of this row. Only ``shared_prefix``.
+            None for no continuation.
         least_shared: Tokens that texts must have in common to share them. What all completions of
             an example have in common is shared whatever its length.
 
@@ -195,18 +196,18 @@ def build_layout(
         The layout, on the CPU.
 
     Raises:
-        ValueError: If there is no example, an example has no completion, ``mode`` is unknown, or
-            ``continued`` does not fit.
+        ValueError: If an example has no completion, ``mode`` is unknown, or ``continued`` does not
+            fit.
     """
-    if not examples or not all(len(example.completion_ids) for example in examples):
-        raise ValueError("a layout needs at least one example, and each a completion")
+    if not all(len(example.completion_ids) for example in examples):
+        raise ValueError("each example of a layout needs at least one completion")
     if mode == "padded":
-        if continued:
+        if continued is not None:
             raise ValueError("rows of the padded layout cannot be continued")
         return _padded(examples, pad_token_id)
     if mode != "shared_prefix":
         raise ValueError(f"layout must be 'shared_prefix' or 'padded', got {mode!r}")
-    if continued and len(continued) != len(examples):
+    if continued is not None and len(continued) != len(examples):
         raise ValueError(f"{len(examples)} examples cannot be continued by {len(continued)}")
     return _shared_prefix(examples, continued, least_shared)
 
@@ -217,7 +218,9 @@ def _prediction_fields(completions: Sequence[tuple[Ints, Ints]]) -> dict[str, An
     Each completion has the positions that predict its scored tokens, and these tokens; (n,) both.
     """
     lengths = np.array([len(targets) for _, targets in completions], dtype=np.int64)
-    positions, targets = map(np.concatenate, zip(*completions, strict=True))
+    nothing = np.zeros(0, dtype=np.int64)
+    positions = np.concatenate([nothing, *(its for its, _ in completions)])
+    targets = np.concatenate([nothing, *(its for _, its in completions)])
     radix = int(targets.max(initial=0)) + 1
     distinct, token_index = np.unique(positions * radix + targets, return_inverse=True)
     arrays = {
@@ -257,21 +260,21 @@ class _Text(NamedTuple):
 
 
 def _shared_prefix(
-    examples: Sequence[Example], continued: Sequence[Example], least_shared: int
+    examples: Sequence[Example], continued: Sequence[Example] | None, least_shared: int
 ) -> Layout:
     tree = root()
     grown = [_grow(tree, example, least_shared) for example in examples]
     texts = [text for same_prompt in grown for text in same_prompt]
     later = [
         text
-        for same_prompt, other in zip(grown, continued, strict=bool(continued))
+        for same_prompt, other in zip(grown, continued or (), strict=bool(continued))
         for text in _continue(same_prompt, other, least_shared)
     ]
     own = {node for text in texts for node in text.end.path()}
     nodes = list(tree.walk())[1:]
     row = _place(node for node in nodes if node in own)
     layout = _lay_out(row, texts)
-    if not continued:
+    if continued is None:
         return layout
     others = (node for node in nodes if node not in own)
     next_row = _place(others, layout.input_ids.numel(), len(row))
@@ -377,8 +380,9 @@ def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:
     texts = [text for example in examples for text in example.texts()]
     input_ids, attention_mask = _in_rows([text[:-1] for text in texts], pad_token_id)
     width = input_ids.shape[1]
-    numbers = [len(example.completion_ids) for example in examples]
-    prompts = np.repeat([len(example.prompt_ids) for example in examples], numbers)
+    numbers = np.array([len(example.completion_ids) for example in examples], dtype=np.int64)
+    lengths = np.array([len(example.prompt_ids) for example in examples], dtype=np.int64)
+    prompts = np.repeat(lengths, numbers)
     last = np.array([text[-1] if len(text) else pad_token_id for text in texts], dtype=np.int64)
     predicted: list[tuple[Ints, Ints]] = []
     for example in examples:

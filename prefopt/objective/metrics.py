@@ -32,12 +32,24 @@ class MetricSums:
         else:
             self.add(name, torch.where(mask, values.detach(), 0).sum(), mask.sum())
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all metrics that are known, in alphabetical order."""
+        return sorted(self._sums)
+
+    def know(self, names: Sequence[str], device: torch.device) -> None:
+        """Have metrics of these names, on a device, whether or not a batch had them."""
+        for name in names:
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(2, dtype=torch.float64, device=device)
+
     def means(self, reduce: Any = None) -> dict[str, float]:
         """Return sum / count of every metric that has a count, and forget everything.
 
-        ``reduce`` sums a tensor over all processes; None for one process.
+        ``reduce`` sums a tensor over all processes, which must know the same names; None for one
+        process.
         """
-        names = sorted(self._sums)
+        names = self.names
         if not names:
             return {}
         table = torch.stack([self._sums[name] for name in names])

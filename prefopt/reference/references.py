@@ -204,7 +204,7 @@ class References:
             found = self._computed_now(examples, keys)
         counted = [mask for example in examples for mask in example.counted_masks()]
         scored = [logps[mask] for logps, mask in zip(found, counted, strict=True)]
-        return torch.from_numpy(np.concatenate(scored))
+        return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.float32), *scored]))
 
     def _computed_now(self, examples: Sequence[Example], keys: Sequence[bytes]) -> list[Floats]:
         """Score completions that the store does not know, and add them to it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from prefopt.batch import Batch, StepContext
-from prefopt.objective.metrics import BatchRewards, MetricSums, batch_rewards, with_margins
+from prefopt.objective.metrics import BatchRewards, MetricSums, batch_rewards
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.training.step import Scored, StepStatistics
 
@@ -132,7 +132,7 @@ class Evaluator:
         return held, int(self._processes.sum(own))
 
     def _means(self, sums: MetricSums) -> dict[str, float]:
-        means = with_margins(sums.means(self._processes.sum))
+        means = self._statistics.means_of(sums)
         terms = self._objective.terms
         losses = [means.pop(f"term/{number}", math.nan) for number in range(len(terms))]
         means["loss"] = sum(term.weight * loss for term, loss in zip(terms, losses, strict=True))

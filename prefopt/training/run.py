@@ -36,6 +36,7 @@ from prefopt.training.model import (
 )
 from prefopt.training.reference import check_reference_asked_for
 from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
+from prefopt.training.unused import check_used
 
 
 class DataPreparation:
@@ -212,6 +213,7 @@ def prepare_run(
         ValueError: If losses, options, data and model do not fit each other.
     """
     _check_arguments(model, ref_model, args, train_dataset, eval_dataset)
+    check_used(args)
     set_seed(args.seed)  # adapters start from random weights
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)
     name = model if isinstance(model, str) else None

@@ -31,7 +31,12 @@ from prefopt.objective.inputs import (
     term_output,
     term_weights,
 )
-from prefopt.objective.metrics import MetricSums, add_batch_metrics, add_token_metrics
+from prefopt.objective.metrics import (
+    MetricSums,
+    add_batch_metrics,
+    add_token_metrics,
+    with_margins,
+)
 from prefopt.objective.objective import Term
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.objective.running_means import RunningMeans, running_sums
@@ -343,6 +348,15 @@ class StepStatistics:
             add_token_metrics(metrics, objective, index, scores.lengths, **of_tokens)
         if scores.load_balancing_loss is not None:
             metrics.add("aux_loss", scores.load_balancing_loss * counts[-1], counts[-1])
+
+    def means_of(self, metrics: MetricSums) -> dict[str, float]:
+        """Return the means of metrics over all processes, and forget them.
+
+        Every process must call this; some may have seen no row that has a metric, or no row at all.
+        """
+        for names in self.processes.all(metrics.names):
+            metrics.know(names, self.score.device)
+        return with_margins(metrics.means(self.processes.sum))
 
     def _running_sums(self, index: PreferenceIndex, scored: Scored) -> Tensor:
         """Return what a micro-batch adds to the running means of each term; (terms, 4)."""

@@ -27,19 +27,20 @@ from prefopt.batch import Batch
 from prefopt.config import PreferenceConfig
 from prefopt.data import DataError
 from prefopt.data.collate import BATCHES, PreferenceCollator
-from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_stream, share_of
+from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_stream
 from prefopt.data.sampling import MixedLabels, unpaired_labels
+from prefopt.data.steps import row_tokens
 from prefopt.engine.compilation import compile_layers
 from prefopt.engine.cpu import denormals_flushed, heap_kept
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.probe_examples import probe_examples
 from prefopt.losses import LossOutput
 from prefopt.migration import check_trainer_arguments
-from prefopt.objective.metrics import with_margins
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.evaluation import Evaluator
 from prefopt.training.launch import Launch
+from prefopt.training.loaders import evaluation_loader, training_loader
 from prefopt.training.model import only_by_name
 from prefopt.training.model_card import write_model_card
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
@@ -135,9 +136,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if run.train_dataset is not None:
             check_placed(run.model)
             check_trained(run.model, optimizers[0])
-        if is_stream(run.train_dataset):
-            # Batches are records of several shapes, which accelerate cannot cut up and send around.
-            args.accelerator_config.dispatch_batches = False
         super().__init__(
             model=run.model,
             args=args,
@@ -266,6 +264,21 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 return MixedLabels(labels, self.args.seed if data_seed is None else data_seed)
         return super()._get_train_sampler(train_dataset)
 
+    def get_train_dataloader(self) -> Any:
+        """Return a loader over this process's share of each step of the training set."""
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset; there are only data to evaluate on")
+        dataset, collate, sampler, sizes = self.train_dataset, self.data_collator, None, None
+        if is_stream(dataset):
+            collate = self._get_collator_with_removed_columns(collate, "training")
+        else:
+            dataset = self._remove_unused_columns(dataset, "training")
+            sampler = self._get_train_sampler(dataset)
+            shared = self.scorer.layout == "shared_prefix"
+            sizes = row_tokens(dataset, shared, self.objective.needs_kl)
+        processes, device = self._launch.processes, self.accelerator.device
+        return training_loader(dataset, sampler, sizes, collate, self.args, processes, device)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return a loader over this process's rows of an evaluation set, raw or prepared."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -279,15 +292,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             raise ValueError("evaluation needs an eval_dataset")
         dataset = self._run.data.prepare(dataset, "eval")
         self._reference.serve(("eval", dataset))
-        if self.args.world_size > 1:
-            dataset = share_of(dataset, self.args.process_index, self.args.world_size)
-        return DataLoader(
-            dataset,
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-        )
+        return evaluation_loader(dataset, self.data_collator, self.args, self._launch.processes)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Return a loader over this process's rows of a test set."""
@@ -435,10 +440,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the metrics of the optimiser steps since the last time."""
         if "loss" in logs:
-            processes = self._launch.processes
-            logs |= with_margins(self._statistics.metrics.means(processes.sum))
+            logs |= self._statistics.means_of(self._statistics.metrics)
             seen = torch.tensor(self._sequence_tokens, device=self.args.device)
-            logs["num_tokens"] = float(processes.sum(seen))
+            logs["num_tokens"] = float(self._launch.processes.sum(seen))
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -1,5 +1,7 @@
 """Batches of prepared rows: what is laid out, and what transformers is given."""
 
+import pytest
+
 from prefopt.data.collate import BATCHES, PreferenceCollator
 
 
@@ -52,3 +54,15 @@ def test_a_batch_holds_its_examples_and_counts_the_tokens_of_its_sequences():
 def test_the_padded_layout_fills_with_the_padding_token():
     batch = batch_of(row(2, [0, 1], [True, False]), layout="padded", pad_token_id=5)
     assert batch.texts.tokens.input_ids.tolist() == [[3, 4, 5], [3, 4, 11]]
+
+
+@pytest.mark.parametrize("mismatched", ["separate", "continued", None])
+@pytest.mark.parametrize("max_tokens", [None, 5])
+def test_no_rows_make_one_batch_of_nothing_that_goes_the_way_of_others(mismatched, max_tokens):
+    made = PreferenceCollator(mismatched=mismatched, max_tokens=max_tokens, by_kind=True)([])
+    (batch,) = made[BATCHES]
+    assert made["input_ids"].shape == (1, 0)
+    assert batch.texts.examples == ()
+    assert batch.continues == (mismatched == "continued")
+    assert (batch.mismatched is None) == (mismatched is None)
+    assert set(batch.index.by_kind) == {"paired", "unpaired", "ranked"}

@@ -15,7 +15,6 @@ from prefopt.data.prepared import (
     list_lengths,
     read_chunks,
     read_examples,
-    share_of,
 )
 
 ROWS = [
@@ -60,14 +59,6 @@ def test_a_stream_has_no_length():
     assert is_stream(DATASET.to_iterable_dataset())
     assert not is_stream(DATASET)
     assert not is_stream(None)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_the_shares_of_all_processes_are_the_whole(stream):
-    rows = Dataset.from_dict({"a": list(range(7))})
-    rows = rows.to_iterable_dataset() if stream else rows
-    shares = [[row["a"] for row in share_of(rows, rank, 3)] for rank in range(3)]
-    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_a_key_depends_on_tokens_and_where_the_completion_begins():

@@ -84,10 +84,22 @@ def test_sequence_tokens_counts_each_completion_with_its_prompt():
     assert layout.sequence_tokens == 5 + 4
 
 
-@pytest.mark.parametrize("examples", [[], [Example(ids(1), [])]])
-def test_nothing_to_lay_out_is_an_error(examples):
-    with pytest.raises(ValueError, match="at least one example"):
-        build_layout(examples)
+@pytest.mark.parametrize("mode", ["shared_prefix", "padded"])
+def test_an_example_without_a_completion_is_an_error(mode):
+    with pytest.raises(ValueError, match="each example of a layout needs at least one completion"):
+        build_layout([Example(ids(1), [])], mode)
+
+
+@pytest.mark.parametrize("mode", ["shared_prefix", "padded"])
+def test_no_examples_make_a_layout_of_nothing(mode):
+    continued = [] if mode == "shared_prefix" else None
+    layout = build_layout([], mode, continued=continued)
+    assert layout.name == mode
+    assert (layout.continuation is None) == (mode == "padded")
+    for its in (layout, layout.continuation or layout):
+        assert its.sequence_tokens == its.input_ids.numel() == its.token_index.numel() == 0
+        assert its.lengths.shape == its.predict_positions.shape == (0,)
+        assert its.lengths.dtype == its.target_ids.dtype == torch.int64
 
 
 def test_an_unknown_layout_is_an_error():

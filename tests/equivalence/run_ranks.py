@@ -35,17 +35,21 @@ def train(
     architecture: str = "llama",
     columns: tuple[str, ...] = (),
     other_reference: bool = False,
+    count: int = 24,
+    evaluated: int = 7,
+    streamed: bool = False,
     **options: Any,
 ) -> PreferenceTrainer:
-    """Train three steps of ``batch_size`` examples each, over all processes."""
+    """Train steps of ``batch_size`` examples each, over all processes: three, or as options say."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accumulated = options.setdefault("gradient_accumulation_steps", 1)
+    data = rows(count, kind, list(columns))
     trained = trainer(
         folder,
-        rows(24, kind, list(columns)),
+        data.to_iterable_dataset(num_shards=3) if streamed else data,
         model=tiny_model(architecture),
         ref_model=tiny_model(architecture, seed=3) if other_reference else None,
-        eval_dataset=rows(7, kind, list(columns), seed=1),
+        eval_dataset=rows(evaluated, kind, list(columns), seed=1),
         per_device_train_batch_size=batch_size // processes // accumulated,
         ddp_find_unused_parameters=False,
         # Adam's first steps go as far for a gradient of rounding errors as for any other.
@@ -66,6 +70,7 @@ def main(folder: Path) -> None:
         predicted = trained.predict(trained.eval_dataset)
         weights = torch.cat([p.detach().flatten() for p in trained.model.parameters()])
         results[name] = {
+            "processes": trained.accelerator.num_processes,
             "steps": steps(trained),
             "eval": evaluated,
             "weights": weights.tolist(),

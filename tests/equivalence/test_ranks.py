@@ -90,25 +90,73 @@ CASES = {
 }
 
 
+# Rows that do not fill the last pass of all processes, or not one: 8 rows make a step.
+EPOCHS = {"max_steps": -1, "num_train_epochs": 2, "logging_steps": 1}
+UNEVEN = {
+    "29 rows": {"loss_type": "dpo", "count": 29},
+    "29 rows, accumulated": {"loss_type": "dpo", "count": 29, "gradient_accumulation_steps": 2},
+    "17 rows: one process has none": {
+        "loss_type": "dpo + 0.3*sft",
+        "columns": ["weight"],
+        "count": 17,
+        "evaluated": 1,
+    },
+    "one row": {"loss_type": "dpo", "count": 1, "gradient_accumulation_steps": 2, "evaluated": 5},
+    "kto": {"loss_type": "kto", "kind": "unpaired", "count": 17},
+    "kto, accumulated": {
+        "loss_type": "kto",
+        "kind": "unpaired",
+        "count": 21,
+        "gradient_accumulation_steps": 2,
+    },
+    "rankings": {"loss_type": "infonca", "kind": "ranked", "count": 17, "evaluated": 1},
+    "batch-dependent": {"loss_type": "aot", "count": 25},
+    "running mean": {"loss_type": "bco", "count": 25, "log_token_metrics": True},
+    "live reference": {"loss_type": "tdpo", "other_reference": True, "count": 9},
+    "padded": {"loss_type": "kto", "kind": "unpaired", "layout": "padded", "count": 9},
+    "parts": {"loss_type": "kto", "kind": "unpaired", "count": 25, "max_tokens_per_batch": 40},
+    "rest left out": {"loss_type": "dpo", "count": 29, "dataloader_drop_last": True},
+    "several times": {"loss_type": "dpo", "count": 13, "num_train_epochs": 3},
+    "stream": {"loss_type": "kto", "kind": "unpaired", "count": 17, "streamed": True}
+    | {"max_steps": 5},
+    "workers": {"loss_type": "dpo", "count": 17, "dataloader_num_workers": 1},
+}
+
+
 def train(folder, cases, processes):
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
     run("run_ranks.py", [str(folder)], processes)
-    return json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
+    assert {found["processes"] for found in results.values()} == {processes}
+    return results
 
 
 @pytest.fixture(scope="module")
 def by_one_and_by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     cases = {name: {"batch_size": 8} | case for name, case in CASES.items()}
+    cases |= {f"uneven, {name}": {"batch_size": 8} | EPOCHS | it for name, it in UNEVEN.items()}
     return [train(folder / str(processes), cases, processes) for processes in (1, 2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", UNEVEN)
+def test_rows_that_do_not_fill_a_step_train_as_by_one_process(by_one_and_by_two, name):
+    one, two = (results[f"uneven, {name}"] for results in by_one_and_by_two)
+    assert len(one["steps"]) > 1
+    assert two["weights"] == pytest.approx(one["weights"], rel=0, abs=1e-6)
+    for mine, wanted in zip(two["steps"], one["steps"], strict=True):
+        assert set(mine) == set(wanted)
+        exact = ("epoch", "num_tokens", "step", "lengths/chosen")
+        assert [mine.get(metric) for metric in exact] == [wanted.get(metric) for metric in exact]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CASES, *(f"uneven, {name}" for name in UNEVEN)])
 def test_two_processes_train_and_evaluate_as_one(by_one_and_by_two, name):
     one, two = (results[name] for results in by_one_and_by_two)
-    if "other_reference" not in CASES[name]:
+    if "other_reference" not in CASES.get(name, {}):
         # Before the first step policy and reference are one: margins are signs of rounding errors.
         for run in (one, two):
             run["steps"][0].pop("rewards/accuracies", None)

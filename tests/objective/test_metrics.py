@@ -41,6 +41,15 @@ def test_other_processes_are_summed_before_dividing():
     assert sums.means(lambda table: table + other) == {"x": 3.0}
 
 
+def test_a_metric_that_only_other_processes_have_has_its_place():
+    sums = MetricSums()
+    sums.add_values("b", torch.tensor([2.0]))
+    sums.know(["a", "b"], torch.device("cpu"))
+    assert sums.names == ["a", "b"]
+    other = torch.tensor([[10.0, 2.0], [4.0, 1.0]], dtype=torch.float64)
+    assert sums.means(lambda table: table + other) == {"a": 5.0, "b": 3.0}
+
+
 def index_of_two_pairs():
     return make_index(
         chosen=[0, 2],

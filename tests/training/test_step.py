@@ -94,6 +94,17 @@ def test_denominators_are_those_of_all_processes():
     assert (context.counts.item(), context.denominators.item()) == (2.0, 5.0)
 
 
+def test_processes_need_not_have_seen_the_same_metrics():
+    known = []
+    others = Processes(
+        0, 2, lambda names: [names, ["b"]], lambda table: known.append(table) or table
+    )
+    step = statistics("dpo", FakeScorer(LOGPS), others)
+    step.metrics.add("a", torch.tensor(3.0), 1.0)
+    assert step.means_of(step.metrics) == {"a": 3.0}
+    assert known[0].tolist() == [[3.0, 1.0], [0.0, 0.0]]
+
+
 def test_batches_alone_are_a_step_of_their_own():
     others = Processes(0, 2, lambda value: [value, value], lambda tensor: tensor + 3)
     step = statistics("dpo", FakeScorer(LOGPS[:2]), others)
