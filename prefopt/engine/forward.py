@@ -18,6 +18,7 @@ from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.partitioned import is_partitioned
 from prefopt.engine.precision import at_least_float32
 from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_types
 from prefopt.engine.sharding import in_own_forward, is_fsdp2
@@ -202,7 +203,7 @@ class Forward:
     ) -> ForwardOutput:
         """Return the output for a batch in which no token precedes a scored one."""
         # No log-probs, with gradients of zero, for which parallel training waits.
-        if is_fsdp2(self.model):
+        if is_fsdp2(self.model) or is_partitioned(self.model):
             logps = self._nothing_in_company(batch)
         else:
             parameters = list(self.model.parameters())

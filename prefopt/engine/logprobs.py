@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prefopt.engine.linear_head import HeadGradients, LinearHead, is_bare_linear, rows_within
+from prefopt.engine.partitioned import whole_shape
 from prefopt.engine.precision import at_least_float32, computing_dtype
 from prefopt.engine.token_statistics import StatisticsCollector
 
@@ -67,7 +68,8 @@ class LMHead:
     def rows_within(self, size: int) -> int:
         """Return how many rows of logits fit into so many bytes."""
         weight = getattr(self.module, "weight", None)
-        vocabulary = int(weight.shape[0]) if weight is not None and weight.ndim == 2 else 2**17
+        shape = () if weight is None else whole_shape(weight)
+        vocabulary = int(shape[0]) if len(shape) == 2 else 2**17
         return rows_within(size, vocabulary)
 
     def logps(

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prefopt.engine import attention
@@ -14,6 +15,7 @@ from prefopt.engine.forward import Forward, ForwardOutput, Requested, through_wr
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Layout
 from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.partitioned import whole_where_used
 from prefopt.engine.quantised import keep_trainable
 from prefopt.engine.sharding import put_away
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
@@ -96,9 +98,10 @@ class Scorer:
         keep_trainable(model)
         self.model = model
         self._forward = Forward(model)
-        self.layout, self.reason, self.backend = probe_capability(
-            self._forward, layout, attn_backend, context, longest
-        )
+        with whole_where_used(model):
+            self.layout, self.reason, self.backend = probe_capability(
+                self._forward, layout, attn_backend, context, longest
+            )
         self.company = self._forward.company
 
     def __str__(self) -> str:
@@ -150,7 +153,10 @@ class Scorer:
             with context():
                 return self._forward(batch, requested)
 
-        output = through_wrapper(wrapped, self.model, compute, batch.input_ids)
+        # Whatever wraps a model, in the backward pass it is its own hooks that gather weights.
+        alone = wrapped is None and not torch.is_grad_enabled()
+        with whole_where_used(self.model) if alone else nullcontext():
+            output = through_wrapper(wrapped, self.model, compute, batch.input_ids)
         scores = _scores(batch, output.logps)
         index, completions = batch.completion_index, len(batch.lengths)
         token_statistics = divergences = continuation = None
@@ -178,7 +184,7 @@ class Scorer:
         That is the model's own forward pass, its attention included, of the token ids (n,) and
         nothing else; (n - 1,), nats. The prompt's length matters to models that read it both ways.
         """
-        with context():
+        with context(), whole_where_used(self.model):
             return self._forward.plain_logps(tokens, prompt_length)
 
     def _check_lengths(self, batch: Layout) -> None:

@@ -8,15 +8,18 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def copy_sharing_weights(module: M, copy_trained: bool = False) -> M:
+def copy_sharing_weights(module: M, copy_trained: bool = False, same: bool = False) -> M:
     """Return a copy of a module around the same weights, without gradients.
 
     The copy has modules of its own, which take no memory worth counting. Adapters, modes and
     gradients of the original do not reach it; nor do weights that replace others there. All weights
     must be in this process. ``copy_trained`` copies weights that require gradients, so that
-    training the original leaves the copy as it is.
+    training the original leaves the copy as it is; with ``same`` the copy has the very parameters.
     """
-    return copy.deepcopy(module, _not_copied(module, copy_trained))
+    memo = _not_copied(module, copy_trained)
+    if same:
+        memo |= {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 def _not_copied(module: nn.Module, copy_trained: bool) -> dict[int, Any]:

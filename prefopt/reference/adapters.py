@@ -53,11 +53,12 @@ def place_loaded_from(model: Any) -> AdapterPlace | None:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether the weights of a model are not all in this process."""
+    """Whether the weights of a model are not all in this process, and cannot be gathered.
+
+    Those that DeepSpeed partitions can: see ``engine.partitioned``.
+    """
     return any(
-        parameter.device.type == "meta"
-        or hasattr(parameter, "ds_id")  # DeepSpeed
-        or hasattr(parameter, "device_mesh")  # a DTensor
+        parameter.device.type == "meta" or hasattr(parameter, "device_mesh")  # a DTensor
         for parameter in model.parameters()
     )
 
@@ -67,14 +68,10 @@ def trains_only_adapters(model: Any) -> bool:
 
     False under ``bias="all"``, or where base weights were unfrozen: the base then moves too.
     """
-    trained = {
-        parameter.data_ptr()
-        for parameter in model.parameters()
-        if parameter.requires_grad and parameter.numel()
-    }
-    return trained.isdisjoint(
-        weight.data_ptr() for weight in copy_without_adapters(model).parameters()
-    )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = copy_sharing_weights(base, same=True)
+    remove_adapters(bare)
+    return not any(parameter.requires_grad for parameter in bare.parameters())
 
 
 def copy_without_adapters(model: Any, copy_trained: bool = False) -> Any:

@@ -171,6 +171,7 @@ class Filler:
         everywhere = np.flatnonzero(missing.all(0))
         if len(everywhere):
             self._compute(dataset, wanted, everywhere, name)
+            self._processes.wait()  # for hours, if the shares or the machines are unequal
         self._exchange(wanted, np.flatnonzero(missing.any(0)))
         if missing.any():
             self.store.finish()
@@ -190,12 +191,16 @@ class Filler:
             disable=not self._options.show_progress,
         )
         on_cpu = next(reference.scorer.model.parameters()).device.type == "cpu"
+        options, passes = self._options, 0
         with bar, heap_kept() if on_cpu else nullcontext():
-            for batch in wanted.batches(
-                mine(), self._options.tokens_per_batch, self._options.rows_per_batch
-            ):
+            for batch in wanted.batches(mine(), options.tokens_per_batch, options.rows_per_batch):
                 self._compute_batch(dataset, wanted, batch, reference)
                 bar.update(sum(int(wanted.tokens[group].sum()) for group in batch))
+                passes += 1
+            if reference.in_step:
+                one = wanted.examples(dataset, [indices[-1:]])
+                for _ in range(max(self._processes.all(passes)) - passes):
+                    score_completions(one, reference, options.context)
 
     def _compute_batch(
         self,
@@ -206,7 +211,9 @@ class Filler:
     ) -> None:
         """Score the completions of some rows and keep them: one commit."""
         indices = np.concatenate(groups)
-        known = self.store.look_up(wanted.keys_at(indices))
+        # Where the processes score in step, none may leave out a pass.
+        keys = [] if reference.in_step else wanted.keys_at(indices)
+        known = self.store.look_up(keys) if keys else [None] * len(indices)
         unknown = {int(i) for i, logps in zip(indices, known, strict=True) if logps is None}
         groups = [group[[int(i) in unknown for i in group]] for group in groups]
         groups = [group for group in groups if len(group)]

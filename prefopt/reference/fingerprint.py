@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefopt.engine.partitioned import is_partitioned, whole, whole_shape
 from prefopt.engine.quantised import inner_tensors, keep_trainable
 from prefopt.reference.adapters import active_adapters, adapter_containers, place_of_adapter
 
@@ -100,7 +101,8 @@ def fingerprint_of(
     """Return the fingerprint of a model as it is now.
 
     Args:
-        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded.
+        model: A ``PreTrainedModel`` or ``PeftModel``, not sharded but perhaps partitioned by
+            DeepSpeed: then every process must ask, and one weight at a time is whole.
         weights: Digest of its weights if it is known (``weights_digest``).
         adapter_off: Whether the base model is meant, without the active adapters.
         autocast: The dtype to which computation is cast, or ``"none"``.
@@ -122,7 +124,7 @@ def fingerprint_of(
         "model_type": getattr(base.config, "model_type", ""),
         "name_or_path": getattr(base.config, "_name_or_path", ""),
         "dtype": str(getattr(base, "dtype", "")).removeprefix("torch."),
-        "parameters": sum(parameter.numel() for parameter in base.parameters()),
+        "parameters": sum(whole_shape(parameter).numel() for parameter in base.parameters()),
     }
     return Fingerprint(_digest_json(parts), json.loads(as_json(facts)))
 
@@ -145,10 +147,11 @@ def weights_digest(model: Any, adapter_off: bool = False) -> str:
     known: dict[Any, str] = {}
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for name, tensor in _named_tensors(model, adapter_off):
-            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            place = _place(tensor)
             if place not in known or not tensor.numel():
-                known[place] = _tensor_digest(tensor, pool)
-            line = (name, str(tensor.dtype), list(tensor.shape), known[place])
+                with whole([tensor]):
+                    known[place] = _tensor_digest(tensor.detach(), pool)
+            line = (name, str(tensor.dtype), list(whole_shape(tensor)), known[place])
             lines.add(json.dumps(line))
     return sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
@@ -161,7 +164,8 @@ def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]
     known = set(getattr(model, "peft_config", None) or ())
     active = [] if adapter_off else active_adapters(model)
     containers = adapter_containers(model) if known else set()
-    for name, tensor in model.state_dict().items():
+    # Detached, a partitioned weight could not be gathered any more.
+    for name, tensor in model.state_dict(keep_vars=is_partitioned(model)).items():
         parts = name.split(".")
         place = place_of_adapter(parts, known, containers)
         if place is not None:
@@ -174,7 +178,7 @@ def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]
             for wrapping in (".token_adapter.base_layer.", ".base_layer.", ".original_module."):
                 name = name.replace(wrapping, ".")
         if isinstance(tensor, Tensor):
-            yield from _plain_tensors(name, tensor.detach())
+            yield from _plain_tensors(name, tensor)
 
 
 def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -188,6 +192,13 @@ def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     for part, inner in parts.items():
         if isinstance(inner, Tensor):  # None where there is none, such as a zero point
             yield from _plain_tensors(f"{name}.{part}", inner.detach())
+
+
+def _place(tensor: Tensor) -> Any:
+    """Return what is equal for names of one weight, and for no others."""
+    if hasattr(tensor, "ds_id"):
+        return tensor.ds_id
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 def _tensor_digest(tensor: Tensor, pool: ThreadPoolExecutor) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example, Layout, in_padded_rows
+from prefopt.engine.partitioned import is_partitioned, own_part, parts_replaced
 from prefopt.engine.score import Scores
 from prefopt.engine.sharding import is_fsdp2, own_parts, parts_exchanged
 
@@ -53,6 +54,11 @@ class ReferenceModel:
         with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
             return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes must score at the same time: weights are spread over them."""
+        return is_fsdp2(self.scorer.model) or is_partitioned(self.scorer.model)
+
     def _as_reference(self) -> AbstractContextManager[None]:
         """Inside, the model of the scorer is the reference."""
         return nullcontext()
@@ -87,7 +93,7 @@ class FrozenCopy(ReferenceModel):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__(scorer)
         self._weights = {
-            name: parameter.detach().clone()
+            name: own_part(parameter).detach().clone()
             for name, parameter in scorer.model.named_parameters()
             if parameter.requires_grad
         }
@@ -101,6 +107,10 @@ class FrozenCopy(ReferenceModel):
                 yield
             return
         parameters = dict(self.scorer.model.named_parameters())
+        if is_partitioned(self.scorer.model):
+            with parts_replaced([(parameters[name], it) for name, it in self._weights.items()]):
+                yield
+            return
         current = {name: parameters[name].data for name in self._weights}
         for name, weight in self._weights.items():
             parameters[name].data = weight.to(current[name].device)

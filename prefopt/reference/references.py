@@ -200,7 +200,10 @@ class References:
             for key in completion_keys(example.prompt_ids, example.completion_ids)
         ]
         found = [logps for logps in self.store.look_up(keys) if logps is not None]
-        if len(found) < len(keys):
+        lacks = len(found) < len(keys)
+        if self._live is not None and self._live.in_step:
+            lacks = any(self._options.processes.all(lacks))
+        if lacks:
             found = self._computed_now(examples, keys)
         counted = [mask for example in examples for mask in example.counted_masks()]
         scored = [logps[mask] for logps, mask in zip(found, counted, strict=True)]

@@ -5,12 +5,13 @@ A source is asked for its fingerprint first, and for a model only if the store l
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from prefopt.engine import Scorer
+from prefopt.engine.partitioned import is_partitioned
 from prefopt.reference.adapters import copy_without_adapters, is_sharded, with_adapter
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.live import AdapterOff, FrozenCopy, MovingCopy, ReferenceModel
@@ -156,10 +157,12 @@ class NamedAdapter(Source):
         reload: Callable[[], Any] | None,
         scorer_of: Callable[[Any], Scorer],
     ) -> None:
-        if is_sharded(scorer.model):
+        self._is_apart = is_sharded(scorer.model) or is_partitioned(scorer.model)
+        if self._is_apart and reload is None:
             raise ValueError(
-                "reference='adapter:...' needs all weights in each process; give a ref_model "
-                "into which the adapter is merged"
+                "reference='adapter:...' needs all weights in each process, or to load the base "
+                "model again from where it was loaded, which is not known; give the model by its "
+                "id or path, or a ref_model into which the adapter is merged"
             )
         self.description = f"the adapter {path} on the policy's base model"
         self.loaded_from = {"adapter": _absolute(path)}
@@ -168,7 +171,7 @@ class NamedAdapter(Source):
         self._autocast = autocast
         self._reload = reload
         self._scorer_of = scorer_of
-        self._fingerprint = _fingerprint(self._attached(self._policy), autocast)
+        self._fingerprint = _fingerprint(next(self._made()), autocast)
 
     def load(self) -> ReferenceModel:
         """See ``Source``; each call makes a model of its own."""
@@ -180,11 +183,7 @@ class NamedAdapter(Source):
 
     def _loaded(self, copy_trained: bool) -> ReferenceModel:
         """Return the adapter on the policy's base, or on that base loaded again."""
-        reload = self._reload
-        makers: list[Callable[[], Any]] = [lambda: self._attached(self._policy, copy_trained)]
-        if reload is not None:
-            makers.append(lambda: self._attached(reload()))
-        models = (make() for make in makers)
+        models = self._made(copy_trained)
         model = next((it for it in models if _has(it, self._fingerprint, self._autocast)), None)
         if model is None:
             raise ValueError(
@@ -194,8 +193,15 @@ class NamedAdapter(Source):
             )
         return ReferenceModel(self._scorer_of(model), self.description)
 
-    def _attached(self, model: Any, copy_trained: bool = False) -> Any:
-        return with_adapter(copy_without_adapters(model, copy_trained), self._path)
+    def _made(self, copy_trained: bool = False) -> Iterator[Any]:
+        """Yield the adapter on the policy's base, if that is here, and on it loaded again."""
+        if not self._is_apart:
+            yield with_adapter(copy_without_adapters(self._policy, copy_trained), self._path)
+        if self._reload is not None:
+            base = self._reload()
+            yield with_adapter(
+                base if is_partitioned(base) else copy_without_adapters(base), self._path
+            )
 
 
 class OtherModel(Source):
@@ -300,7 +306,7 @@ class MovingPolicy(Source):
     description = MovingCopy.description
 
     def __init__(self, scorer: Scorer, start: Callable[[], Any] | None = None) -> None:
-        if is_sharded(scorer.model):
+        if is_sharded(scorer.model) or is_partitioned(scorer.model):
             raise ValueError("sync_ref_model needs all weights of the policy in each process")
         weights = None if start is None else dict(start().named_parameters())
         self.copy = MovingCopy(scorer, weights)

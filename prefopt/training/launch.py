@@ -9,6 +9,8 @@ from accelerate import Accelerator
 
 from prefopt.config import PreferenceConfig
 from prefopt.reference.processes import Processes
+from prefopt.training.waiting import meet
+from prefopt.training.zero import ready_for_engine, zero_stage
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Launch:
             count,
             gather_objects if count > 1 else None,
             partial(accelerator.reduce, reduction="sum") if count > 1 else None,
+            meet if count > 1 else None,
         )
         return cls(accelerator, processes, show_progress and processes.is_main)
 
@@ -41,24 +44,28 @@ class Launch:
     def to_score(cls, model: Any, args: PreferenceConfig) -> "Launch":
         """Return the launch of a run that only scores, its model on the device for that."""
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=args.use_cpu,
+            deepspeed_plugin=getattr(args, "deepspeed_plugin", None),
+        )
         placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-        if not placed:
+        if not placed and zero_stage(accelerator) is None:
             model.to(accelerator.device)
+        ready_for_engine(model, accelerator)
         return cls.of(accelerator, show_progress=not args.disable_tqdm)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no process has all weights (FSDP, DeepSpeed)."""
-        state = self.accelerator.state
-        plugins = ("fsdp_plugin", "deepspeed_plugin")
-        return any(getattr(state, plugin, None) is not None for plugin in plugins)
+        """Whether no process has all weights (FSDP, DeepSpeed's ZeRO-3)."""
+        is_fsdp = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+        return is_fsdp or zero_stage(self.accelerator) == 3
 
     @property
     def autocast_name(self) -> str:
         """The dtype to which forward passes are cast, or ``"none"``."""
-        precision = str(self.accelerator.mixed_precision)
-        return "none" if precision == "no" else precision
+        # DeepSpeed casts weights instead.
+        return str(self.accelerator.mixed_precision) if self.accelerator.native_amp else "none"
 
 
 def gather_objects(value: Any) -> list[Any]:

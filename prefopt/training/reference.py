@@ -36,6 +36,7 @@ from prefopt.training.adapter import is_peft
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
+from prefopt.training.zero import ready_for_engine
 
 # What a checkpoint says of the reference, and the weights of one that moves.
 RECORD_FILE = "prefopt_reference.json"
@@ -146,7 +147,7 @@ class ReferenceSetup:
         if self._launch.is_sharded:
             raise ValueError(
                 f"the loss {self._objective.name!r} needs the reference's output layer whole in "
-                "each process, which sharded training (FSDP, DeepSpeed) does not keep"
+                "each process, which sharded training (FSDP, ZeRO-3) does not keep"
             )
         if mode == "auto":
             self._say(
@@ -205,7 +206,7 @@ class ReferenceSetup:
         if self._launch.is_sharded:
             raise ValueError(
                 "sync_ref_model needs all weights in each process, which sharded training (FSDP, "
-                "DeepSpeed) does not keep; leave one of them out"
+                "ZeRO-3) does not keep; leave one of them out"
             )
         start = None if ref_model is None else partial(self._load, ref_model)
         source = MovingPolicy(self.scorer, start)
@@ -218,7 +219,7 @@ class ReferenceSetup:
         prepared = accelerator.prepare_model(model, evaluation_mode=True)
         # Accelerate keeps what it prepares for ever; a reference is dropped when it has scored.
         accelerator._models.remove(prepared)
-        return prepared
+        return ready_for_engine(prepared, accelerator)
 
     # Serving it -----------------------------------------------------------------------------------
 

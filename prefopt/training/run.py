@@ -37,6 +37,7 @@ from prefopt.training.model import (
 from prefopt.training.reference import check_reference_asked_for
 from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
 from prefopt.training.unused import check_used
+from prefopt.training.waiting import first_of_node
 
 
 class DataPreparation:
@@ -231,7 +232,7 @@ def prepare_run(
     data = DataPreparation(
         tokenizer, objective, max_length, args.dataset_num_proc, console, vocabulary, seed
     )
-    with args.main_process_first(desc="dataset preparation"):
+    with first_of_node(args.local_process_index == 0):
         train_dataset = data.prepare(train_dataset, "train")
         eval_dataset = data.prepare(eval_dataset, "eval")
     return Run(model, tokenizer, objective, max_length, data, train_dataset, eval_dataset, console)

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from prefopt.config import PreferenceConfig
+from prefopt.engine.partitioned import whole_shape
 from prefopt.training.loading import explained
 
 # One of these is in a folder that holds a tokenizer.
@@ -147,8 +148,8 @@ def _processor_template(source: str, options: Mapping[str, Any]) -> Any:
 
 def embedded_tokens(model: Any) -> int | None:
     """Return how many token ids a model embeds; None where its weights do not tell."""
-    weight = model.get_input_embeddings().weight
-    return int(weight.shape[0]) if weight.ndim == 2 else None
+    shape = whole_shape(model.get_input_embeddings().weight)
+    return int(shape[0]) if len(shape) == 2 else None
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:

@@ -47,6 +47,7 @@ from prefopt.training.quantisation import check_placed, check_quantised, with_qu
 from prefopt.training.reference import FollowPolicy, ReferenceSetup, checkpoint_folder
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.step import BatchScorer, StepStatistics
+from prefopt.training.zero import ready_for_engine, zero_stage
 
 # Beside the batches of a step stands, under this name, what each must know of the others.
 CONTEXTS = "contexts"
@@ -149,6 +150,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         )
         self._launch = Launch.of(self.accelerator, show_progress=not args.disable_tqdm)
         _check_launch(args, self._launch)
+        ready_for_engine(self.model, self.accelerator)
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
         self._run, self.objective, self.max_length = run, run.objective, run.max_length
@@ -460,9 +462,10 @@ def _check_launch(args: PreferenceConfig, launch: Launch) -> None:
             "several GPUs in one process (nn.DataParallel) are not supported: start one "
             "process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
         )
-    if args.max_tokens_per_batch and launch.is_sharded:
+    uses_deepspeed = zero_stage(launch.accelerator) is not None
+    if args.max_tokens_per_batch and (launch.is_sharded or uses_deepspeed):
         raise ValueError(
             "max_tokens_per_batch cuts batches into as many passes as each process needs, but "
-            "sharded models (FSDP, DeepSpeed) need as many passes in all processes; lower "
+            "FSDP and DeepSpeed need as many passes in all processes; lower "
             "per_device_train_batch_size and raise gradient_accumulation_steps instead"
         )

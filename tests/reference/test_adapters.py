@@ -28,7 +28,9 @@ def test_weights_that_are_not_in_this_process_make_a_model_sharded():
     model = nn.Linear(2, 2)
     assert not is_sharded(model)
     assert is_sharded(nn.Linear(2, 2, device="meta"))
-    model.weight.ds_id = 0  # as DeepSpeed marks them
+    model.weight.ds_id = 0  # as DeepSpeed marks them, which can be gathered
+    assert not is_sharded(model)
+    model.weight.device_mesh = None  # as a DTensor has one
     assert is_sharded(model)
 
 

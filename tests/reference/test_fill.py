@@ -48,8 +48,8 @@ def dataset_of(examples, mismatched=None):
 class Counted:
     """A reference that counts what it is asked."""
 
-    def __init__(self, scorer):
-        self.scorer, self.shapes, self.loads = scorer, [], 0
+    def __init__(self, scorer, in_step=False):
+        self.scorer, self.shapes, self.loads, self.in_step = scorer, [], 0, in_step
         self._model = ReferenceModel(scorer)
 
     def score(self, batch, context):
@@ -223,6 +223,31 @@ def test_processes_share_the_work_and_end_with_complete_stores_of_their_own(scor
                     rtol=1e-5,
                     atol=1e-5,
                 )
+
+
+@pytest.mark.parametrize(("in_step", "passes"), [(False, [1, 1, 1, 0]), (True, [1, 1, 1, 1])])
+def test_processes_that_share_weights_score_as_often_as_each_other(scorer, in_step, passes):
+    """Each gathers weights from the others in every pass, also one that has nothing to score."""
+    lock, references = threading.Lock(), [Counted(scorer, in_step) for _ in passes]
+    stores, dataset = [MemoryStore() for _ in passes], dataset_of(EXAMPLES)
+
+    def work(processes):
+        options = FillOptions(processes=processes, show_progress=False)
+        with lock:
+            wanted = CompletionIndex.of(dataset, with_kl=False)
+        reference = references[processes.rank]
+        score = reference.score
+
+        def in_turn(batch, context):
+            with lock:
+                return score(batch, context)
+
+        reference.score = in_turn
+        return Filler(stores[processes.rank], reference.load, options).fill(dataset, wanted)
+
+    assert as_processes(work, len(passes)) == [6] * len(passes)
+    assert [len(reference.shapes) for reference in references] == passes
+    assert [len(store) for store in stores] == [6] * len(passes)
 
 
 def test_scores_do_not_depend_on_the_layout():

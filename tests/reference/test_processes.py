@@ -23,3 +23,10 @@ def test_only_the_first_is_the_main_one() -> None:
 def test_several_processes_without_a_way_to_gather_are_an_error() -> None:
     with pytest.raises(ValueError, match="2 processes need a way to gather"):
         Processes(0, 2)
+
+
+def test_waiting_is_meeting_where_there_is_a_way() -> None:
+    met: list[int] = []
+    Processes().wait()
+    Processes(0, 2, lambda value: [value, value], meet=lambda: met.append(1)).wait()
+    assert met == [1]

@@ -253,7 +253,7 @@ def test_the_fingerprint_is_that_of_the_main_process():
 def test_sharded_weights_are_kept_in_memory_and_said_once(tmp_path, caplog, rank):
     model = tiny_model("llama")
     source = initial(model)
-    model.lm_head.weight.ds_id = 0  # as DeepSpeed marks what it spreads
+    model.lm_head.weight.device_mesh = None  # as a DTensor has one
     source = initial(model)
     processes = Processes(rank, 2, lambda value: [value, value])
     with caplog.at_level(logging.WARNING, "prefopt"):

@@ -1,0 +1,129 @@
+"""DeepSpeed: what it makes of a model is made before the model is scored."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prefopt.training.zero import ready_for_engine, zero_stage
+from tests.conftest import ROOT
+from tests.models import tiny_model
+from tests.training.run_zero import write_models
+
+LN_2 = math.log(2)
+
+
+def accelerator(stage, **config):
+    plugin = None
+    if stage is not None:
+        plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=config)
+    return SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=plugin), mixed_precision="bf16", device="cpu"
+    )
+
+
+def test_without_deepspeed_a_model_stays_as_it_is():
+    model = tiny_model("llama")
+    assert zero_stage(accelerator(None)) is None
+    assert ready_for_engine(model, accelerator(None)) is model
+    assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("enabled", [True, "auto"])
+def test_weights_are_cast_as_deepspeed_will_and_buffers_are_not(enabled):
+    model = tiny_model("llama")
+    ready_for_engine(model, accelerator(2, bf16={"enabled": enabled}))
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+
+
+@pytest.mark.parametrize("config", [{}, {"bf16": {"enabled": False}}, {"fp16": {}}])
+def test_weights_keep_their_dtype_where_deepspeed_keeps_it(config):
+    model = tiny_model("llama")
+    ready_for_engine(model, accelerator(1, **config))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+# Real runs ----------------------------------------------------------------------------------------
+
+
+def run(folder, processes):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+    script = str(ROOT / "tests/training/run_zero.py")
+    done = subprocess.run(
+        [*launcher, script, str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / f"results{processes}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero")
+    write_models(folder)
+    return [run(folder, processes) for processes in (1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["cached", "live", "loaded whole", "adapter that trains biases", "named adapter"],
+)
+def test_a_partitioned_policy_trains_as_a_whole_one(results, name):
+    one, two = (result[name] for result in results)
+    assert two["held"] == pytest.approx(0.5, abs=0.02)
+    assert two["weights"] == 0  # that are not partitioned
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert two["new"] == pytest.approx(one["new"], abs=1e-5)
+    assert abs(one["losses"][-1] - one["losses"][0]) > 1e-3
+    if "named" not in name:
+        assert one["losses"][0] == pytest.approx(LN_2, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_store_that_one_process_filled_is_used_by_processes_that_share_the_weights(results):
+    one, two = (result["recognised"] for result in results)
+    assert one["computed"] == 62
+    assert two["computed"] == 0
+    assert (two["digest"], two["parameters"]) == (one["digest"], one["parameters"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bf16", "bf16 live", "bf16 loaded whole", "bf16 of ZeRO-2"])
+def test_the_reference_is_rounded_as_the_policy_is(results, name):
+    _, two = (result[name] for result in results)
+    assert two["dtypes"] == ["torch.bfloat16"]
+    assert two["losses"] == pytest.approx([LN_2] * 4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_reference_that_moves_is_refused(results):
+    one, two = (result["moving"] for result in results)
+    assert one == {}
+    assert "sync_ref_model needs all weights in each process" in two["refused"]
+
+
+@pytest.mark.slow
+def test_a_named_adapter_needs_a_base_that_can_be_loaded_again(results):
+    one, two = (result["named adapter on a given model"] for result in results)
+    assert one == {}
+    assert "give the model by its id or path, or a ref_model" in two["refused"]
