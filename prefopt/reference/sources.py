@@ -195,7 +195,7 @@ class NamedAdapter(Source):
 
     def _made(self, copy_trained: bool = False) -> Iterator[Any]:
         """Yield the adapter on the policy's base, if that is here, and on it loaded again."""
-        if not self._is_apart:
+        if not self._is_apart and not is_sharded(self._policy):  # FSDP shards it for training
             yield with_adapter(copy_without_adapters(self._policy, copy_trained), self._path)
         if self._reload is not None:
             base = self._reload()

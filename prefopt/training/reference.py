@@ -33,6 +33,7 @@ from prefopt.reference.sources import (
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import default_folder, open_database
 from prefopt.training.adapter import is_peft
+from prefopt.training.fsdp import applies_fsdp
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
@@ -216,7 +217,10 @@ class ReferenceSetup:
     def _load(self, model: Any) -> Any:
         model = load_reference(model, self._tokenizer, self._args)
         accelerator = self._launch.accelerator
-        prepared = accelerator.prepare_model(model, evaluation_mode=True)
+        # Where FSDP shards the policy, accelerate leaves other models where they are.
+        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+        place = True if applies_fsdp(self._launch) and not placed else None
+        prepared = accelerator.prepare_model(model, place, evaluation_mode=True)
         # Accelerate keeps what it prepares for ever; a reference is dropped when it has scored.
         accelerator._models.remove(prepared)
         return ready_for_engine(prepared, accelerator)

@@ -39,6 +39,7 @@ from prefopt.migration import check_trainer_arguments
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.evaluation import Evaluator
+from prefopt.training.fsdp import check_fsdp, check_passes, is_checkpoint, make_ready, writes_parts
 from prefopt.training.launch import Launch
 from prefopt.training.loaders import evaluation_loader, training_loader
 from prefopt.training.model import only_by_name
@@ -151,6 +152,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._launch = Launch.of(self.accelerator, show_progress=not args.disable_tqdm)
         _check_launch(args, self._launch)
         ready_for_engine(self.model, self.accelerator)
+        make_ready(self.model, args, run.objective, self._launch)
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
         self._run, self.objective, self.max_length = run, run.objective, run.max_length
@@ -181,6 +183,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._reference.choose(ref_model)
         self._references = self._reference.references
         self.scorer = self._reference.scorer
+        check_passes(self.scorer, self._launch)
         if not self._reference.policy_is_checkpoint:
             self._reference.serve(*named_datasets(run.train_dataset, run.eval_dataset))
         self._reference.announce()
@@ -224,13 +227,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Return how KTO's mismatched completions are scored: where they can, with the others.
 
         The KL estimate is that of the whole optimiser step, so with several micro-batches it must
-        be known before the first of them is scored.
+        be known before the first of them is scored. Sharded models take as many passes in each
+        process, and some may have nothing to continue.
         """
         if not self.objective.needs_kl:
             return None
-        several = self.args.gradient_accumulation_steps > 1 or (
-            self.args.max_tokens_per_batch is not None and self.args.world_size > 1
-        )
+        several = self.args.gradient_accumulation_steps > 1 or self._launch.is_sharded
+        several |= self.args.max_tokens_per_batch is not None and self.args.world_size > 1
         return "separate" if several or self.scorer.layout == "padded" else "continued"
 
     def _check_first_batch(self) -> None:
@@ -412,7 +415,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         asks without ``compute_metrics``, the rewards of the rows are the predictions.
         """
         self.callback_handler.eval_dataloader = dataloader
-        # Sharded models must be called through their wrapper; replicas need not.
+        # DeepSpeed's models must be called through their wrapper; replicas need not.
         wrapped = self.model_wrapped if self._launch.is_sharded else None
         score = partial(self._score, wrapped=wrapped)
         if prediction_loss_only is None:
@@ -447,16 +450,36 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             logs["num_tokens"] = float(self._launch.processes.sum(seen))
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, so that ``from_pretrained`` loads it.
+
+        Where checkpoints hold parts of the weights (FSDP's ``SHARDED_STATE_DICT``), a checkpoint
+        gets no whole weights beside them, and any other folder does.
+        """
+        folder = output_dir or self.args.output_dir
+        if writes_parts(self._launch):
+            if is_checkpoint(folder):
+                self._save_records(folder)
+            else:
+                self._save(folder, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        self._save_records(output_dir or self.args.output_dir)
+
+    def _save_records(self, output_dir: str) -> None:
+        """Write what goes on with a run beside its weights."""
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
             write_model_card(folder, self)
             self._reference.save(folder)
             self._statistics.save(folder)
 
 
 def _check_launch(args: PreferenceConfig, launch: Launch) -> None:
+    check_fsdp(args, launch)
     if args.n_gpu > 1:
         raise ValueError(
             "several GPUs in one process (nn.DataParallel) are not supported: start one "

@@ -23,6 +23,12 @@ class Cell:
         accumulated: Micro-batches of a step.
         resumed: Whether it is interrupted after half its steps, and goes on from the checkpoint.
         options: Further training arguments.
+        model: What differs from the tiny model's configuration.
+        other: Whether the reference is another model; then ``first_loss`` is not known.
+        begun: Whether an adapter, where one is trained, is not fresh.
+        environment: Variables while it is made and trained.
+        tolerance: How far weights may be from those of one process.
+        loss_tolerance: How far losses may be; with rounded log-probs, evaluations are not compared.
     """
 
     loss: str = "dpo"
@@ -32,9 +38,16 @@ class Cell:
     accumulated: int = 1
     resumed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    other: bool = False
+    begun: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+    tolerance: float = 1e-5
+    loss_tolerance: float = 1e-5
 
 
 LIVE = {"reference": "live"}
+ROUNDED = {"tolerance": 2e-4, "loss_tolerance": 3e-2}
 
 CELLS = {
     "pairwise": Cell(),
@@ -51,3 +64,29 @@ CELLS = {
     "resumed": Cell(resumed=True),
     "resumed live": Cell(resumed=True, options=LIVE),
 }
+
+# What beside may go wrong where weights are spread over processes.
+SPREAD = {
+    "tied": Cell(model={"tie_word_embeddings": True}),
+    "padded": Cell("kto", 0.5, "unpaired", options={"layout": "padded"} | LIVE),
+    "gradient checkpointing": Cell(options={"gradient_checkpointing": True}),
+    "other reference": Cell(other=True),
+    "other reference live": Cell(other=True, options=LIVE),
+    "begun adapter": Cell(begun=True),
+    "begun adapter live": Cell(begun=True, options=LIVE),
+    # Log-probs of 30 nats are rounded to 0.1 and depend on the company of their texts; the first
+    # losses are exact all the same.
+    "bfloat16": Cell(options={"bf16": True}, **ROUNDED),
+    "bfloat16 live": Cell(options={"bf16": True} | LIVE, **ROUNDED),
+    "layers checkpointed by FSDP": Cell(
+        options=LIVE, environment={"FSDP_ACTIVATION_CHECKPOINTING": "true"}
+    ),
+    "checkpoint in parts": Cell(
+        "bco",
+        LN_2,
+        "unpaired",
+        resumed=True,
+        environment={"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
+    ),
+}
+ALL_CELLS = CELLS | SPREAD

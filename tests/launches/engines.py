@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.launches.cells import ALL_CELLS, CELLS
 
 # Each configuration that users are given to copy is that of a row.
 CONFIGURATIONS = ROOT / "docs" / "examples" / "accelerate"
@@ -25,6 +26,7 @@ class Engine:
             None where each process must have all of them.
         options: Training arguments of this row.
         environment: Variables of this row.
+        cells: Names of its columns.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Engine:
     is_sharded: Callable[[Any], bool] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    cells: tuple[str, ...] = tuple(CELLS)
 
     def __str__(self) -> str:
         return self.name
@@ -100,8 +103,11 @@ def apply_fsdp_on_cpus() -> None:
     AcceleratorState.__init__ = initialise
 
 
-ALONE = Engine("alone", 1)
-ALONE_LORA = Engine("alone-lora", 1, lora=True)
+# With an adapter, what does not depend on which weights are trained is tried once or twice.
+LORA_CELLS = ("pairwise", "unpaired", "live", "accumulated batch-dependent", "resumed")
+SPREAD_LORA_CELLS = (*LORA_CELLS, "begun adapter", "begun adapter live", "bfloat16 live")
+ALONE = Engine("alone", 1, cells=tuple(name for name in ALL_CELLS if "adapter" not in name))
+ALONE_LORA = Engine("alone-lora", 1, lora=True, cells=SPREAD_LORA_CELLS)
 
 ENGINES = {
     engine.name: engine
@@ -109,8 +115,14 @@ ENGINES = {
         ALONE,
         ALONE_LORA,
         Engine("ddp", configuration="ddp.yaml"),
-        Engine("ddp-lora", configuration="ddp.yaml", lora=True),
-        Engine("fsdp2", configuration="fsdp2.yaml", is_sharded=are_dtensors),
-        Engine("fsdp2-lora", configuration="fsdp2.yaml", lora=True, is_sharded=are_dtensors),
+        Engine("ddp-lora", configuration="ddp.yaml", lora=True, cells=LORA_CELLS),
+        Engine("fsdp2", configuration="fsdp2.yaml", is_sharded=are_dtensors, cells=ALONE.cells),
+        Engine(
+            "fsdp2-lora",
+            configuration="fsdp2.yaml",
+            lora=True,
+            is_sharded=are_dtensors,
+            cells=SPREAD_LORA_CELLS,
+        ),
     )
 }

@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 
 from prefopt import PreferenceTrainer
-from tests.launches.cells import CELLS, STEP, STEPS, Cell
+from tests.launches.cells import ALL_CELLS, STEP, STEPS, Cell
 from tests.launches.engines import ENGINES, Engine, apply_fsdp_on_cpus
-from tests.models import tiny_rows
+from tests.models import tiny_model, tiny_rows
 from tests.runs import steps, trainer
 
 RATE = 1e-2
@@ -47,11 +47,18 @@ def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> Prefer
     if engine.lora:
         from peft import LoraConfig
 
-        options["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+        # Its factors are drawn anew: those of all processes must be those of the first.
+        torch.manual_seed(0)
+        options["peft_config"] = LoraConfig(
+            r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=not cell.begun
+        )
         options["learning_rate"] = 30 * RATE  # one of two factors begins as zeros
     rows, held_out = rows_of(cell.kind, cell.rows, 0), rows_of(cell.kind, 7, 1)
     options |= cell.options | engine.options
-    return trainer(folder / "run", rows, eval_dataset=held_out, **options)
+    if cell.other:
+        options["ref_model"] = tiny_model("llama", seed=3)
+    model = tiny_model("llama", **cell.model)
+    return trainer(folder / "run", rows, model=model, eval_dataset=held_out, **options)
 
 
 def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
@@ -86,16 +93,21 @@ def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
 
 def main(folder: Path, engine: Engine, names: list[str]) -> int:
     """Train cells, and write what each gave; return the exit code."""
+    before = dict(os.environ)
     for name in names:
         place = folder / name.replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
+        os.environ.update(ALL_CELLS[name].environment)
         try:
-            result = train(place, CELLS[name], engine)
+            result = train(place, ALL_CELLS[name], engine)
         except ValueError as error:  # a refusal, the same in each process
             result = {"refused": str(error)}
         except BaseException:
             traceback.print_exc()
             return 1
+        for variable in ALL_CELLS[name].environment:
+            os.environ.pop(variable)
+        os.environ.update(before)
         if os.environ.get("RANK", "0") == "0":
             (place / "result.json").write_text(json.dumps(result))
     return 0

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.launches.cells import CELLS, STEPS
+from tests.launches.cells import ALL_CELLS, STEPS
 from tests.launches.engines import ALONE, ALONE_LORA, ENGINES, Engine
 
 # Seconds for all cells of a row, on a machine that does other things beside.
@@ -48,7 +48,7 @@ class Rows:
         command = [*engine.command(), script, str(self._folder / engine.name), engine.name]
         try:
             done = subprocess.run(
-                [*command, *CELLS],
+                [*command, *engine.cells],
                 cwd=ROOT,
                 env=engine.variables(),
                 capture_output=True,
@@ -73,33 +73,44 @@ def weights(place):
     return load_file(file)
 
 
+CELLS_OF_ROWS = [
+    pytest.param(engine, name, id=f"{engine}, {name}")
+    for engine in ENGINES.values()
+    for name in engine.cells
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=str)
+@pytest.mark.parametrize(("engine", "name"), CELLS_OF_ROWS)
 def test_a_launch_trains_as_one_process_does(rows, engine, name):
-    alone = ALONE_LORA if engine.lora else ALONE
+    cell, alone = ALL_CELLS[name], ALONE_LORA if engine.lora else ALONE
     found, place = rows.cell(engine, name)
     assert "refused" not in found
     wanted, place_alone = rows.cell(alone, name)
     assert found["world"] == engine.processes
     assert found["sharded"] == (engine.is_sharded is not None)
     assert len(found["losses"]) == STEPS
-    assert found["losses"][0] == pytest.approx(CELLS[name].first_loss, abs=1e-5)
-    assert found["losses"] == pytest.approx(wanted["losses"], abs=1e-5)
+    if not cell.other:
+        assert found["losses"][0] == pytest.approx(cell.first_loss, abs=1e-5)
+    assert found["losses"] == pytest.approx(wanted["losses"], abs=cell.loss_tolerance)
     mine, theirs = weights(place), weights(place_alone)
-    assert mine.keys() == theirs.keys()
-    for part, weight in mine.items():
-        torch.testing.assert_close(weight, theirs[part], rtol=0, atol=1e-5)
+    assert mine.keys() - theirs.keys() <= {"lm_head.weight"}  # tied, and gathered twice
+    for part, weight in theirs.items():
+        torch.testing.assert_close(mine[part], weight, rtol=0, atol=cell.tolerance)
+    if cell.loss_tolerance > 1e-5:
+        return
+    tolerance = {"rel": 1e-4, "abs": 1e-5}
     for metric, value in wanted["eval"].items():
         if not any(part in metric for part in ("runtime", "per_second", "preparation")):
-            assert found["eval"][metric] == pytest.approx(value, rel=1e-4, abs=1e-5), metric
+            assert found["eval"][metric] == pytest.approx(value, **tolerance), metric
     for own, other in zip(found["rewards"], wanted["rewards"], strict=True):
-        assert own == pytest.approx(other, rel=1e-4, abs=1e-5)
+        assert own == pytest.approx(other, **tolerance)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("alone", [ALONE, ALONE_LORA], ids=str)
+@pytest.mark.parametrize(
+    ("alone", "name"), [(alone, name) for alone in (ALONE, ALONE_LORA) for name in alone.cells]
+)
 def test_what_is_compared_has_been_trained(rows, alone, name):
     found, _ = rows.cell(alone, name)
     assert found["moved"] > 1e-3
