@@ -73,9 +73,15 @@ class AdapterOff(ReferenceModel):
 
     description = "the policy with its adapter switched off"
 
-    def _as_reference(self) -> AbstractContextManager[None]:
-        context: AbstractContextManager[None] = self.scorer.model.disable_adapter()
-        return context
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        trained = [it for it in self.scorer.model.parameters() if it.requires_grad]
+        with self.scorer.model.disable_adapter():
+            # An adapter that is off requires no gradients, and what requires none in the first pass
+            # FSDP2 takes as frozen for ever.
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            yield
 
 
 class FrozenCopy(ReferenceModel):

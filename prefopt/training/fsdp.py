@@ -6,6 +6,7 @@ reference that is computed once, score with whole weights.
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,34 @@ from accelerate.utils import DistributedType, str_to_bool
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from prefopt.batch import Batch
 from prefopt.config import PreferenceConfig
 from prefopt.engine import Scorer
 from prefopt.objective import Objective
 from prefopt.reference.adapters import is_sharded
+from prefopt.reference.processes import Processes
 from prefopt.training.launch import Launch
+from prefopt.training.zero import zero_stage
+
+
+def check_launch(args: PreferenceConfig, launch: Launch) -> None:
+    """Raise where a run cannot be had, or not be right, as it is launched.
+
+    Raises:
+        ValueError: Saying what would be right.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            "several GPUs in one process (nn.DataParallel) are not supported: start one "
+            "process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    check_fsdp(args, launch)
+    if args.max_tokens_per_batch and zero_stage(launch.accelerator) is not None:
+        raise ValueError(
+            "max_tokens_per_batch cuts batches into as many passes as each process needs, and "
+            "DeepSpeed counts passes; lower per_device_train_batch_size and raise "
+            "gradient_accumulation_steps instead"
+        )
 
 
 def check_fsdp(args: PreferenceConfig, launch: Launch) -> None:
@@ -52,6 +76,13 @@ def check_fsdp(args: PreferenceConfig, launch: Launch) -> None:
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading leaves the weights of all processes but one empty, and "
             "the probe and the reference need them before they are spread; set it to false"
+        )
+    stateless = args.optim == "sgd" and "momentum" not in (args.optim_args or "")
+    if stateless and args.save_strategy != "no" and not writes_parts(launch):
+        raise ValueError(
+            "torch cannot load the empty state of SGD without momentum from a whole checkpoint, so "
+            "that training could not go on; set fsdp_state_dict_type: SHARDED_STATE_DICT, "
+            "optim_args='momentum=...' or save_strategy='no'"
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError(
@@ -127,18 +158,34 @@ def _check_storage(model: Any, stored: torch.dtype) -> None:
     )
 
 
-def check_passes(scorer: Scorer, launch: Launch) -> None:
+def check_passes(scorer: Scorer, launch: Launch, longest: int | None) -> None:
     """Raise where a model would be called more often in one process than in another.
+
+    Args:
+        scorer: Of the model.
+        launch: How the run is launched.
+        longest: Tokens of the longest text; None for any.
 
     Raises:
         ValueError: If it is sharded and must compute some texts apart.
     """
-    if launch.is_sharded and scorer.company.beyond != "any":
+    if launch.is_sharded and scorer.company.may_separate(longest):
         raise ValueError(
             f"this model computes {scorer.company}, in as many passes as its texts need, but "
             "sharded training (FSDP, DeepSpeed) needs as many passes in every process; train it "
             "whole in each process (DDP)"
         )
+
+
+def as_many_everywhere(
+    batches: Sequence[Batch], nothing: Batch, processes: Processes
+) -> list[Batch]:
+    """Return batches, and behind them so many of nothing that all processes have as many.
+
+    Every process must call this.
+    """
+    missing = max(processes.all(len(batches))) - len(batches)
+    return [*batches, *[nothing] * missing]
 
 
 def writes_parts(launch: Launch) -> bool:

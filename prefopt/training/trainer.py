@@ -39,7 +39,14 @@ from prefopt.migration import check_trainer_arguments
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.evaluation import Evaluator
-from prefopt.training.fsdp import check_fsdp, check_passes, is_checkpoint, make_ready, writes_parts
+from prefopt.training.fsdp import (
+    as_many_everywhere,
+    check_launch,
+    check_passes,
+    is_checkpoint,
+    make_ready,
+    writes_parts,
+)
 from prefopt.training.launch import Launch
 from prefopt.training.loaders import evaluation_loader, training_loader
 from prefopt.training.model import only_by_name
@@ -48,7 +55,7 @@ from prefopt.training.quantisation import check_placed, check_quantised, with_qu
 from prefopt.training.reference import FollowPolicy, ReferenceSetup, checkpoint_folder
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.step import BatchScorer, StepStatistics
-from prefopt.training.zero import ready_for_engine, zero_stage
+from prefopt.training.zero import ready_for_engine
 
 # Beside the batches of a step stands, under this name, what each must know of the others.
 CONTEXTS = "contexts"
@@ -150,7 +157,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             optimizers=optimizers,
         )
         self._launch = Launch.of(self.accelerator, show_progress=not args.disable_tqdm)
-        _check_launch(args, self._launch)
+        check_launch(args, self._launch)
         ready_for_engine(self.model, self.accelerator)
         make_ready(self.model, args, run.objective, self._launch)
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
@@ -183,7 +190,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._reference.choose(ref_model)
         self._references = self._reference.references
         self.scorer = self._reference.scorer
-        check_passes(self.scorer, self._launch)
+        check_passes(self.scorer, self._launch, run.max_length)
         if not self._reference.policy_is_checkpoint:
             self._reference.serve(*named_datasets(run.train_dataset, run.eval_dataset))
         self._reference.announce()
@@ -311,6 +318,14 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             )
         return [batch.to(self.args.device, non_blocking=True) for batch in inputs[BATCHES]]
 
+    def _in_step(self, batches: list[Batch]) -> list[Batch]:
+        """Return as many batches as every other process has, where they must score together."""
+        if not self._launch.is_sharded or self.args.max_tokens_per_batch is None:
+            return batches
+        (nothing,) = self._collator().batches([])
+        empty = nothing.to(self.args.device, non_blocking=True)
+        return as_many_everywhere(batches, empty, self._launch.processes)
+
     # One step -------------------------------------------------------------------------------------
 
     def train(
@@ -344,7 +359,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             if self.state.global_step == 0:
                 raise DataError("no row is left: all were set aside", dataset="train")
             return samples, None
-        batches = [self._batches(inputs) for inputs in samples]
+        batches = [self._in_step(self._batches(inputs)) for inputs in samples]
         contexts = self._statistics.contexts([batch for part in batches for batch in part])
         remaining = iter(contexts)
         for inputs, part in zip(samples, batches, strict=True):
@@ -435,7 +450,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _evaluated(self, dataloader: DataLoader[Any]) -> Iterator[Batch]:
         for inputs in dataloader:
-            yield from self._batches(inputs)
+            yield from self._in_step(self._batches(inputs))
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )
@@ -476,19 +491,3 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             write_model_card(folder, self)
             self._reference.save(folder)
             self._statistics.save(folder)
-
-
-def _check_launch(args: PreferenceConfig, launch: Launch) -> None:
-    check_fsdp(args, launch)
-    if args.n_gpu > 1:
-        raise ValueError(
-            "several GPUs in one process (nn.DataParallel) are not supported: start one "
-            "process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
-        )
-    uses_deepspeed = zero_stage(launch.accelerator) is not None
-    if args.max_tokens_per_batch and (launch.is_sharded or uses_deepspeed):
-        raise ValueError(
-            "max_tokens_per_batch cuts batches into as many passes as each process needs, but "
-            "FSDP and DeepSpeed need as many passes in all processes; lower "
-            "per_device_train_batch_size and raise gradient_accumulation_steps instead"
-        )

@@ -24,6 +24,7 @@ class Cell:
         resumed: Whether it is interrupted after half its steps, and goes on from the checkpoint.
         options: Further training arguments.
         model: What differs from the tiny model's configuration.
+        dtype: Of the weights that the model comes with.
         other: Whether the reference is another model; then ``first_loss`` is not known.
         begun: Whether an adapter, where one is trained, is not fresh.
         environment: Variables while it is made and trained.
@@ -39,6 +40,7 @@ class Cell:
     resumed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
     other: bool = False
     begun: bool = False
     environment: dict[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Cell:
 
 
 LIVE = {"reference": "live"}
+MOMENTUM = {"optim_args": "momentum=0.5"}
 ROUNDED = {"tolerance": 2e-4, "loss_tolerance": 3e-2}
 
 CELLS = {
@@ -54,21 +57,26 @@ CELLS = {
     "unpaired": Cell("kto", 0.5, "unpaired"),
     # At margin 0 each of the 3! rankings is as probable.
     "listwise": Cell("plackett_luce", math.log(6), "ranked"),
-    "batch-dependent": Cell("aot"),
+    "batch-dependent": Cell("aot_unpaired"),
     "running means": Cell("bco", LN_2, "unpaired"),
     "live": Cell(options=LIVE),
     "live unpaired": Cell("kto", 0.5, "unpaired", options=LIVE),
     "accumulated": Cell(accumulated=2),
     "accumulated unpaired": Cell("kto", 0.5, "unpaired", accumulated=2, options=LIVE),
-    "accumulated batch-dependent": Cell("aot", accumulated=2),
-    "resumed": Cell(resumed=True),
-    "resumed live": Cell(resumed=True, options=LIVE),
+    "accumulated batch-dependent": Cell("aot_unpaired", accumulated=2),
+    # The last step of an epoch has one row, for one of the processes.
+    "uneven": Cell(rows=29),
+    "uneven unpaired": Cell("kto", 0.5, "unpaired", rows=29, accumulated=2),
+    "uneven batch-dependent": Cell("aot_unpaired", rows=29, options=LIVE),
+    "resumed": Cell(resumed=True, options=MOMENTUM),
+    "resumed live": Cell(resumed=True, options=MOMENTUM | LIVE),
 }
 
 # What beside may go wrong where weights are spread over processes.
 SPREAD = {
     "tied": Cell(model={"tie_word_embeddings": True}),
     "padded": Cell("kto", 0.5, "unpaired", options={"layout": "padded"} | LIVE),
+    "batches cut by tokens": Cell(rows=29, options={"max_tokens_per_batch": 24}),
     "gradient checkpointing": Cell(options={"gradient_checkpointing": True}),
     "other reference": Cell(other=True),
     "other reference live": Cell(other=True, options=LIVE),
@@ -78,6 +86,7 @@ SPREAD = {
     # losses are exact all the same.
     "bfloat16": Cell(options={"bf16": True}, **ROUNDED),
     "bfloat16 live": Cell(options={"bf16": True} | LIVE, **ROUNDED),
+    "adapter on bfloat16": Cell(dtype="bfloat16", options={"bf16": True}, **ROUNDED),
     "layers checkpointed by FSDP": Cell(
         options=LIVE, environment={"FSDP_ACTIVATION_CHECKPOINTING": "true"}
     ),
@@ -89,4 +98,29 @@ SPREAD = {
         environment={"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
     ),
 }
-ALL_CELLS = CELLS | SPREAD
+
+# What FSDP is refused for, each with the words that say so.
+REFUSED = {
+    "version 1": (
+        {"FSDP_VERSION": "1", "FSDP_SYNC_MODULE_STATES": "false"},
+        "set fsdp_version: 2",
+    ),
+    "empty weights": ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "set it to false"),
+    "weights on the CPU": ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params keeps weights"),
+    "not applied": ({"LEAVE_CPUS": "1"}, "would hold and train a whole copy; start it on GPUs"),
+}
+ALL_CELLS = (
+    CELLS
+    | SPREAD
+    | {name: Cell(environment=environment) for name, (environment, _) in REFUSED.items()}
+    | {
+        "follows the policy": Cell(options={"sync_ref_model": True, "ref_model_sync_steps": 1}),
+        "all predictions": Cell("tdpo"),
+        "cannot go on": Cell(resumed=True),
+    }
+)
+REFUSALS = {name: words for name, (_, words) in REFUSED.items()} | {
+    "follows the policy": "sync_ref_model needs all weights in each process",
+    "all predictions": "'tdpo' needs the reference's output layer whole",
+    "cannot go on": "torch cannot load the empty state of SGD",
+}

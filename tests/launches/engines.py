@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.conftest import ROOT
-from tests.launches.cells import ALL_CELLS, CELLS
+from tests.launches.cells import CELLS, REFUSALS, SPREAD
 
 # Each configuration that users are given to copy is that of a row.
 CONFIGURATIONS = ROOT / "docs" / "examples" / "accelerate"
@@ -27,6 +27,7 @@ class Engine:
         options: Training arguments of this row.
         environment: Variables of this row.
         cells: Names of its columns.
+        refusals: Names of what is refused here, run beside its columns.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     cells: tuple[str, ...] = tuple(CELLS)
+    refusals: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -96,7 +98,8 @@ def apply_fsdp_on_cpus() -> None:
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
         # Its list of the types to which it applies FSDP lacks MULTI_CPU.
         kind = PartialState._shared_state.get("distributed_type")
-        if kind is DistributedType.MULTI_CPU and kwargs.get("fsdp_plugin") is not None:
+        asked = kwargs.get("fsdp_plugin") is not None and "LEAVE_CPUS" not in os.environ
+        if kind is DistributedType.MULTI_CPU and asked:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         original(self, *args, **kwargs)
 
@@ -104,9 +107,17 @@ def apply_fsdp_on_cpus() -> None:
 
 
 # With an adapter, what does not depend on which weights are trained is tried once or twice.
-LORA_CELLS = ("pairwise", "unpaired", "live", "accumulated batch-dependent", "resumed")
-SPREAD_LORA_CELLS = (*LORA_CELLS, "begun adapter", "begun adapter live", "bfloat16 live")
-ALONE = Engine("alone", 1, cells=tuple(name for name in ALL_CELLS if "adapter" not in name))
+LORA_CELLS = (
+    "pairwise",
+    "unpaired",
+    "live",
+    "accumulated batch-dependent",
+    "uneven unpaired",
+    "resumed",
+)
+SPREAD_LORA_CELLS = (*LORA_CELLS, *(name for name in SPREAD if "adapter" in name), "bfloat16 live")
+FULL_CELLS = (*CELLS, *(name for name in SPREAD if "adapter" not in name))
+ALONE = Engine("alone", 1, cells=FULL_CELLS)
 ALONE_LORA = Engine("alone-lora", 1, lora=True, cells=SPREAD_LORA_CELLS)
 
 ENGINES = {
@@ -116,7 +127,13 @@ ENGINES = {
         ALONE_LORA,
         Engine("ddp", configuration="ddp.yaml"),
         Engine("ddp-lora", configuration="ddp.yaml", lora=True, cells=LORA_CELLS),
-        Engine("fsdp2", configuration="fsdp2.yaml", is_sharded=are_dtensors, cells=ALONE.cells),
+        Engine(
+            "fsdp2",
+            configuration="fsdp2.yaml",
+            is_sharded=are_dtensors,
+            cells=FULL_CELLS,
+            refusals=tuple(REFUSALS),
+        ),
         Engine(
             "fsdp2-lora",
             configuration="fsdp2.yaml",

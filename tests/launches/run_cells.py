@@ -57,7 +57,7 @@ def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> Prefer
     options |= cell.options | engine.options
     if cell.other:
         options["ref_model"] = tiny_model("llama", seed=3)
-    model = tiny_model("llama", **cell.model)
+    model = tiny_model("llama", **cell.model).to(getattr(torch, cell.dtype))
     return trainer(folder / "run", rows, model=model, eval_dataset=held_out, **options)
 
 

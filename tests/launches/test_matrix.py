@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.launches.cells import ALL_CELLS, STEPS
+from tests.launches.cells import ALL_CELLS, REFUSALS, STEPS
 from tests.launches.engines import ALONE, ALONE_LORA, ENGINES, Engine
 
 # Seconds for all cells of a row, on a machine that does other things beside.
@@ -48,7 +48,7 @@ class Rows:
         command = [*engine.command(), script, str(self._folder / engine.name), engine.name]
         try:
             done = subprocess.run(
-                [*command, *engine.cells],
+                [*command, *engine.cells, *engine.refusals],
                 cwd=ROOT,
                 env=engine.variables(),
                 capture_output=True,
@@ -115,3 +115,14 @@ def test_what_is_compared_has_been_trained(rows, alone, name):
     found, _ = rows.cell(alone, name)
     assert found["moved"] > 1e-3
     assert abs(found["losses"][-1] - found["losses"][0]) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [(engine, name) for engine in ENGINES.values() for name in engine.refusals],
+    ids=str,
+)
+def test_what_would_be_wrong_is_refused_in_a_sentence(rows, engine, name):
+    found, _ = rows.cell(engine, name)
+    assert REFUSALS[name] in found["refused"]
