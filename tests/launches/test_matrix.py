@@ -92,12 +92,13 @@ def test_a_launch_trains_as_one_process_does(rows, engine, name):
     assert len(found["losses"]) == STEPS
     if not cell.other:
         assert found["losses"][0] == pytest.approx(cell.first_loss, abs=1e-5)
-    assert found["losses"] == pytest.approx(wanted["losses"], abs=cell.loss_tolerance)
+    assert found["losses"] == pytest.approx(wanted["losses"], abs=3e-2 if cell.rounded else 1e-5)
     mine, theirs = weights(place), weights(place_alone)
     assert mine.keys() - theirs.keys() <= {"lm_head.weight"}  # tied, and gathered twice
+    far = 0.06 * wanted["moved"] if cell.rounded else 1e-5
     for part, weight in theirs.items():
-        torch.testing.assert_close(mine[part], weight, rtol=0, atol=cell.tolerance)
-    if cell.loss_tolerance > 1e-5:
+        torch.testing.assert_close(mine[part], weight, rtol=0, atol=far)
+    if cell.rounded:
         return
     tolerance = {"rel": 1e-4, "abs": 1e-5}
     for metric, value in wanted["eval"].items():
