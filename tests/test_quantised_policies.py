@@ -12,6 +12,8 @@ import torch
 
 from prefopt.engine import build_layout
 from prefopt.reference.fingerprint import fingerprint_of, weights_digest
+from prefopt.training.model import loading_options
+from prefopt.training.saved import loading_code
 from tests.engine.companions import uneven_examples
 from tests.models import tiny_rows
 from tests.quantisers import KINDS, kinds, load, save_base
@@ -84,7 +86,7 @@ def logps(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", kinds(quick=("torchao int8",)))
-def test_what_was_saved_is_loaded_by_name_and_trained_further(tmp_path, kind):
+def test_what_was_saved_is_loaded_by_the_printed_lines_and_trained_further(tmp_path, kind):
     folder, how = save_base(tmp_path / "base"), KINDS[kind]()
     run = trainer(
         tmp_path / "out",
@@ -95,6 +97,9 @@ def test_what_was_saved_is_loaded_by_name_and_trained_further(tmp_path, kind):
     )
     run.train()
     run.save_model()
+    printed: dict[str, Any] = {}
+    exec(str(loading_code(run.model, str(tmp_path / "out"), loading_options(run.args))), printed)
+    torch.testing.assert_close(logps(printed["model"]), logps(run.model), rtol=0, atol=1e-5)
     again = trainer(
         tmp_path / "more",
         tiny_rows(8),
@@ -105,6 +110,13 @@ def test_what_was_saved_is_loaded_by_name_and_trained_further(tmp_path, kind):
     torch.testing.assert_close(logps(again.model), logps(run.model), rtol=0, atol=1e-5)
     again.train()
     assert steps(again)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_lines_do_not_pretend_to_know_how_a_model_was_quantised_by_hand(tmp_path):
+    model = peft.get_peft_model(load(save_base(tmp_path / "base"), "hqq"), lora())
+    assert "base = ...  # the LlamaForCausalLM that was given, quantised as it was" in str(
+        loading_code(model, "out", {})
+    )
 
 
 @pytest.mark.slow

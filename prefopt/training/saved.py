@@ -4,6 +4,7 @@
 magnitudes of DoRA), and knows nothing of how its base model was loaded; the lines use peft.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from prefopt.engine.quantised import is_quantised
 from prefopt.reference.adapters import active_adapters, place_loaded_from
+from prefopt.reference.fingerprint import as_json
 from prefopt.training.adapter import is_peft
 
 # Options of `from_pretrained` that are not repeated: secrets, where weights are put, and what is
@@ -59,8 +62,12 @@ def _code_of_adapter(model: Any, folder: str, options: Mapping[str, Any]) -> Loa
     base, config = model.get_base_model(), _active_config(model)
     auto, name = _auto_class(base), config.base_model_name_or_path
     attach = f"model = PeftModel.from_pretrained(base, {_place(model, folder)!r})"
-    if not name:
-        given = f"base = ...  # the {type(base).__name__} that was given, loaded as it was then"
+    by_hand = getattr(base.config, "quantization_config", None) is None and any(
+        is_quantised(weight) for weight in base.parameters()
+    )
+    if not name or by_hand:
+        how = "loaded as it was then" if not by_hand else "quantised as it was then"
+        given = f"base = ...  # the {type(base).__name__} that was given, {how}"
         return LoadingCode(("from peft import PeftModel",), (given, attach))
     places = _repeated(options, place_loaded_from(model) is not None)
     if config.revision:
@@ -72,7 +79,7 @@ def _code_of_adapter(model: Any, folder: str, options: Mapping[str, Any]) -> Loa
     if quantisation is not None:
         kind = type(quantisation).__name__
         imports = f"{auto}, {kind}"
-        fields = quantisation.to_diff_dict()
+        fields = json.loads(as_json(_differing(quantisation)))  # names of types and kinds as texts
         call = f"{call[:-1]}, quantization_config={kind}.from_dict({fields!r}))"
     lines = [f"base = {call}"]
     size = base.config.get_text_config().vocab_size
@@ -122,6 +129,12 @@ def _place(model: Any, folder: str) -> str:
     """Return where the active adapter is: peft saves those not called default in subfolders."""
     names = [name for name in active_adapters(model) if name != "default"]
     return str(Path(folder, names[0])) if names else folder
+
+
+def _differing(quantisation: Any) -> dict[str, Any]:
+    """Return the fields of a quantisation; of one that knows its defaults, those that differ."""
+    diff = getattr(quantisation, "to_diff_dict", quantisation.to_dict)
+    return dict(diff())
 
 
 def _quantisation(base: Any, saved: Any) -> Any:

@@ -243,13 +243,74 @@ def test_flags_of_the_model_reach_the_trainer(tmp_path):
     )
     seen = train.run_arguments(config, model_args)
     assert seen["model"] == "m"
-    assert config.model_init_kwargs == {
+    options = seen["args"].model_init_kwargs
+    quantization = options.pop("quantization_config")
+    assert options == {
         "revision": "def",
         "dtype": "bfloat16",
         "use_cache": False,
     }
     assert seen["peft_config"].r == 3
-    assert seen["quantization_config"].load_in_4bit is True
+    assert quantization.load_in_4bit is True
+
+
+QUANTISED = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_compute_dtype": "float32",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # packages that quantise warn of each other
+@pytest.mark.parametrize("fields", [QUANTISED, {"quant_method": "quanto", "weights": "int8"}])
+@pytest.mark.parametrize("where", ["yaml", "json"])
+def test_a_quantisation_is_read_from_a_file_and_from_json(
+    prefopt, model_folder, data_files, tmp_path, scored, fields, where
+):
+    """Its reference is the quantised base, filled by `prefopt cache` or in training alike."""
+    pytest.importorskip("bitsandbytes" if fields is QUANTISED else "optimum.quanto")
+    (tmp_path / "run.yaml").write_text(
+        json.dumps({"model_init_kwargs": {"quantization_config": fields}})
+    )
+    given = {
+        "yaml": ["--config", tmp_path / "run.yaml"],
+        "json": ["--model_init_kwargs", json.dumps({"quantization_config": fields})],
+    }
+    options = [
+        *("--model", model_folder, "--dataset", data_files["paired"], "--use_peft", *given[where]),
+        *("--lora_r", "2", "--logging_steps", "1", "--output_dir", tmp_path / "out", *FAST),
+    ]
+    filled = prefopt("cache", "fill", *options)
+    assert (filled.code, sum(scored)) == (0, 48), filled.err
+    scored.clear()
+    result = prefopt("train", *options)
+    assert (result.code, scored) == (0, []), result.err
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["log_history"][0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert "quantization_config=" in result.out
+
+
+def test_a_quantisation_that_is_none_is_one_message(prefopt, model_folder, data_files, tmp_path):
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files["paired"], *FAST),
+        *("--model_init_kwargs", '{"quantization_config": {"load_in_5bit": true}}'),
+        *("--output_dir", tmp_path),
+    )
+    assert result.code == 2
+    assert "must say how to quantise: load_in_4bit or load_in_8bit" in result.err
+
+
+def test_a_quantised_model_without_an_adapter_is_one_message(
+    prefopt, model_folder, data_files, tmp_path
+):
+    pytest.importorskip("bitsandbytes")
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files["paired"], *FAST),
+        *("--load_in_4bit", "--output_dir", tmp_path),
+    )
+    assert result.code == 2
+    assert "--use_peft on the command line" in result.err
 
 
 def test_latest_checkpoint_can_be_asked_for_on_the_command_line():

@@ -236,6 +236,7 @@ def _prepare(data_args: Any, config: Any, model_args: Any) -> _Prepared:
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
         arguments = run_arguments(config, model_args)
+        config = arguments["args"]  # which say how models are quantised, too
         run = prepare_run(train_dataset=train_rows, eval_dataset=eval_rows, **arguments)
         if not run.objective.needs_reference:
             raise UserError(
