@@ -9,12 +9,14 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from textwrap import indent
 from typing import Any, NoReturn, get_args, get_type_hints
 
+from prefopt.cli import is_main_process
 from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.rows import DataArguments, load_splits
 
@@ -23,6 +25,9 @@ _ALIASES = {
     "dataset": "dataset_name",
     "test_split_size": "eval_fraction",
 }
+
+# Environment variables that a file of options may not set, beside those of loaders.
+_CHOOSE_CODE = ("PATH", "CC", "CXX", "CUDA_HOME", "BASH_ENV", "SHELL")
 
 _DESCRIPTION = """\
 Train a model on preference data with a loss picked by name.
@@ -189,13 +194,26 @@ def read_config_file(path: str) -> dict[str, Any]:
     environment = values.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise UserError(f"{path}: env must map names of environment variables to values")
-    os.environ.update({str(key): str(value) for key, value in environment.items()})
+    _set_environment({str(key): str(value) for key, value in environment.items()}, path)
     for alias, name in _ALIASES.items():
         if alias in values and name in values:
             raise UserError(f"{path}: {alias} and {name} are the same option; give one")
         if alias in values:
             values[name] = values.pop(alias)
     return values
+
+
+def _set_environment(values: Mapping[str, str], path: str) -> None:
+    """Set environment variables, and say which; those that choose what code runs are refused."""
+    for name in values:
+        if name in _CHOOSE_CODE or name.startswith(("LD_", "DYLD_", "PYTHON")):
+            raise UserError(
+                f"{path}: env sets {name}, which chooses the code that this and other programs "
+                "run; set it outside, in your shell"
+            )
+    os.environ.update(values)
+    if values and is_main_process():
+        print(f"prefopt: {path} sets {', '.join(sorted(values))}", file=sys.stderr)
 
 
 def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:

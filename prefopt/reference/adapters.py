@@ -7,6 +7,7 @@ adapters, other modes) does not change the policy.
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ _CONFIG_FILE = "adapter_config.json"
 
 # One of these holds its weights.
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+# What to say of weights that torch refuses to unpickle.
+PICKLED = "its weights are a pickle of more than tensors, or broken; save them as safetensors"
 
 # What an adapter may have been made for, if it says so.
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
@@ -185,6 +189,8 @@ def with_adapter(
             ignore_mismatched_sizes=allow_missing,
             **places,
         )
+    except UnpicklingError:
+        raise AdapterError(f"the adapter {path} is not loaded: {PICKLED}") from None
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         hint = (
             " If it was trained with more tokens, load the base model yourself, resize its "

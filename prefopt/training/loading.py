@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.engine.probe import refuse_encoder_decoder
-from prefopt.reference.adapters import with_adapter
+from prefopt.reference.adapters import PICKLED, with_adapter
 from prefopt.training.quantisation import QuantiserError, quantiser_explained
+from prefopt.training.trust import check_code, check_code_of_base
 
 # Options of `from_pretrained` that say where files are, in the order in which they are documented.
 _PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -57,6 +59,7 @@ def load_model(
     adapter = SavedAdapter.find(name, options)
     if adapter is None:
         return _load_whole(name, options, allow_missing)
+    check_code_of_base(name, adapter.base, options)
     try:
         base = _load_whole(adapter.base, adapter.base_options(options), allow_missing)
     except OSError as error:
@@ -81,6 +84,7 @@ def _load_whole(name: str, options: Mapping[str, Any], allow_missing: bool) -> A
     }
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise OSError(f"there is no model in {name}: no such folder")
+    check_code(name, options)
     model_class = _auto_class(name, options)
     with explained("model", name), quantiser_explained(name, options):
         model, info = model_class.from_pretrained(
@@ -106,8 +110,12 @@ def explained(what: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # tokenizers and safetensors have classes of their own
         kind = OSError if isinstance(error, OSError) else ValueError
-        said = " ".join(str(error).split())[:300]
-        raise kind(f"can't load the {what} {name}: {type(error).__name__}: {said}") from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if "trust_remote_code" in str(error):
+            said = "it comes with code of its own, which trust_remote_code=True runs; read it first"
+        elif isinstance(error, UnpicklingError):
+            said = PICKLED
+        raise kind(f"can't load the {what} {name}: {said}") from error
 
 
 # Data types ---------------------------------------------------------------------------------------
@@ -197,6 +205,7 @@ def _auto_class(name: str, options: Mapping[str, Any]) -> Any:
     """
     sources = (*_PLACES, "trust_remote_code", "code_revision", "subfolder")
     known = {option: options[option] for option in sources if option in options}
+    check_code(name, options)
     try:
         config = options.get("config") or AutoConfig.from_pretrained(name, **known)
     except (OSError, ValueError):
@@ -325,6 +334,8 @@ class SavedAdapter:
     def base_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options to load the base model with, of those given for the adapter."""
         others = {key: value for key, value in options.items() if key != "subfolder"}
+        if "trust_remote_code" in others:  # it is the adapter that names it, not the user
+            others["trust_remote_code"] = False
         on_hub = not Path(self.name).is_dir()
         # A revision is that of what was named; a folder has none. "main" is what one says for none.
         if self.revision and (on_hub or others.get("revision", "main") == "main"):

@@ -12,6 +12,7 @@ from prefopt.training.adapter import second_adapter
 from prefopt.training.loading import SavedAdapter, check_causal, dtype_of, load_model
 from prefopt.training.quantisation import quantization_of
 from prefopt.training.tokenizer import check_vocabulary
+from prefopt.training.trust import code_explained
 
 
 def load_policy(model: Any, args: PreferenceConfig, peft_config: Any = None) -> Any:
@@ -46,15 +47,25 @@ def only_by_name(option: str) -> str:
     )
 
 
-def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig) -> Any:
+def load_reference(
+    model: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig, trusted: bool = True
+) -> Any:
     """Return a reference model, frozen.
+
+    Args:
+        model: An id, a path, or a model.
+        tokenizer: That of the policy.
+        args: Those of the run.
+        trusted: Whether it is the user who named it, so that its code may run if that is asked for.
 
     Raises:
         ValueError: If the tokenizer makes ids that the model has no embedding for, or it is no
             causal language model.
     """
     if isinstance(model, str):
-        model = load_model(model, loading_options(args), allow_missing=args.allow_missing_weights)
+        options = loading_options(args, trusted)
+        with code_explained(model, trusted, args):
+            model = load_model(model, options, allow_missing=args.allow_missing_weights)
     check_vocabulary(tokenizer, model)
     model.requires_grad_(False)
     if args.disable_dropout:
@@ -62,8 +73,12 @@ def load_reference(model: Any, tokenizer: PreTrainedTokenizerBase, args: Prefere
     return model
 
 
-def loading_options(args: PreferenceConfig) -> dict[str, Any]:
+def loading_options(args: PreferenceConfig, trusted: bool = True) -> dict[str, Any]:
     """Return the options of ``from_pretrained`` that a run's arguments ask for.
+
+    Args:
+        args: The arguments.
+        trusted: Whether it is the user who named what is loaded; else its code is not run.
 
     Raises:
         TypeError: If its quantisation is none.
@@ -73,12 +88,13 @@ def loading_options(args: PreferenceConfig) -> dict[str, Any]:
     options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
     if options.get("quantization_config") is not None:
         options["quantization_config"] = quantization_of(options["quantization_config"])
-    return {"trust_remote_code": args.trust_remote_code} | options
+    code = args.trust_remote_code or bool(options.get("trust_remote_code"))
+    return options | {"trust_remote_code": code and trusted}
 
 
-def reference_options(args: PreferenceConfig) -> dict[str, Any]:
+def reference_options(args: PreferenceConfig, trusted: bool = True) -> dict[str, Any]:
     """Return what decides, beside its name, which model ``load_reference`` returns."""
-    options = loading_options(args)
+    options = loading_options(args, trusted)
     options["dtype"] = str(dtype_of(options)).replace("torch.", "")
     options.pop("torch_dtype", None)
     return options

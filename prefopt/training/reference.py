@@ -1,7 +1,7 @@
 """Which reference a run has: chosen when the trainer is made, recorded in checkpoints, resumed."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from prefopt.training.fsdp import applies_fsdp
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
+from prefopt.training.trust import absolute
 from prefopt.training.zero import ready_for_engine
 
 # What a checkpoint says of the reference, and the weights of one that moves.
@@ -59,6 +60,7 @@ class ReferenceSetup:
         launch: How it is launched.
         say: Prints a line for people.
         max_length: Most tokens of a prompt + completion; None for any.
+        named: Models that the user named in this run: only their code may run.
 
     Attributes:
         scorer: Scores with the policy.
@@ -76,7 +78,9 @@ class ReferenceSetup:
         launch: Launch,
         say: Callable[[str], None],
         max_length: int | None = None,
+        named: Collection[str] = (),
     ) -> None:
+        self._named = named
         self._model = model
         self._tokenizer = tokenizer
         self._args = args
@@ -197,7 +201,7 @@ class ReferenceSetup:
         return OtherModel(
             model,
             self._load,
-            reference_options(self._args),
+            reference_options(self._args, self._is_named(model)),
             self._launch.autocast_name,
             self._scorer_of,
             self._database,
@@ -214,8 +218,12 @@ class ReferenceSetup:
         self.moving = source.copy
         return source
 
+    def _is_named(self, model: Any) -> bool:
+        """Whether it is the user who named a model, and not a checkpoint or an adapter."""
+        return not isinstance(model, str) or absolute(model) in self._named
+
     def _load(self, model: Any) -> Any:
-        model = load_reference(model, self._tokenizer, self._args)
+        model = load_reference(model, self._tokenizer, self._args, self._is_named(model))
         accelerator = self._launch.accelerator
         # Where FSDP shards the policy, accelerate leaves other models where they are.
         placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)

@@ -36,6 +36,7 @@ from prefopt.training.model import (
 )
 from prefopt.training.reference import check_reference_asked_for
 from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
+from prefopt.training.trust import named_in_run
 from prefopt.training.unused import check_used
 from prefopt.training.waiting import first_of_node
 
@@ -174,6 +175,7 @@ class Run:
         train_dataset: Prepared rows, or None.
         eval_dataset: Prepared rows, a dictionary of such, or None.
         console: Prints in the main process.
+        named: Models that the user named; code that comes with others is never run.
     """
 
     model: Any
@@ -184,6 +186,7 @@ class Run:
     train_dataset: Any
     eval_dataset: Any
     console: Console
+    named: frozenset[str] = frozenset()
 
     def say(self, text: str) -> None:
         """Print a line in the main process."""
@@ -218,6 +221,10 @@ def prepare_run(
     set_seed(args.seed)  # adapters start from random weights
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)
     name = model if isinstance(model, str) else None
+    named = named_in_run(model, ref_model)
+    if loading_options(args)["trust_remote_code"]:
+        names = ", ".join(sorted(named)) or "none: no model is named"
+        console.print(f"prefopt: code may run that comes with what is named: {names}", markup=False)
     model = load_policy(model, args, peft_config)
     tokenizer = load_tokenizer(processing_class, model, args, name)
     check_vocabulary(tokenizer, model)
@@ -235,7 +242,8 @@ def prepare_run(
     with first_of_node(args.local_process_index == 0):
         train_dataset = data.prepare(train_dataset, "train")
         eval_dataset = data.prepare(eval_dataset, "eval")
-    return Run(model, tokenizer, objective, max_length, data, train_dataset, eval_dataset, console)
+    data_of_run = (data, train_dataset, eval_dataset)
+    return Run(model, tokenizer, objective, max_length, *data_of_run, console, named)
 
 
 def check_hooks(

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from prefopt.config import PreferenceConfig
 from prefopt.engine.partitioned import whole_shape
 from prefopt.training.loading import explained
+from prefopt.training.trust import check_code, code_explained
 
 # One of these is in a folder that holds a tokenizer.
 _TOKENIZER_FILES = (
@@ -95,7 +96,10 @@ def _tokenizer_beside(model: Any, args: PreferenceConfig, name: str | None) -> A
         raise ValueError(
             "no tokenizer: the model was not loaded from anywhere, so pass processing_class"
         )
-    return _loaded(source, args)
+    # An adapter names its base model, not the user.
+    trusted = name is None or source == name
+    with code_explained(source, trusted, args):
+        return _loaded(source, args, trusted)
 
 
 def read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -105,6 +109,7 @@ def read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
         source: The folder or id.
         options: Of ``from_pretrained``.
     """
+    check_code(source, options)
     with explained("tokenizer of", source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     if not tokenizer.chat_template:
@@ -114,11 +119,13 @@ def read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _loaded(source: str, args: PreferenceConfig, **options: Any) -> PreTrainedTokenizerBase:
+def _loaded(
+    source: str, args: PreferenceConfig, trusted: bool = True, **options: Any
+) -> PreTrainedTokenizerBase:
     loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type] # read
     revision = loading.get("revision")  # as that of the weights
     return read_tokenizer(
-        source, trust_remote_code=args.trust_remote_code, revision=revision, **options
+        source, trust_remote_code=args.trust_remote_code and trusted, revision=revision, **options
     )
 
 

@@ -186,6 +186,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self._launch,
             run.say,
             run.max_length,
+            run.named,
         )
         self._reference.choose(ref_model)
         self._references = self._reference.references

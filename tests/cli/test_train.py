@@ -208,10 +208,10 @@ def test_a_failure_inside_training_is_not_blamed_on_the_user(
     from prefopt.training.trainer import PreferenceTrainer
 
     def fail(*args, **kwargs):
-        raise ValueError("a bug")
+        raise KeyError("a bug")
 
     monkeypatch.setattr(PreferenceTrainer, "train", fail)
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(KeyError, match="a bug"):
         prefopt(
             *("train", "--model", model_folder, "--dataset", data_files["paired"]),
             *("--output_dir", tmp_path, *FAST),

@@ -244,7 +244,14 @@ def _prepare(data_args: Any, config: Any, model_args: Any) -> _Prepared:
             )
         launch = Launch.to_score(run.model, config)
         setup = ReferenceSetup(
-            run.model, run.tokenizer, config, run.objective, launch, run.say, run.max_length
+            run.model,
+            run.tokenizer,
+            config,
+            run.objective,
+            launch,
+            run.say,
+            run.max_length,
+            run.named,
         )
     return _Prepared(config, run, setup, launch)
 
