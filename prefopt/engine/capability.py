@@ -24,6 +24,7 @@ from prefopt.engine.layout import Example, LayoutName, build_layout
 from prefopt.engine.moe import EXPERT_COUNTS, JITTER
 from prefopt.engine.precision import computing_dtype
 from prefopt.engine.probe import DROPOUTS, close, is_exact, probe_inputs, quiet_transformers
+from prefopt.engine.wrapper import adapter_names, refuse_wrapper, stirred
 
 logger = logging.getLogger("prefopt")
 
@@ -50,10 +51,25 @@ def probe_capability(
 
     ``longest``: tokens of the longest text to come; None for any.
 
+    An adapter that is to be trained is moved for that, for a fresh one does nothing yet.
+
     Raises:
-        ValueError: If the model reads later tokens, or a layout or backend is required that this
-            model or machine cannot have.
+        ValueError: If the model reads later tokens, its wrapper does more than call it, or a layout
+            or backend is required that this model or machine cannot have.
     """
+    with stirred(forward.model):
+        return _probe_capability(forward, layout, attn_backend, context, longest)
+
+
+def _probe_capability(
+    forward: Forward,
+    layout: str,
+    attn_backend: str,
+    context: Callable[[], Any],
+    longest: int | None,
+) -> Capability:
+    with undisturbed(forward.model):
+        refuse_wrapper(forward.model, forward.causal_lm, probe_inputs(forward.causal_lm))
     forward.asked_in_training_mode = probe_modes(forward)
     alone = probe_causality(forward)
     probe_head(forward)
@@ -141,9 +157,15 @@ def probe_causality(forward: Forward) -> Tensor:
     if logits is None:
         raise ValueError(
             f"{type(forward.causal_lm).__name__} reads the tokens that it is to predict: its "
-            "attention looks both ways. prefopt trains causal language models"
+            f"attention{_or_adapter(forward.model)} looks both ways. prefopt trains causal "
+            "language models"
         )
     return logits
+
+
+def _or_adapter(model: nn.Module) -> str:
+    names = adapter_names(model)
+    return f" or its adapter ({names})" if names else ""
 
 
 def _causal_logits(forward: Forward) -> Tensor | None:

@@ -1,9 +1,10 @@
 """Copies of a module around the same weights."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,4 +42,15 @@ def _not_copied(module: nn.Module, copy_trained: bool) -> dict[int, Any]:
         for value in vars(part).values():
             if type(value).__name__ == "MatmulLtState":  # 8-bit weights of bitsandbytes
                 memo[id(value)] = value
+        # Views of other weights, which peft keeps of adapters that are tied to each other.
+        for view in _tensors_in(getattr(part, "kwargs", None)):
+            memo[id(view)] = view.detach()
     return memo
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a dictionary, and in dictionaries in it."""
+    for item in value.values() if isinstance(value, dict) else ():
+        if isinstance(item, Tensor):
+            yield item
+        yield from _tensors_in(item)

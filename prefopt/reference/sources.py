@@ -12,7 +12,12 @@ from typing import Any
 
 from prefopt.engine import Scorer
 from prefopt.engine.partitioned import is_partitioned
-from prefopt.reference.adapters import copy_without_adapters, is_sharded, with_adapter
+from prefopt.reference.adapters import (
+    copy_without_adapters,
+    is_sharded,
+    place_loaded_from,
+    with_adapter,
+)
 from prefopt.reference.fingerprint import Fingerprint, fingerprint_of
 from prefopt.reference.live import AdapterOff, FrozenCopy, MovingCopy, ReferenceModel
 from prefopt.reference.store.database import Database
@@ -82,7 +87,9 @@ class InitialPolicy(Source):
         self._adapter_off = adapter_off
         self._has_adapter = hasattr(scorer.model, "peft_config") and not adapter_off
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off)
-        self.loaded_from = {} if self._has_adapter else loaded_from(scorer.model)
+        # A base alone would be another model than the one with its adapter.
+        source = adapter_loaded_from if self._has_adapter else loaded_from
+        self.loaded_from = source(scorer.model)
 
     def load(self) -> ReferenceModel:
         """See ``Source``."""
@@ -387,6 +394,12 @@ def loaded_from(model: Any) -> dict[str, str]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(base.config, "_name_or_path", "")
     return {"name_or_path": _absolute(name)} if name else {}
+
+
+def adapter_loaded_from(model: Any) -> dict[str, str]:
+    """Return where the adapter of a model was loaded from, if by ``with_adapter``."""
+    place = place_loaded_from(model)
+    return {} if place is None else {"adapter": _absolute(place.path)}
 
 
 def _absolute(name: str) -> str:

@@ -14,6 +14,7 @@ from prefopt.reference.adapters import (
     place_of_adapter,
     remove_adapters,
 )
+from prefopt.training.adapter_kinds import check_base_unchanged, check_kinds, weight_samples
 
 
 def add_adapter(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
@@ -22,7 +23,7 @@ def add_adapter(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
     Raises:
         ImportError: If peft is not installed.
         TypeError: If ``peft_config`` is not a peft configuration.
-        ValueError: If the model has an adapter already.
+        ValueError: If the model has an adapter already, or the new one changes the base model.
     """
     if peft_config is not None:
         try:
@@ -36,7 +37,9 @@ def add_adapter(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
         if getattr(model, "peft_config", None):
             raise ValueError(second_adapter("the model has"))
         options: Any = args.model_init_kwargs or {}
+        before = weight_samples(model)
         model = peft.get_peft_model(model, peft_config, revision=options.get("revision"))
+        check_base_unchanged(model, before)
     if is_peft(model):
         _name_base(model)
     if is_peft(model) and args.gradient_checkpointing:
@@ -193,7 +196,8 @@ def check_trained(model: Any, optimizer: Any = None) -> None:
         optimizer: The optimiser that was given; None for one that will be made.
 
     Raises:
-        ValueError: If no parameter is trained that counts, or the optimiser holds none.
+        ValueError: If no parameter is trained that counts, the optimiser holds none, or an adapter
+            is of a kind that is not trained.
     """
     trained = _trained(model)
     if not trained:
@@ -203,6 +207,8 @@ def check_trained(model: Any, optimizer: Any = None) -> None:
             "nothing would be trained: the adapter is merged into the base model; call "
             "model.unmerge_adapter() to train it, or model.merge_and_unload() to train the result"
         )
+    if is_peft(model):
+        check_kinds(model)
     if optimizer is None:
         return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

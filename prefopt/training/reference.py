@@ -15,7 +15,12 @@ from prefopt.config import PreferenceConfig
 from prefopt.config_checks import ADAPTER
 from prefopt.engine import Scorer
 from prefopt.objective import Objective
-from prefopt.reference.adapters import trains_only_adapters
+from prefopt.reference.adapters import (
+    copy_without_adapters,
+    place_loaded_from,
+    trains_only_adapters,
+    with_adapter,
+)
 from prefopt.reference.fill import FillOptions
 from prefopt.reference.fingerprint import Fingerprint
 from prefopt.reference.live import MovingCopy, adapter_starts_as_identity
@@ -28,11 +33,13 @@ from prefopt.reference.sources import (
     OtherModel,
     ResumedReference,
     Source,
+    adapter_loaded_from,
     loaded_from,
 )
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import default_folder, open_database
 from prefopt.training.adapter import is_peft
+from prefopt.training.adapter_kinds import changes_base
 from prefopt.training.fsdp import applies_fsdp
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
@@ -136,7 +143,8 @@ class ReferenceSetup:
         It is then not known yet whether it is the policy to begin with, and so the reference, or
         one to go on from.
         """
-        name = loaded_from(self._model).get("name_or_path")
+        places = loaded_from(self._model) | adapter_loaded_from(self._model)
+        name = places.get("adapter", places.get("name_or_path"))
         files = (RECORD_FILE, _STATE_FILE)
         return name is not None and all((Path(name) / file).is_file() for file in files)
 
@@ -182,8 +190,8 @@ class ReferenceSetup:
         zero_initialised = is_peft(model) and adapter_starts_as_identity(self.scorer)
         if zero_initialised and trains_only_adapters(model):
             return BaseModel(self.scorer, autocast)
-        # Where an adapter that was trained before came from is not known.
-        reload = self._reload() if zero_initialised or not is_peft(model) else None
+        is_base = zero_initialised or not is_peft(model)
+        reload = self._reload() if is_base else self._reload_with_adapter()
         return InitialPolicy(
             self.scorer, autocast, reload, self._scorer_of, adapter_off=zero_initialised
         )
@@ -193,7 +201,30 @@ class ReferenceSetup:
         name = loaded_from(self._model).get("name_or_path")
         return partial(self._load, name) if name else None
 
+    def _reload_with_adapter(self) -> Callable[[], Any] | None:
+        """Return what makes the policy as it was loaded; None if its adapter was not loaded here.
+
+        Where only adapters are trained, that is the adapter on the base that is in memory.
+        """
+        model, place = self._model, place_loaded_from(self._model)
+        if place is None:
+            return None
+        if changes_base(model) or not trains_only_adapters(model):
+            return partial(self._load, place.path)
+        return lambda: with_adapter(
+            copy_without_adapters(model),
+            place.path,
+            places=place.places,
+            allow_missing=self._args.allow_missing_weights,
+        )
+
     def _named_adapter(self, path: str) -> Source:
+        if is_peft(self._model) and changes_base(self._model):
+            raise ValueError(
+                f"reference='adapter:{path}' means that adapter on the policy's base model, which "
+                "the start of the policy's own adapter has changed (init_lora_weights); give "
+                f"ref_model={path!r}, which is loaded on a base model of its own"
+            )
         autocast = self._launch.autocast_name
         return NamedAdapter(path, self.scorer, autocast, self._reload(), self._scorer_of)
 

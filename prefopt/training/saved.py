@@ -5,7 +5,7 @@ magnitudes of DoRA), and knows nothing of how its base model was loaded; the lin
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,14 @@ def loading_code(model: Any, folder: str, options: Mapping[str, Any]) -> Loading
 def _code_of_adapter(model: Any, folder: str, options: Mapping[str, Any]) -> LoadingCode:
     base, config = model.get_base_model(), _active_config(model)
     auto, name = _auto_class(base), config.base_model_name_or_path
-    attach = f"model = PeftModel.from_pretrained(base, {_place(model, folder)!r})"
+    attach = _attaching(active_adapters(model), folder)
     by_hand = getattr(base.config, "quantization_config", None) is None and any(
         is_quantised(weight) for weight in base.parameters()
     )
     if not name or by_hand:
         how = "loaded as it was then" if not by_hand else "quantised as it was then"
         given = f"base = ...  # the {type(base).__name__} that was given, {how}"
-        return LoadingCode(("from peft import PeftModel",), (given, attach))
+        return LoadingCode(("from peft import PeftModel",), (given, *attach))
     places = _repeated(options, place_loaded_from(model) is not None)
     if config.revision:
         places["revision"] = config.revision
@@ -79,14 +79,13 @@ def _code_of_adapter(model: Any, folder: str, options: Mapping[str, Any]) -> Loa
     if quantisation is not None:
         kind = type(quantisation).__name__
         imports = f"{auto}, {kind}"
-        fields = json.loads(as_json(_differing(quantisation)))  # names of types and kinds as texts
-        call = f"{call[:-1]}, quantization_config={kind}.from_dict({fields!r}))"
+        call = f"{call[:-1]}, quantization_config={kind}.from_dict({_fields(quantisation)!r}))"
     lines = [f"base = {call}"]
     size = base.config.get_text_config().vocab_size
     if saved is not None and saved.get_text_config().vocab_size != size:
         lines.append(f"base.resize_token_embeddings({size})")
     return LoadingCode(
-        (f"from transformers import {imports}", "from peft import PeftModel"), (*lines, attach)
+        (f"from transformers import {imports}", "from peft import PeftModel"), (*lines, *attach)
     )
 
 
@@ -125,16 +124,15 @@ def _active_config(model: Any) -> Any:
     return model.peft_config[names[0]] if names else next(iter(model.peft_config.values()))
 
 
-def _place(model: Any, folder: str) -> str:
-    """Return where the active adapter is: peft saves those not called default in subfolders."""
-    names = [name for name in active_adapters(model) if name != "default"]
-    return str(Path(folder, names[0])) if names else folder
-
-
-def _differing(quantisation: Any) -> dict[str, Any]:
-    """Return the fields of a quantisation; of one that knows its defaults, those that differ."""
-    diff = getattr(quantisation, "to_diff_dict", quantisation.to_dict)
-    return dict(diff())
+def _attaching(names: Sequence[str], folder: str) -> list[str]:
+    """Return the lines that put saved adapters on a base; their names are those of subfolders."""
+    places = [str(Path(folder, name)) if name != "default" else folder for name in names or [""]]
+    if len(places) == 1:
+        return [f"model = PeftModel.from_pretrained(base, {places[0]!r})"]
+    first = f"model = PeftModel.from_pretrained(base, {places[0]!r}, {names[0]!r})"
+    pairs = zip(places[1:], names[1:], strict=True)
+    others = [f"model.load_adapter({place!r}, {name!r})" for place, name in pairs]
+    return [first, *others, f"model.base_model.set_adapter({list(names)!r})"]
 
 
 def _quantisation(base: Any, saved: Any) -> Any:
@@ -143,3 +141,16 @@ def _quantisation(base: Any, saved: Any) -> Any:
     if config is None or getattr(saved, "quantization_config", None) is not None:
         return None
     return config if hasattr(transformers, type(config).__name__) else None
+
+
+def _fields(quantisation: Any) -> Any:
+    """Return the fields of a quantisation that make it again, as few as do, in plain values."""
+    every = json.loads(as_json(quantisation.to_dict()))  # names of types and kinds as texts
+    if not hasattr(quantisation, "to_diff_dict"):
+        return every
+    few = json.loads(as_json(quantisation.to_diff_dict()))
+    try:
+        again = type(quantisation).from_dict(few)
+    except (KeyError, TypeError, ValueError):  # HQQ wants them all
+        return every
+    return few if again.to_dict() == quantisation.to_dict() else every

@@ -93,6 +93,14 @@ def test_a_reference_that_cannot_be_used_is_an_error(tmp_path, options, loss, re
         check_reference_asked_for(args, parse_objective(loss), ref_model)
 
 
+def test_an_adapter_as_reference_needs_the_base_model_as_it_was(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    pissa = peft.LoraConfig(init_lora_weights="pissa", **lora)
+    with pytest.raises(ValueError, match=r"the policy's own adapter has changed .* ref_model='x'"):
+        trainer(tmp_path, tiny_rows(4), peft_config=pissa, reference="adapter:x")
+
+
 def test_training_goes_on_from_the_latest_checkpoint_or_the_one_that_is_named(tmp_path):
     assert checkpoint_folder(None, str(tmp_path)) is None
     assert checkpoint_folder(False, str(tmp_path)) is None

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from prefopt.training.model import loading_options
@@ -114,6 +115,13 @@ def test_an_adapter_of_another_name_is_loaded_from_its_subfolder(tmp_path, base)
     assert code.lines[1].endswith("out/mine')")
 
 
+def test_several_active_adapters_are_all_loaded(tmp_path, base):
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(), "mine")
+    model.add_adapter("other", lora(init_lora_weights=False))
+    model.base_model.set_adapter(["mine", "other"])
+    check(tmp_path, 4, model=model)
+
+
 def test_an_adapter_on_a_model_with_more_tokens(tmp_path, base):
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(101, mean_resizing=False)
@@ -148,6 +156,32 @@ def test_an_adapter_on_a_quantised_base(tmp_path, base, saved_quantised):
         options = {"model": str(tmp_path / "small"), "processing_class": tiny_tokenizer()}
     code = check(tmp_path, 2, atol=1e-5, peft_config=lora(), **options)
     assert ("BitsAndBytesConfig" in str(code)) != saved_quantised
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("BitsAndBytesConfig", {"load_in_8bit": True}),
+        ("BitsAndBytesConfig", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
+        ("QuantoConfig", {"weights": "int8"}),
+        ("HqqConfig", {"nbits": 4, "group_size": 32}),
+        ("TorchAoConfig", {}),
+    ],
+)
+def test_each_quantisation_is_written_as_plain_values(base, name, options):
+    if name == "TorchAoConfig":
+        options = {"quant_type": pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()}
+    how = getattr(transformers, name)(**options)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
+    model.get_base_model().config.quantization_config = how
+    code = loading_code(model, "out", {})
+    namespace = {name: getattr(transformers, name)}
+    exec(
+        "made = " + code.lines[0].partition("quantization_config=")[2].removesuffix(")"), namespace
+    )
+    made = namespace["made"]
+    assert made.to_dict() == how.to_dict()
+    assert f"import AutoModelForCausalLM, {name}" in code.imports[0]
 
 
 def test_an_adapter_on_a_model_from_nowhere_says_what_is_needed(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from prefopt import PreferenceConfig, PreferenceTrainer, get_loss, register_loss
@@ -331,6 +332,35 @@ def test_rows_that_come_after_training_are_scored_by_the_reference_loaded_again(
         known.evaluate()["eval_loss"], rel=1e-5
     )
     tiny_model("llama", seed=1).save_pretrained(folder)
+    with pytest.raises(ValueError, match="is no longer where it was loaded from"):
+        again.evaluate(tiny_rows(3, seed=10))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": False},
+        {"init_lora_weights": False, "bias": "all"},
+        {"init_lora_weights": "pissa"},
+    ],
+)
+def test_such_a_reference_with_an_adapter_is_its_folder_on_its_base(tmp_path, options):
+    peft = pytest.importorskip("peft")
+    tiny_model("llama", attention_bias=True).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], **options)
+    peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    rows, later, folder = tiny_rows(8), tiny_rows(3, seed=9), str(tmp_path / "adapter")
+    known = trainer(tmp_path / "known", rows, eval_dataset=later, model=folder)
+    known.train()
+    store = str(tmp_path / "store")
+    again = trainer(tmp_path / "again", rows, model=folder, reference_cache_dir=store)
+    again.train()
+    found = again.evaluate(later)["eval_loss"]
+    assert found == pytest.approx(known.evaluate()["eval_loss"], rel=1e-5)
+    assert found != pytest.approx(0.6931472, rel=1e-3)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: it * 2 for name, it in load_file(weights).items()}, weights)
     with pytest.raises(ValueError, match="is no longer where it was loaded from"):
         again.evaluate(tiny_rows(3, seed=10))
 
