@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +25,18 @@ class Texts(TensorRecord):
     examples: tuple[Example, ...]
 
 
+class SourceRow(NamedTuple):
+    """A row of the data as they were given.
+
+    Attributes:
+        number: From 0; None where the rows do not say.
+        dataset: Which dataset it is of; None if there is one only.
+    """
+
+    number: int | None = None
+    dataset: str | None = None
+
+
 @dataclass(frozen=True)
 class Batch(TensorRecord):
     """Some examples: what one forward pass scores.
@@ -33,11 +46,13 @@ class Batch(TensorRecord):
         index: How these are compared.
         mismatched: For KTO's KL estimate, completions of other prompts: laid out alone, or as the
             ``continuation`` of ``texts``; None where no loss takes the estimate.
+        rows: Where each example stands in the data as they were given.
     """
 
     texts: Texts
     index: PreferenceIndex
     mismatched: Texts | None = None
+    rows: tuple[SourceRow, ...] = ()
 
     @property
     def continues(self) -> bool:

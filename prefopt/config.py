@@ -213,6 +213,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "text alone by the model's plain forward pass; a difference is an error."
         },
     )
+    non_finite_steps: int = field(
+        default=0,
+        metadata={
+            "help": "How many optimiser steps of a run may be left out because their loss or "
+            "gradient norm is NaN or infinite; one more stops it. Each writes its rows to "
+            "output_dir, and counts as a step of the schedule."
+        },
+    )
     log_token_metrics: bool = field(
         default=False,
         metadata={

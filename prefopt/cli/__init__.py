@@ -7,6 +7,7 @@ memory) one message and 1.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -40,6 +41,29 @@ PREFOPT_DEBUG=1 shows the traceback of an error.
 """
 
 
+def how_to_go_on(stopped: KeyboardInterrupt, arguments: Sequence[str]) -> str:
+    """Return what stopped a command and, if training saved a checkpoint, the one that goes on.
+
+    Examples:
+        >>> print(how_to_go_on(KeyboardInterrupt(), ["train"]))
+        interrupted
+    """
+    text = str(stopped) or "interrupted"
+    if getattr(stopped, "checkpoint", None) is None:
+        return text
+    again, rest = ["prefopt"], iter(arguments)
+    for word in rest:
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__resume_from_checkpoint":
+            if not value:
+                next(rest, None)
+        else:
+            again.append(word)
+    command = shlex.join([*again, "--resume_from_checkpoint", "true"])
+    launcher = "" if os.environ.get("WORLD_SIZE", "1") == "1" else ", started as it was"
+    return f"{text}\nGo on with{launcher}:\n  {command}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, by default the process's, and return 0, 1 (failure) or 2 (user's mistake).
 
@@ -51,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except SystemExit as leaving:  # argparse: help (0) and wrong usage (2)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except KeyboardInterrupt:
-        print("prefopt: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        if is_main_process():
+            print(f"prefopt: {how_to_go_on(stopped, arguments)}", file=sys.stderr)
+        return getattr(stopped, "exit_code", 130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
     data_args, config, model_args = parse(parser, list(argv))
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
+        from prefopt.training.checkpoints import checkpoint_folder
         from prefopt.training.model import loading_options
-        from prefopt.training.reference import checkpoint_folder
         from prefopt.training.saved import loading_code
         from prefopt.training.trainer import PreferenceTrainer
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.batch import Batch, Texts
+from prefopt.batch import Batch, SourceRow, Texts
 from prefopt.data.index import index_of
 from prefopt.data.prepared import Row
 from prefopt.data.split_by_tokens import laid_out_tokens, split_by_tokens
@@ -63,14 +63,18 @@ class PreferenceCollator:
 
     def _batch(self, rows: Sequence[Row], examples: Sequence[Example], alone: bool) -> Batch:
         index = index_of(rows, self.by_kind)
+        sources = tuple(
+            SourceRow(row.get("prefopt_row"), row.get("prefopt_dataset")) for row in rows
+        )
         if self.mismatched is None:
-            return Batch(self._texts(examples), index)
+            return Batch(self._texts(examples), index, rows=sources)
         others = [_example(row, "kl_completion_ids") for row in rows]
         if not (alone and self.mismatched == "continued"):
-            return Batch(self._texts(examples), index, self._texts(others))
+            return Batch(self._texts(examples), index, self._texts(others), sources)
         texts = self._texts(examples, continued=others)
         assert texts.tokens.continuation is not None  # laid out with it
-        return Batch(texts, index, Texts(texts.tokens.continuation, tuple(others)))
+        mismatched = Texts(texts.tokens.continuation, tuple(others))
+        return Batch(texts, index, mismatched, sources)
 
     def _texts(
         self, examples: Sequence[Example], continued: Sequence[Example] | None = None

@@ -51,9 +51,10 @@ class PreparedDataset:
     """Prepared rows, and the report of what was kept, cut and set aside.
 
     Attributes:
-        dataset: Rows with the columns ``kind``, ``prompt_ids``, ``completion_ids``, ``desirable``
-            and ``ranks``; also ``completion_masks``, ``scores`` and ``kl_completion_ids`` if there
-            are any; and the columns the data had beyond those that were read.
+        dataset: Rows with the columns ``kind``, ``prompt_ids``, ``completion_ids``,
+            ``desirable``, ``ranks`` and ``prefopt_row``; also ``completion_masks``, ``scores``,
+            ``kl_completion_ids`` and ``prefopt_dataset`` if there are any; and the columns the data
+            had beyond those that were read.
         report: The counts; None for streaming data, which is prepared only as it is read.
         kinds: Kinds of the rows; of streaming data, those of its first rows.
     """
@@ -75,6 +76,7 @@ def prepare_dataset(
     check_kinds: Callable[[frozenset[str]], None] | None = None,
     name: str = "train",
     batch_size: int = 8,
+    one_of_several: bool = False,
 ) -> PreparedDataset:
     """Turn preferences in any format of ``prefopt.data.formats`` into token ids.
 
@@ -96,6 +98,8 @@ def prepare_dataset(
             raises ``DataError`` if no loss learns from them.
         name: What to call the data in the report and in errors.
         batch_size: Rows in a batch, where the report compares with padded batches.
+        one_of_several: Whether each row is to say, under ``prefopt_dataset``, that it is of this
+            dataset.
 
     Returns:
         Prepared rows in the order of the data, and the report.
@@ -114,6 +118,7 @@ def prepare_dataset(
         "needs_margins": needs_margins,
         "vocabulary": vocabulary,
         "stops": stop_tokens(tokenizer),
+        "dataset": name if one_of_several else None,
     }
     try:
         dataset = without_media(dataset)
@@ -150,7 +155,7 @@ def _prepare_rows(
 ) -> PreparedDataset:
     tokenizer, max_length = options["tokenizer"], options["max_length"]
     columns = dataset.column_names
-    plan = ColumnPlan.of(columns)
+    plan = ColumnPlan.of(columns, one_of_several=options["dataset"] is not None)
     plain = plain_columns(dataset.features, SOURCE_COLUMNS)
     mapped = dataset.map(
         prepare_batch,
@@ -319,8 +324,8 @@ class ColumnPlan(NamedTuple):
     outputs: list[str]
 
     @classmethod
-    def of(cls, columns: Sequence[str]) -> "ColumnPlan":
-        """Return the plan for a data set with these columns."""
+    def of(cls, columns: Sequence[str], one_of_several: bool = False) -> "ColumnPlan":
+        """Return the plan for a data set with these columns; several say which a row is of."""
         has_ids = "prompt_ids" in columns
         wanted = {
             "completion_masks": has_ids and any(column in MASKS for column in columns),
@@ -328,6 +333,7 @@ class ColumnPlan(NamedTuple):
             and any(c in columns for c in ("completions", "responses", "completion_ids")),
             "kl_completion_ids": has_ids
             and any(c in columns for c in ("kl_completion_ids", "KL_completion_ids")),
+            "prefopt_dataset": one_of_several,
         }
         outputs = [*OUTPUTS, *(column for column, want in wanted.items() if want), *FACTS]
         read = {*SOURCE_COLUMNS} - (set() if wanted["scores"] else {"scores"})
@@ -364,6 +370,7 @@ def prepare_batch(
     plain: Sequence[str] = (),
     stops: Sequence[int] = (),
     version: int = VERSION,
+    dataset: str | None = None,
 ) -> dict[str, list[Any]]:
     """Prepare a batch of rows; the function that ``datasets`` maps.
 
@@ -400,7 +407,8 @@ def prepare_batch(
     for place, (example, ids) in enumerate(zip(examples, tokenized, strict=True)):
         numbers_of_row = {column: batch[column][place] for column in COLUMNS if column in batch}
         findings = audit(example, ids, tokenizer, facts, stops) + doubts(example, numbers_of_row)
-        rows.append(_prepare_row(example, ids, findings, max_length))
+        row = _prepare_row(example, ids, findings, max_length)
+        rows.append(row | {"prefopt_row": numbers[place], "prefopt_dataset": dataset})
     return {column: [row[column] for row in rows] for column in outputs}
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 # Part of the key under which `datasets` caches prepared rows: raise it when they would come out
 # differently, since `datasets` does not look into the functions of an installed package.
-VERSION = 4
+VERSION = 5
 IDS = List(Value("int32"))
 OUTPUTS = {
     "kind": Value("string"),
@@ -41,11 +41,13 @@ OUTPUTS = {
     "completion_ids": List(IDS),
     "desirable": List(Value("bool")),
     "ranks": List(Value("int32")),
+    "prefopt_row": Value("int64"),  # the number of the row in the data as they were given
 }
 OPTIONAL = {
     "completion_masks": List(List(Value("bool"))),
     "scores": List(Value("float64")),
     "kl_completion_ids": List(IDS),
+    "prefopt_dataset": Value("string"),  # which of several datasets the row is of
 }
 # Facts about each row that go into the report and are removed again.
 FACTS = {

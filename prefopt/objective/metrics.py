@@ -1,6 +1,6 @@
 """Metrics as (sum, count) pairs, so that a mean does not depend on the batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,27 @@ class MetricSums:
         for name in names:
             if name not in self._sums:
                 self._sums[name] = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return the sum and the count of each metric, for a checkpoint."""
+        return {name: pair.tolist() for name, pair in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]], device: Any = None) -> None:
+        """Go on with sums and counts in place of those that there are."""
+        self._sums = {
+            name: torch.tensor(pair, dtype=torch.float64, device=device)
+            for name, pair in state.items()
+        }
+
+    def copy(self) -> "MetricSums":
+        """Return the same sums, to go back to."""
+        other = MetricSums()
+        other.go_back_to(self)
+        return other
+
+    def go_back_to(self, other: "MetricSums") -> None:
+        """Take the sums of a copy that was made before."""
+        self._sums = dict(other._sums)  # tensors are replaced, never changed
 
     def means(self, reduce: Any = None) -> dict[str, float]:
         """Return sum / count of every metric that has a count, and forget everything.

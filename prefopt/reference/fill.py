@@ -118,6 +118,9 @@ class CompletionIndex:
         for start in range(0, len(indices), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             found = store.look_up(self.keys_at(indices[chunk]))
+            for index, logps in zip(indices[chunk], found, strict=True):
+                if logps is not None:
+                    check_finite(logps, f"row {self.rows[index]}, as the store has it,")
             missing[chunk] = [logps is None for logps in found]
         return missing
 
@@ -221,7 +224,10 @@ class Filler:
             return
         examples = wanted.examples(dataset, groups)
         values = score_completions(examples, reference, self._options.context)
-        self.store.add(list(zip(wanted.keys_at(np.concatenate(groups)), values, strict=True)))
+        indices = np.concatenate(groups)
+        for index, logps in zip(indices, values, strict=True):
+            check_finite(logps, f"row {wanted.rows[index]}")
+        self.store.add(list(zip(wanted.keys_at(indices), values, strict=True)))
 
     def _exchange(self, wanted: CompletionIndex, indices: NDArray[np.int64]) -> None:
         """Send each process what its store lacks: only those that share a file lack nothing."""
@@ -251,6 +257,21 @@ def _by_row(
     order = np.argsort(-tokens, kind="stable")[processes.rank :: processes.count]
     for i in order:
         yield indices[starts[i] : ends[i]]
+
+
+def check_finite(logps: Floats, where: str) -> None:
+    """Raise for log-probs that no loss can be computed of; they are not to be kept.
+
+    Raises:
+        ValueError: Saying where.
+    """
+    if not np.isfinite(logps).all():
+        raise ValueError(
+            f"the reference gives a completion of {where} a log-prob of "
+            f"{logps[~np.isfinite(logps)][0]:g} for a token, which is not used: its weights hold "
+            "NaN or infinite numbers, or overflow in its dtype (float16 does; use bfloat16 or "
+            "float32). What the store has of it, `prefopt cache prune` deletes"
+        )
 
 
 def score_completions(

@@ -15,7 +15,13 @@ from prefopt.engine import Scorer, build_layout
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.layout import Example
 from prefopt.engine.score import sum_by_completion
-from prefopt.reference.fill import CompletionIndex, Filler, FillOptions, score_completions
+from prefopt.reference.fill import (
+    CompletionIndex,
+    Filler,
+    FillOptions,
+    check_finite,
+    score_completions,
+)
 from prefopt.reference.live import ReferenceModel
 from prefopt.reference.sources import Source
 from prefopt.reference.store.database import Database, Floats
@@ -218,6 +224,8 @@ class References:
         # Masks are no part of what is kept: all tokens are scored.
         whole = [Example(example.prompt_ids, example.completion_ids) for example in examples]
         values = score_completions(whole, self._live, self._options.context)
+        for logps in values:
+            check_finite(logps, "this batch")
         self.store.add(list(zip(keys, values, strict=True)))
         self.computed += len(keys)
         return values

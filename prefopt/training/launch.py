@@ -62,6 +62,13 @@ class Launch:
         return is_fsdp or zero_stage(self.accelerator) == 3
 
     @property
+    def keeps_float32(self) -> bool:
+        """Whether weights of half precision are trained by copies in float32."""
+        if zero_stage(self.accelerator) is not None:
+            return True
+        return self.is_sharded and str(self.accelerator.mixed_precision) != "no"
+
+    @property
     def autocast_name(self) -> str:
         """The dtype to which forward passes are cast, or ``"none"``."""
         # DeepSpeed casts weights instead.

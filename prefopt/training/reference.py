@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prefopt.config import PreferenceConfig
 from prefopt.config_checks import ADAPTER
@@ -40,17 +40,18 @@ from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import default_folder, open_database
 from prefopt.training.adapter import is_peft
 from prefopt.training.adapter_kinds import changes_base
+from prefopt.training.checkpoints import REFERENCE_FILE, STATE_FILE
 from prefopt.training.fsdp import applies_fsdp
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
 from prefopt.training.tokenizer import check_reference_tokenizer
 from prefopt.training.trust import absolute
+from prefopt.training.weights import BROKEN, check_weights
 from prefopt.training.zero import ready_for_engine
 
 # What a checkpoint says of the reference, and the weights of one that moves.
-RECORD_FILE = "prefopt_reference.json"
+RECORD_FILE = REFERENCE_FILE
 WEIGHTS_FILE = "prefopt_reference.safetensors"
-_STATE_FILE = "trainer_state.json"  # of transformers; where it is, training can go on
 
 
 class ReferenceSetup:
@@ -68,6 +69,9 @@ class ReferenceSetup:
         say: Prints a line for people.
         max_length: Most tokens of a prompt + completion; None for any.
         named: Models that the user named in this run: only their code may run.
+
+    Raises:
+        NonFiniteError: If the model holds NaN or infinite weights.
 
     Attributes:
         scorer: Scores with the policy.
@@ -96,6 +100,7 @@ class ReferenceSetup:
         self._say = say
         self._max_length = max_length
         self._database: Database | None = None
+        check_weights(model, "the model", BROKEN, launch.processes)
         self.scorer = self._scorer_of(model)
         self.references: References | None = None
         self.moving: MovingCopy | None = None
@@ -145,7 +150,7 @@ class ReferenceSetup:
         """
         places = loaded_from(self._model) | adapter_loaded_from(self._model)
         name = places.get("adapter", places.get("name_or_path"))
-        files = (RECORD_FILE, _STATE_FILE)
+        files = (RECORD_FILE, STATE_FILE)
         return name is not None and all((Path(name) / file).is_file() for file in files)
 
     def _mode(self) -> str:
@@ -255,6 +260,7 @@ class ReferenceSetup:
 
     def _load(self, model: Any) -> Any:
         model = load_reference(model, self._tokenizer, self._args, self._is_named(model))
+        check_weights(model, "the reference", BROKEN)
         accelerator = self._launch.accelerator
         # Where FSDP shards the policy, accelerate leaves other models where they are.
         placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
@@ -395,27 +401,3 @@ class FollowPolicy(TrainerCallback):  # type: ignore[misc] # transformers is unt
         """See ``transformers.TrainerCallback``."""
         if state.global_step % self._every == 0:
             self._copy.follow(self._alpha)
-
-
-def checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: str) -> Path | None:
-    """Return the folder from which training goes on; None if it begins.
-
-    Args:
-        resume_from_checkpoint: As ``Trainer.train`` takes it: True means the latest checkpoint.
-        output_dir: Where checkpoints are.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    folder = resume_from_checkpoint
-    if folder is None or folder is False:
-        return None
-    if folder is True:
-        folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-        if folder is None:
-            raise ValueError(f"there is no checkpoint in {output_dir} to resume from")
-    if not isinstance(folder, str | Path) or not Path(folder).is_dir() or not str(folder):
-        raise ValueError(f"there is no checkpoint {folder!r} to resume from: it is no folder")
-    if not any(Path(folder).iterdir()):
-        raise ValueError(f"there is no checkpoint in {folder} to resume from: it is empty")
-    return Path(folder)

@@ -102,6 +102,7 @@ class DataPreparation:
         dataset: Any,
         name: str,
         check_kinds: Callable[[frozenset[str]], None] | None = None,
+        one_of_several: bool = False,
     ) -> PreparedDataset:
         takes_margins = {
             kind
@@ -120,13 +121,15 @@ class DataPreparation:
             vocabulary=self._vocabulary,
             check_kinds=check_kinds,
             name=name,
+            one_of_several=one_of_several,
         )
 
     def _mix(self, parts: list[WeightedDataset], name: str) -> Dataset:
         """Return the rows of several datasets as one, each prepared and reported by itself."""
         names = names_of(parts, name)
         prepared = [
-            self._prepare(part.dataset, its) for its, part in zip(names, parts, strict=True)
+            self._prepare(part.dataset, its, one_of_several=len(parts) > 1)
+            for its, part in zip(names, parts, strict=True)
         ]
         try:
             self._check_kinds(frozenset[str]().union(*(made.kinds for made in prepared)))

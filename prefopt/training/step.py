@@ -8,6 +8,7 @@ on all others.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +171,7 @@ class StepStatistics:
 
     Attributes:
         metrics: Of training, since they were last logged.
+        watch: Told of each micro-batch of training, what was computed of it; None for nobody.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class StepStatistics:
         self.processes = processes
         self._progress = progress
         self._running = RunningMeans(len(objective.terms))
+        self.watch: Callable[[Batch, Scored, Sequence[LossOutput]], None] | None = None
 
     @property
     def terms(self) -> list[Term]:
@@ -306,6 +309,8 @@ class StepStatistics:
             loss = loss + balancing.weight * share * found
         if training:
             self.add_metrics(self.metrics, batch.index, outputs, scored.scores, context.counts)
+            if self.watch is not None:
+                self.watch(batch, scored, outputs)
         return loss, outputs
 
     def outputs(
@@ -387,6 +392,15 @@ class StepStatistics:
             self.metrics.add(name, value, 1.0)
 
     # Checkpoints ----------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[MetricSums, RunningMeans]:
+        """Return what to go back to if the next step is left out."""
+        return self.metrics.copy(), copy(self._running)
+
+    def restore(self, snapshot: tuple[MetricSums, RunningMeans]) -> None:
+        """Go back to before a step."""
+        self.metrics.go_back_to(snapshot[0])
+        self._running = snapshot[1]
 
     def save(self, folder: Path) -> None:
         """Write into a checkpoint the means over training, if a loss takes one."""

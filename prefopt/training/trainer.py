@@ -52,9 +52,11 @@ from prefopt.training.loaders import evaluation_loader, training_loader
 from prefopt.training.model import only_by_name
 from prefopt.training.model_card import write_model_card
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
-from prefopt.training.reference import FollowPolicy, ReferenceSetup, checkpoint_folder
+from prefopt.training.reference import FollowPolicy, ReferenceSetup
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
+from prefopt.training.safety import Safety
 from prefopt.training.step import BatchScorer, StepStatistics
+from prefopt.training.weights import check_trainable_dtype
 from prefopt.training.zero import ready_for_engine
 
 # Beside the batches of a step stands, under this name, what each must know of the others.
@@ -159,6 +161,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._launch = Launch.of(self.accelerator, show_progress=not args.disable_tqdm)
         check_launch(args, self._launch)
         ready_for_engine(self.model, self.accelerator)
+        check_trainable_dtype(self.model, self._launch.keeps_float32)
         make_ready(self.model, args, run.objective, self._launch)
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
@@ -205,7 +208,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _set_up_steps(self) -> None:
         self.load_balancing_loss = LoadBalancingLoss.of(self.model, self.args.router_aux_loss_coef)
-        self._sequence_tokens = 0
         self._score = BatchScorer(
             self.scorer,
             self.references,
@@ -221,6 +223,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             progress=lambda: self.state.global_step / max(self.state.max_steps, 1),
         )
         self._evaluator = Evaluator(self._statistics)
+        self._safety = Safety(self, self._statistics, self._launch, self._run)
 
     def _collator(self) -> PreferenceCollator:
         return PreferenceCollator(
@@ -336,20 +339,33 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
         On a CPU denormal gradients count as zero, and memory is kept between steps.
 
+        Args:
+            resume_from_checkpoint: A checkpoint; True for the newest that is whole.
+            *args: As in ``transformers.Trainer``.
+            **kwargs: As in ``transformers.Trainer``.
+
         Raises:
-            ValueError: If the checkpoint is of another loss or reference, or the reference has not
-                scored the data and cannot be had again.
+            ValueError: If the checkpoint is broken, or of another loss or reference, or the
+                reference has not scored the data and cannot be had again.
+            NonFiniteError: If a loss, a gradient norm or a weight is; nothing of it was saved.
+            CheckpointError: If a checkpoint cannot be written.
+            TrainingInterrupted: A ``KeyboardInterrupt``, once a checkpoint was saved.
         """
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset; there are only data to evaluate on")
-        checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = self._safety.folder(resume_from_checkpoint)
         self._reference.begin(checkpoint, *named_datasets(self.train_dataset, self.eval_dataset))
-        self._statistics.resume(checkpoint)
+        self._safety.resume(checkpoint)
         with ExitStack() as stack:
+            stack.enter_context(self._safety.interrupt.listening())
             if self.args.device.type == "cpu":
                 stack.enter_context(denormals_flushed())
                 stack.enter_context(heap_kept())
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            folder = None if checkpoint is None else str(checkpoint)
+            trained = super().train(folder, *args, **kwargs)
+        self._safety.check("the trained model")
+        # Of all steps, those before a checkpoint too.
+        return trained._replace(training_loss=trained.metrics["train_loss"])
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -361,6 +377,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 raise DataError("no row is left: all were set aside", dataset="train")
             return samples, None
         batches = [self._in_step(self._batches(inputs)) for inputs in samples]
+        self._safety.guard.begin()
         contexts = self._statistics.contexts([batch for part in batches for batch in part])
         remaining = iter(contexts)
         for inputs, part in zip(samples, batches, strict=True):
@@ -382,7 +399,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 loss += super().training_step(model, part, num_items_in_batch)
         with self._offloading():
             loss += super().training_step(model, last, num_items_in_batch)
+        self._safety.guard.add_loss(loss)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._safety.guard.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self._safety.guard.grad_norm
 
     def _offloading(self) -> AbstractContextManager[Any]:
         if not self.args.activation_offloading:
@@ -410,7 +432,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             share, of_batch = self._statistics.loss(batch, context, model, training)
             loss, outputs = loss + share, outputs + of_batch
             if training:
-                self._sequence_tokens += batch.texts.tokens.sequence_tokens
+                self._safety.progress.tokens += batch.texts.tokens.sequence_tokens
         if training:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -462,8 +484,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Log, adding the metrics of the optimiser steps since the last time."""
         if "loss" in logs:
             logs |= self._statistics.means_of(self._statistics.metrics)
-            seen = torch.tensor(self._sequence_tokens, device=self.args.device)
-            logs["num_tokens"] = float(self._launch.processes.sum(seen))
+            logs |= self._safety.progress.logged(logs["loss"])
+        if "train_loss" in logs:
+            logs |= self._safety.progress.summary()
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -481,8 +504,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        self._save_records(output_dir or self.args.output_dir)
+        with self._safety.saving(Path(output_dir or self.args.output_dir)):
+            super()._save(output_dir, state_dict)
+            self._save_records(output_dir or self.args.output_dir)
 
     def _save_records(self, output_dir: str) -> None:
         """Write what goes on with a run beside its weights."""
@@ -492,3 +516,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             write_model_card(folder, self)
             self._reference.save(folder)
             self._statistics.save(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        with self._safety.checkpoint(self._get_output_dir(trial)):
+            super()._save_checkpoint(model, trial)

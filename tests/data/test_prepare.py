@@ -13,7 +13,7 @@ from prefopt.data import DataError, load_rows, prepare_dataset
 
 from .templates import CHATML, DROPS_THINKING, assistant, bytes_tokenizer, pair
 
-CANONICAL = ["kind", "prompt_ids", "completion_ids", "desirable", "ranks"]
+CANONICAL = ["kind", "prompt_ids", "completion_ids", "desirable", "ranks", "prefopt_row"]
 ids = st.lists(st.integers(0, 5), max_size=8)
 some_ids = st.lists(st.integers(0, 5), min_size=1, max_size=8)
 masked = some_ids.flatmap(
@@ -46,6 +46,7 @@ def test_every_kind_has_the_same_columns_and_types(words):
         "completion_ids": [[a, b, dot], [c, dot]],
         "desirable": [True, False],
         "ranks": [0, 1],
+        "prefopt_row": 0,
     }
     assert parts[1][0] == {
         "kind": "unpaired",
@@ -53,6 +54,7 @@ def test_every_kind_has_the_same_columns_and_types(words):
         "completion_ids": [[a, dot]],
         "desirable": [False],
         "ranks": [],
+        "prefopt_row": 0,
     }
     assert parts[2][0] == {
         "kind": "ranked",
@@ -60,6 +62,7 @@ def test_every_kind_has_the_same_columns_and_types(words):
         "completion_ids": [[b, dot], [c, dot], [a, dot]],
         "desirable": [],
         "ranks": [0, 0, 1],
+        "prefopt_row": 0,
     }
 
 

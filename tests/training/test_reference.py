@@ -11,7 +11,6 @@ from prefopt.training.reference import (
     RECORD_FILE,
     ReferenceSetup,
     check_reference_asked_for,
-    checkpoint_folder,
 )
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import config, steps, trainer
@@ -99,25 +98,6 @@ def test_an_adapter_as_reference_needs_the_base_model_as_it_was(tmp_path):
     pissa = peft.LoraConfig(init_lora_weights="pissa", **lora)
     with pytest.raises(ValueError, match=r"the policy's own adapter has changed .* ref_model='x'"):
         trainer(tmp_path, tiny_rows(4), peft_config=pissa, reference="adapter:x")
-
-
-def test_training_goes_on_from_the_latest_checkpoint_or_the_one_that_is_named(tmp_path):
-    assert checkpoint_folder(None, str(tmp_path)) is None
-    assert checkpoint_folder(False, str(tmp_path)) is None
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert checkpoint_folder(True, str(tmp_path)) == tmp_path / "checkpoint-10"
-    named = str(tmp_path / "checkpoint-2")
-    assert checkpoint_folder(named, str(tmp_path)) == tmp_path / "checkpoint-2"
-
-
-@pytest.mark.parametrize("asked", [True, "nowhere", "", 5, "empty"])
-def test_a_checkpoint_that_is_not_there_is_told(tmp_path, monkeypatch, asked):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"there is no checkpoint .* to resume from"):
-        checkpoint_folder(asked, str(tmp_path))
 
 
 # A reference that cannot share prefixes beside a policy that does ---------------------------------

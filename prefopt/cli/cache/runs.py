@@ -23,8 +23,9 @@ from prefopt.reference.store.logp_store import FILE_NAME, FileStore
 from prefopt.reference.store.maintain import describe_store, open_store, references_of
 from prefopt.reference.store.repair import is_damage
 from prefopt.reference.store.verify import Comparison, nearest_reference, recompute, tolerance_of
+from prefopt.training.checkpoints import checkpoint_folder
 from prefopt.training.launch import Launch
-from prefopt.training.reference import ReferenceSetup, checkpoint_folder
+from prefopt.training.reference import ReferenceSetup
 from prefopt.training.run import Run, named_datasets, prepare_run
 
 _SAMPLE = 100
