@@ -180,7 +180,8 @@ def _plain_value(name: str, value: Any, kinds: frozenset[type]) -> Any:
             raise ValueError(f"{name} must be at most {_LARGEST[kind]:.3g}, got {value!r:.200}")
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
     wanted = " or ".join(text for kind, text in words.items() if kind in kinds)
-    raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
+    hint = f"; {_RANGES[name].hint}" if name in _RANGES and _RANGES[name].hint else ""
+    raise ValueError(f"{name} must be {wanted}, got {value!r:.200}{hint}")
 
 
 def check_schedule(config: TrainingArguments) -> None:
@@ -255,7 +256,8 @@ def refuse_unsupported(config: TrainingArguments) -> None:
     if config.train_sampling_strategy not in ("random", "sequential"):
         raise ValueError(
             f"train_sampling_strategy={config.train_sampling_strategy!r} is not supported: rows "
-            "are not padded, so grouping them by length gains nothing; use 'random'"
+            "are not padded, so grouping them by length gains nothing, and processes get rows of "
+            "as many tokens by themselves; use 'random'"
         )
 
 

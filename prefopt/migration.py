@@ -54,8 +54,31 @@ REFUSED: dict[str, Gone] = {
         "the LM head is chunked here already, for every loss; leave it out instead", (None, False)
     ),
     "label_smoothing_factor": Gone("use label_smoothing instead", (0.0,)),
+    "liger_kernel_config": Gone("Liger's kernels are not used; leave it out instead"),
     "include_for_metrics": Gone(
         "compute_metrics gets rewards and labels alone; leave it out instead", (None, [])
+    ),
+    "average_tokens_across_devices": Gone(
+        "means are taken over the examples of all devices; leave it out instead", (None, True)
+    ),
+    "eval_do_concat_batches": Gone(
+        "predictions come as one array in the order of the rows; leave it out instead",
+        (None, True),
+    ),
+    "eval_use_gather_object": Gone(
+        "rewards of all processes are gathered as they are; leave it out instead", (None, False)
+    ),
+    "eval_accumulation_steps": Gone(
+        "evaluation keeps a few numbers of each row and no logits; leave it out instead"
+    ),
+    "label_names": Gone(
+        "what is compared is read from the columns of the data; leave it out instead",
+        (None, [], ["labels"]),
+    ),
+    "length_column_name": Gone(
+        "rows are not grouped by length, and processes get rows of as many tokens by themselves; "
+        "leave it out instead",
+        (None, "length"),
     ),
 }
 

@@ -33,6 +33,7 @@ class PreferenceCollator:
         max_tokens: Tokens that a batch may hold; rows with more make several. A single example is
             never cut.
         by_kind: Whether losses look at the rows of one kind each.
+        max_rows: Rows that a batch may hold, in the same way as ``max_tokens``.
 
     Raises:
         KeyError: When called, if a row lacks a column of prepared data.
@@ -43,6 +44,7 @@ class PreferenceCollator:
     mismatched: Literal["separate", "continued"] | None = None
     max_tokens: int | None = None
     by_kind: bool = False
+    max_rows: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the batches of the rows, in a dictionary since transformers hands on no other."""
@@ -56,10 +58,17 @@ class PreferenceCollator:
         return [self._batch(rows[part], examples[part], alone=len(parts) == 1) for part in parts]
 
     def _parts(self, examples: Sequence[Example]) -> list[slice]:
-        if self.max_tokens is None:
-            return [slice(0, len(examples))]
-        sizes = [laid_out_tokens(example, self.layout) for example in examples]
-        return split_by_tokens(sizes, self.max_tokens)
+        parts = [slice(0, len(examples))]
+        if self.max_tokens is not None:
+            sizes = [laid_out_tokens(example, self.layout) for example in examples]
+            parts = split_by_tokens(sizes, self.max_tokens)
+        if self.max_rows is None:
+            return parts
+        return [
+            slice(part.start + its.start, part.start + its.stop)
+            for part in parts
+            for its in split_by_tokens([1] * (part.stop - part.start), self.max_rows)
+        ]
 
     def _batch(self, rows: Sequence[Row], examples: Sequence[Example], alone: bool) -> Batch:
         index = index_of(rows, self.by_kind)

@@ -112,6 +112,14 @@ class StepShare(Sampler[list[int]]):
         whole, rest = divmod(rows, self._steps.rows_of_pass)
         return whole + (rest > 0 and not self._drop_last)
 
+    def rows_of(self, steps: int) -> int:
+        """Return how many rows so many optimiser steps take, from the first epoch's on."""
+        of_epoch = len(self.sampler)  # type: ignore[arg-type] # those of map-style data have one
+        if self._drop_last:
+            of_epoch = len(self) * self._steps.rows_of_pass
+        epochs, rest = divmod(steps, -(-len(self) // self._steps.passes))
+        return epochs * of_epoch + min(rest * self._steps.rows_of_step, of_epoch)
+
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)
         if self._drop_last:

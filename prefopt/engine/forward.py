@@ -18,6 +18,7 @@ from prefopt.engine.logprobs import LMHead, plain_logps
 from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.noise import Noise, inverse_lengths_of, noisy_embeddings
 from prefopt.engine.partitioned import is_partitioned
 from prefopt.engine.precision import at_least_float32
 from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_types
@@ -36,6 +37,7 @@ class Requested:
     collector: StatisticsCollector | None = None
     divergence_from: Predictions | None = None
     predictions: bool = False
+    noise: Noise | None = None
 
 
 class ForwardOutput(NamedTuple):
@@ -105,8 +107,7 @@ class Forward:
             cache = None if batch.continuation is None else attention.KVCache(batch.segments)
             if batch.input_ids.numel() == 0:
                 return self._of_no_tokens(batch, requested, cache)
-            routed = requested.load_balancing_loss is not None
-            hidden, head, router_logits = self._run(batch, cache, routed)
+            hidden, head, router_logits = self._run(batch, cache, requested)
             predicting = hidden.index_select(0, batch.predict_positions)
             if head is _LOGITS:
                 predicting = at_least_float32(predicting)
@@ -158,22 +159,29 @@ class Forward:
         return logits.log_softmax(-1).gather(-1, targets)[:, 0]
 
     def _run(
-        self, batch: Layout, write_cache: attention.KVCache | None, routed: bool
+        self, batch: Layout, write_cache: attention.KVCache | None, requested: Requested
     ) -> _BackboneOutput:
         """Run the model over the first row of a batch, or over padded rows."""
+        routed, noise = requested.load_balancing_loss is not None, requested.noise
         extras: dict[str, Any] = {"output_router_logits": True} if routed else {}
         if self.company.beyond != "any" and batch.attention_mask is not None:
-            return self._run_apart(batch, extras)
-        if self.head is None:
-            output = self.model(**self._inputs(batch), **extras, use_cache=False)
-            hidden = output.logits
-        else:
-            output = self._backbone_output(batch, write_cache=write_cache, **extras)
-            hidden = output.last_hidden_state
+            return self._run_apart(batch, extras, noise)
+        shares = batch.inverse_lengths
+        if batch.attention_mask is not None:
+            shares = inverse_lengths_of(batch.attention_mask, left_out=1)
+        with noisy_embeddings(self.causal_lm, shares, noise):
+            if self.head is None:
+                output = self.model(**self._inputs(batch), **extras, use_cache=False)
+                hidden = output.logits
+            else:
+                output = self._backbone_output(batch, write_cache=write_cache, **extras)
+                hidden = output.last_hidden_state
         router_logits = output.router_logits if routed else None
         return _BackboneOutput(hidden.flatten(0, 1), self.head or _LOGITS, router_logits)
 
-    def _run_apart(self, batch: Layout, extras: dict[str, Any]) -> _BackboneOutput:
+    def _run_apart(
+        self, batch: Layout, extras: dict[str, Any], noise: Noise | None
+    ) -> _BackboneOutput:
         """Run the model over padded rows, those together that may be computed together.
 
         Where texts change each other, their last tokens count too, from which nothing is predicted.
@@ -182,12 +190,15 @@ class Forward:
         groups = self.company.groups((batch.attention_mask.sum(1) + 1).tolist())
         inputs = self._inputs(_with_last_tokens(batch))
         hidden, router_logits = [], []
-        for rows in groups:
+        for number, rows in enumerate(groups):
             width = int(inputs["attention_mask"][rows].sum(1).max())
             reset_positions(self._backbone)
             model = self.model if self.head is None else self._backbone
             some = {name: it[rows, :width] for name, it in inputs.items()}
-            output = model(**some, **extras, use_cache=False)
+            shares = inverse_lengths_of(some["attention_mask"], left_out=0)
+            its = None if noise is None else noise._replace(seed=noise.seed + number)
+            with noisy_embeddings(self.causal_lm, shares, its):
+                output = model(**some, **extras, use_cache=False)
             hidden.append(output.logits if self.head is None else output.last_hidden_state)
             routed = getattr(output, "router_logits", None) or ()
             router_logits.append([it.view(len(rows), width, -1) for it in routed])
@@ -225,7 +236,7 @@ class Forward:
         """Return no log-probs, of a pass over a text: others wait for this process's weights."""
         token = np.zeros(1, dtype=np.int64)
         text = build_layout([Example(token, [token])], batch.name).to(batch.input_ids.device)
-        hidden, head, _ = self._run(text, None, routed=False)
+        hidden, head, _ = self._run(text, None, Requested())
         if head is _LOGITS:
             logps = plain_logps(at_least_float32(hidden), text.target_ids)
         else:

@@ -108,6 +108,8 @@ class Layout(TensorRecord):
         prompt_lengths: Tokens of the prompt in each padded row; (R,). None in packed rows.
         last_ids: The last token of each padded row's text, which is left out; (R,). None in packed
             rows.
+        inverse_lengths: For each token of a packed row 1 over the length of its text, the mean over
+            the texts that share it; (1, T). None in padded rows.
         continuation: More completions of the same prompts, laid out in a row of their own which
             attends to this one. Its segments are numbered after this row's, and positions that
             predict count this row's tokens first. None without such completions.
@@ -126,6 +128,7 @@ class Layout(TensorRecord):
     sequence_tokens: int
     prompt_lengths: Tensor | None = None
     last_ids: Tensor | None = None
+    inverse_lengths: Tensor | None = None
     continuation: "Layout | None" = None
 
     @property
@@ -168,6 +171,7 @@ def in_padded_rows(row: Layout) -> Layout:
         segments=(),
         predict_positions=torch.from_numpy(predict_positions).to(device),
         hidden_positions=torch.from_numpy(np.unique(predict_positions)).to(device),
+        inverse_lengths=None,
         continuation=None,
     )
 
@@ -241,6 +245,11 @@ class _Text(NamedTuple):
     completion: Ints
     counted: Bools
     end: Node
+
+    @property
+    def length(self) -> int:
+        """Its tokens, with those of the prompt."""
+        return self.prompt_length + len(self.completion)
 
     def predicted(self) -> tuple[Ints, Ints]:
         """Return the position that predicts each scored token, when the nodes have been placed."""
@@ -371,9 +380,21 @@ def _lay_out(row: Sequence[Node], texts: Sequence[_Text]) -> Layout:
             Segment(len(node.tokens), tuple(step.index for step in node.path()[:-1]))
             for node in row
         ),
-        sequence_tokens=sum(text.prompt_length + len(text.completion) for text in texts),
+        sequence_tokens=sum(text.length for text in texts),
+        inverse_lengths=torch.from_numpy(_inverse_lengths(row, texts))[None],
         **_prediction_fields([text.predicted() for text in texts]),
     )
+
+
+def _inverse_lengths(row: Sequence[Node], texts: Sequence[_Text]) -> NDArray[np.float32]:
+    """Return for each token of a row the mean of 1 / length over the texts it is part of; (T,)."""
+    of_nodes: dict[Node, list[float]] = {node: [] for node in row}
+    for text in texts:
+        for node in text.end.path():
+            if node in of_nodes:
+                of_nodes[node].append(1 / text.length)
+    means = np.array([np.mean(shares) for shares in of_nodes.values()], dtype=np.float32)
+    return np.repeat(means, np.array([len(node.tokens) for node in row], dtype=np.int64))
 
 
 def _padded(examples: Sequence[Example], pad_token_id: int) -> Layout:

@@ -15,6 +15,7 @@ from prefopt.engine.forward import Forward, ForwardOutput, Requested, through_wr
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Layout
 from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.noise import Noise
 from prefopt.engine.partitioned import whole_where_used
 from prefopt.engine.quantised import keep_trainable
 from prefopt.engine.sharding import put_away
@@ -124,6 +125,7 @@ class Scorer:
         statistics: Collection[str] = (),
         divergence_from: Predictions | None = None,
         keep_predictions: bool = False,
+        noise: Noise | None = None,
     ) -> Scores:
         """Score a batch laid out as ``self.layout``, and without gradient its continuation.
 
@@ -137,6 +139,7 @@ class Scorer:
             divergence_from: Predictions of another model, the reference, for the same batch in the
                 same layout: ``Scores.divergences`` are computed from them.
             keep_predictions: Whether to return ``Scores.predictions``; a wrapped model has none.
+            noise: Added to the embeddings; None for none.
 
         Returns:
             Log-probs of every completion.
@@ -147,7 +150,9 @@ class Scorer:
         """
         self._check_lengths(batch)
         collector = StatisticsCollector(statistics) if statistics else None
-        requested = Requested(load_balancing_loss, collector, divergence_from, keep_predictions)
+        requested = Requested(
+            load_balancing_loss, collector, divergence_from, keep_predictions, noise
+        )
 
         def compute() -> ForwardOutput:
             with context():

@@ -121,3 +121,25 @@ def _seeded(sampler: Sampler[int], args: PreferenceConfig) -> Sampler[int]:
     seed = args.seed if args.data_seed is None else args.data_seed
     seeded: Sampler[int] = SeedableRandomSampler(sampler.data_source, data_seed=seed)
     return seeded
+
+
+def asked_for(dataset: Any, known: Any) -> Any:
+    """Return the data that are to be evaluated on.
+
+    Args:
+        dataset: Data, the name of some, or None for those that are known.
+        known: The data of the run; a dictionary if they have names.
+
+    Raises:
+        ValueError: If there are none, or none of this name.
+    """
+    if isinstance(dataset, str):
+        named = known if isinstance(known, dict) else {}
+        if dataset not in named:
+            names = ", ".join(named) or "none; give eval_dataset as a dictionary"
+            raise ValueError(f"there is no eval_dataset {dataset!r}; there is {names}")
+        return named[dataset]
+    dataset = known if dataset is None else dataset
+    if dataset is None:
+        raise ValueError("evaluation needs an eval_dataset")
+    return dataset

@@ -44,6 +44,7 @@ from prefopt.training.checkpoints import REFERENCE_FILE, STATE_FILE
 from prefopt.training.fsdp import applies_fsdp
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
+from prefopt.training.optimizers import to_result
 from prefopt.training.tokenizer import check_reference_tokenizer
 from prefopt.training.trust import absolute
 from prefopt.training.weights import BROKEN, check_weights
@@ -400,4 +401,5 @@ class FollowPolicy(TrainerCallback):  # type: ignore[misc] # transformers is unt
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """See ``transformers.TrainerCallback``."""
         if state.global_step % self._every == 0:
+            to_result(kwargs.get("optimizer"))
             self._copy.follow(self._alpha)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prefopt.batch import Batch, StepContext
 from prefopt.engine import Scorer
 from prefopt.engine.moe import LoadBalancingLoss, routed_tokens
+from prefopt.engine.noise import Noise
 from prefopt.engine.score import Scores
 from prefopt.engine.token_statistics import TOKEN_METRICS
 from prefopt.losses import LossOutput
@@ -92,6 +93,7 @@ class BatchScorer:
         load_balancing_loss: Added for a mixture of experts; None for none.
         token_metrics: Whether metrics of single tokens are logged too.
         context: Makes the context of forward passes, such as ``accelerator.autocast``.
+        noise: Returns the noise of a batch's embeddings in training; None for none.
 
     Attributes:
         device: Of the policy.
@@ -105,7 +107,9 @@ class BatchScorer:
         load_balancing_loss: LoadBalancingLoss | None = None,
         token_metrics: bool = False,
         context: Callable[[], Any] = nullcontext,
+        noise: Callable[[Batch], Noise] | None = None,
     ) -> None:
+        self._noise = noise
         self._scorer = scorer
         self._references = references
         self._objective = objective
@@ -119,9 +123,16 @@ class BatchScorer:
         )
 
     def __call__(
-        self, batch: Batch, wrapped: nn.Module | None = None, with_mismatched: bool = True
+        self,
+        batch: Batch,
+        wrapped: nn.Module | None = None,
+        with_mismatched: bool = True,
+        training: bool = False,
     ) -> Scored:
-        """Return a batch scored, mismatched completions that are laid out alone on request."""
+        """Return a batch scored, mismatched completions that are laid out alone on request.
+
+        In training the policy sees noisy embeddings where that was asked for.
+        """
         # The reference comes first, while no activations of the policy are held.
         reference = None
         if self._references is not None:
@@ -134,6 +145,7 @@ class BatchScorer:
             load_balancing_loss=self.load_balancing_loss,
             statistics=self._statistics,
             divergence_from=None if reference is None else reference.predictions,
+            noise=self._noise(batch) if training and self._noise is not None else None,
         )
         if reference is None:
             return Scored(scores)
@@ -235,7 +247,7 @@ class StepStatistics:
     ) -> list[StepContext]:
         """Score all micro-batches once without gradient, for losses that need all examples."""
         indices = [batch.index for batch in batches]
-        scored = [self.score(batch, with_mismatched=False) for batch in batches]
+        scored = [self.score(batch, with_mismatched=False, training=True) for batch in batches]
         running = None
         if self.objective.needs_running_means:
             sums = [self._running_sums(*pair) for pair in zip(indices, scored, strict=True)]
@@ -285,7 +297,7 @@ class StepStatistics:
 
         In training, metrics are added, and running means move with a batch that is a whole step.
         """
-        scored = self.score(batch, wrapped, with_mismatched=context.kl is None)
+        scored = self.score(batch, wrapped, context.kl is None, training)
         if context.kl is None and scored.mismatched is not None:
             kl = self.kl_estimate([scored.mismatched])
             context = replace(context, kl=kl)

@@ -29,10 +29,11 @@ from prefopt.data import DataError
 from prefopt.data.collate import BATCHES, PreferenceCollator
 from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_stream
 from prefopt.data.sampling import MixedLabels, unpaired_labels
-from prefopt.data.steps import row_tokens
+from prefopt.data.steps import StepShare, row_tokens
 from prefopt.engine.compilation import compile_layers
 from prefopt.engine.cpu import denormals_flushed, heap_kept
 from prefopt.engine.moe import LoadBalancingLoss
+from prefopt.engine.noise import Noise
 from prefopt.engine.probe_examples import probe_examples
 from prefopt.losses import LossOutput
 from prefopt.migration import check_trainer_arguments
@@ -48,14 +49,16 @@ from prefopt.training.fsdp import (
     writes_parts,
 )
 from prefopt.training.launch import Launch
-from prefopt.training.loaders import evaluation_loader, training_loader
+from prefopt.training.loaders import asked_for, evaluation_loader, steps_of, training_loader
 from prefopt.training.model import only_by_name
 from prefopt.training.model_card import write_model_card
+from prefopt.training.optimizers import to_result, to_training_point
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
 from prefopt.training.reference import FollowPolicy, ReferenceSetup
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.safety import Safety
 from prefopt.training.step import BatchScorer, StepStatistics
+from prefopt.training.unused import check_unmoved, in_parts
 from prefopt.training.weights import check_trainable_dtype
 from prefopt.training.zero import ready_for_engine
 
@@ -70,7 +73,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         model: An id, a path, or a model (``PreTrainedModel`` or ``PeftModel``).
         ref_model: The reference: a model, an id or a path; None for the policy as it is given.
         args: The arguments; None for the defaults.
-        data_collator: Replaces ``prefopt.data.PreferenceCollator``.
+        data_collator: Replaces ``prefopt.data.PreferenceCollator``; it may be given no rows.
         train_dataset: Preferences in any format of ``prefopt.data``; a map-style or a streaming
             dataset, or a list of map-style ones, each alone or in a tuple with its weight
             (``prefopt.data.WeightedDataset``).
@@ -163,6 +166,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         ready_for_engine(self.model, self.accelerator)
         check_trainable_dtype(self.model, self._launch.keeps_float32)
         make_ready(self.model, args, run.objective, self._launch)
+        self.neftune_noise_alpha = None  # added by our scorer, as to each text alone
         # Losses are normalised over the optimiser step here, so nothing is left to scale.
         self.model_accepts_loss_kwargs = True
         self._run, self.objective, self.max_length = run, run.objective, run.max_length
@@ -215,6 +219,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.load_balancing_loss,
             self.args.log_token_metrics,
             self.accelerator.autocast,
+            self._noise if self.args.neftune_noise_alpha else None,
         )
         self._statistics = StepStatistics(
             self.objective,
@@ -224,6 +229,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         )
         self._evaluator = Evaluator(self._statistics)
         self._safety = Safety(self, self._statistics, self._launch, self._run)
+
+    def _noise(self, batch: Batch) -> Noise:
+        """Return the noise of a batch at this step, the same if it is scored twice."""
+        numbers = (self.args.seed, self.state.global_step)
+        return Noise.of(self.args.neftune_noise_alpha, numbers, batch.texts.examples)
 
     def _collator(self) -> PreferenceCollator:
         return PreferenceCollator(
@@ -245,7 +255,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             return None
         several = self.args.gradient_accumulation_steps > 1 or self._launch.is_sharded
         several |= self.args.max_tokens_per_batch is not None and self.args.world_size > 1
-        return "separate" if several or self.scorer.layout == "padded" else "continued"
+        # Embeddings of what is trained on may be noisy, and those of the estimate are not.
+        alone = several or self.scorer.layout == "padded" or self.args.neftune_noise_alpha
+        return "separate" if alone else "continued"
 
     def _check_first_batch(self) -> None:
         if not self.args.check_first_batch or self.train_dataset is None:
@@ -297,15 +309,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return a loader over this process's rows of an evaluation set, raw or prepared."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-            if dataset not in known:
-                names = ", ".join(known) or "none; give eval_dataset as a dictionary"
-                raise ValueError(f"there is no eval_dataset {dataset!r}; there is {names}")
-            dataset = known[dataset]
-        if dataset is None:
-            raise ValueError("evaluation needs an eval_dataset")
+        dataset = asked_for(eval_dataset, self.eval_dataset)
         dataset = self._run.data.prepare(dataset, "eval")
         self._reference.serve(("eval", dataset))
         return evaluation_loader(dataset, self.data_collator, self.args, self._launch.processes)
@@ -355,7 +359,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             raise ValueError("training needs a train_dataset; there are only data to evaluate on")
         checkpoint = self._safety.folder(resume_from_checkpoint)
         self._reference.begin(checkpoint, *named_datasets(self.train_dataset, self.eval_dataset))
-        self._safety.resume(checkpoint)
+        self._begin_counting = partial(self._safety.resume, checkpoint)
+        self._begin_counting()
         with ExitStack() as stack:
             stack.enter_context(self._safety.interrupt.listening())
             if self.args.device.type == "cpu":
@@ -363,14 +368,37 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 stack.enter_context(heap_kept())
             folder = None if checkpoint is None else str(checkpoint)
             trained = super().train(folder, *args, **kwargs)
+        to_result(self.optimizer)
         self._safety.check("the trained model")
         # Of all steps, those before a checkpoint too.
         return trained._replace(training_loss=trained.metrics["train_loss"])
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Return how many rows make an optimiser step."""
+        return steps_of(args, self._launch.processes).rows_of_step
+
+    def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
+        """Return what transformers does, but of the rows those that there are."""
+        values = list(super().set_initial_training_values(args, dataloader, *more))
+        if isinstance(dataloader.batch_sampler, StepShare):
+            values[3] = dataloader.batch_sampler.rows_of(values[-1])
+        return tuple(values)
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Begin anew with smaller forward passes, where memory was too small; steps stay."""
+        if batch_size < self._train_batch_size:
+            check_unmoved(self.state.global_step - self._initial_global_step, batch_size)
+            self._run.say(f"prefopt: memory is too small: {batch_size} rows in a pass from now on")
+            self._begin_counting()
+        self.data_collator = in_parts(self.data_collator, batch_size)
+        super()._update_auto_batch_size(batch_size)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Any]:
         """Return the micro-batches of an optimiser step, with what they must know of each other."""
+        self.model.train()  # for what is scored ahead of the step
+        to_training_point(self.optimizer)
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not samples:
             if self.state.global_step == 0:
@@ -458,6 +486,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         score = partial(self._score, wrapped=wrapped)
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
+        to_result(self.optimizer)
         with self.scorer.evaluating():
             found = self._evaluator.evaluate(
                 self._evaluated(dataloader), score, self.compute_metrics, not prediction_loss_only
@@ -490,11 +519,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, so that ``from_pretrained`` loads it.
+        """Save the model as it is evaluated, so that ``from_pretrained`` loads it.
 
         Where checkpoints hold parts of the weights (FSDP's ``SHARDED_STATE_DICT``), a checkpoint
         gets no whole weights beside them, and any other folder does.
         """
+        to_result(self.optimizer)
         folder = output_dir or self.args.output_dir
         if writes_parts(self._launch):
             if is_checkpoint(folder):
@@ -502,6 +532,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             else:
                 self._save(folder, self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
+
+    def _load_best_model(self) -> None:
+        to_result(self.optimizer)  # which is not asked any more what it makes of these weights
+        super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self._safety.saving(Path(output_dir or self.args.output_dir)):

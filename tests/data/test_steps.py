@@ -83,6 +83,16 @@ def test_rows_that_fill_no_pass_of_all_are_left_out_on_request(steps):
         assert sorted(kept) == list(range(count - count % steps.rows_of_pass))
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("steps", CUTS, ids=str)
+def test_the_rows_of_steps_are_counted_over_epochs(steps, drop_last):
+    for count in range(steps.rows_of_pass, 2 * steps.rows_of_step + 2):
+        of_steps = rows_of_steps(passes_of(count, steps, drop_last=drop_last), steps)
+        taken = np.cumsum([len(rows) for rows in of_steps * 3]).tolist()
+        share = StepShare(range(count), None, steps, 0, drop_last)
+        assert [share.rows_of(number + 1) for number in range(len(taken))] == taken
+
+
 def test_a_process_alone_keeps_the_order():
     sizes = np.array([1, 9, 2, 8, 5])
     assert passes_of(5, Steps(2), sizes) == [([0, 1],), ([2, 3],), ([4],)]

@@ -38,3 +38,14 @@ def test_compiled_layers_train_alike(tmp_path, checkpointing):
 def test_a_model_without_layers_cannot_be_compiled():
     with pytest.raises(ValueError, match="Linear has no layers"):
         compile_layers(nn.Linear(2, 2))
+
+
+def test_backend_and_mode_are_passed_on(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "prefopt.training.trainer.compile_layers", lambda model, **options: asked.append(options)
+    )
+    trainer(
+        tmp_path, tiny_rows(4), torch_compile_backend="eager", torch_compile_mode="max-autotune"
+    )
+    assert asked == [{"backend": "eager", "mode": "max-autotune"}]

@@ -98,3 +98,42 @@ def test_workers_load_as_this_process_does(tmp_path):
         trained.train()
         logged.append(steps(trained))
     assert [entry["loss"] for entry in logged[0]] == [entry["loss"] for entry in logged[1]]
+
+
+def test_options_of_loading_reach_both_loaders(tmp_path):
+    args = config(
+        tmp_path,
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+        dataloader_prefetch_factor=3,
+        dataloader_multiprocessing_context="forkserver",
+        dataloader_in_order=False,
+        dataloader_pin_memory=True,
+    )
+    data, collate = tiny_rows(4), list
+    where = (args, processes(2), torch.device("cpu"))
+    training = training_loader(data, RandomSampler(data), None, collate, *where)
+    for loader in (training, evaluation_loader(data, collate, args, processes(2))):
+        assert (loader.num_workers, loader.persistent_workers) == (1, True)
+        assert (loader.prefetch_factor, loader.in_order) == (3, False)
+        assert loader.multiprocessing_context.get_start_method() == "forkserver"
+        assert loader.pin_memory == torch.accelerator.is_available()
+
+
+def test_rows_may_come_in_the_order_of_the_data(tmp_path):
+    made = trainer(tmp_path, tiny_rows(5), train_sampling_strategy="sequential")
+    assert list(made._get_train_sampler()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),  # steps of 4 rows and of 1 in turn
+    [
+        ({"max_steps": 5}, 4 + 1 + 4 + 1 + 4),
+        ({"max_steps": 2}, 4 + 1),
+        ({"max_steps": -1, "num_train_epochs": 2}, 10),
+    ],
+)
+def test_the_rate_of_rows_is_of_those_that_there_are(tmp_path, options, rows):
+    metrics = trainer(tmp_path, tiny_rows(5), **options).train().metrics
+    found = metrics["train_samples_per_second"] * metrics["train_runtime"]
+    assert found == pytest.approx(rows, rel=0.05)

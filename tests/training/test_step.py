@@ -54,7 +54,7 @@ class FakeScorer:
         self._mismatched = mismatched
         self.passes = 0
 
-    def __call__(self, batch, wrapped=None, with_mismatched=True):
+    def __call__(self, batch, wrapped=None, with_mismatched=True, training=False):
         part = self.passes % len(self._logps)
         self.passes += 1
         start = sum(map(len, self._logps[:part]))
