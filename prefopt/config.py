@@ -19,6 +19,7 @@ from prefopt.config_checks import (
     check_types,
     read_json,
     read_object,
+    read_parallelism,
     refuse_unsupported,
 )
 from prefopt.engine.attention import BACKENDS
@@ -279,6 +280,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
         for name in ("loss_kwargs", "model_init_kwargs"):
             read_json(self, name)
+        read_parallelism(self)
         copies_wait = self.accelerator_config is not None  # or as that says
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one torch warns of it.

@@ -14,6 +14,7 @@ from numbers import Real
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from accelerate import ParallelismConfig
 from transformers import TrainingArguments
 
 from prefopt.engine.attention import check_request
@@ -25,6 +26,11 @@ ADAPTER = "adapter:"
 
 # TRL's defaults of a reference that follows the policy.
 _MOVING = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
+
+
+# Sizes of accelerate's ``ParallelismConfig`` by which one row is spread over processes.
+_ROWS_IN_PARTS = {"tp_size": "tensor", "cp_size": "context", "sp_size": "sequence"}
+SPREAD_INSTEAD = "use FSDP2 or DeepSpeed's ZeRO-3, which spread weights and no rows"
 
 
 class _Range(NamedTuple):
@@ -226,6 +232,38 @@ def read_json(config: TrainingArguments, name: str) -> None:
         setattr(config, name, value)
     if value is not None and not isinstance(value, dict):
         raise ValueError(f'{name} must be an object like {{"a": 1}}, got {value!r}')
+
+
+def read_parallelism(config: TrainingArguments) -> None:
+    """Replace ``parallelism_config`` that was written as JSON or a dictionary by accelerate's.
+
+    Raises:
+        ValueError: If it is not one, or asks for what spreads one row over several processes.
+    """
+    if not isinstance(config.parallelism_config, ParallelismConfig | None):
+        read_json(config, "parallelism_config")
+        try:
+            config.parallelism_config = ParallelismConfig(**config.parallelism_config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"parallelism_config is none of accelerate's: {error}") from None
+    if config.parallelism_config is not None:
+        refuse_rows_in_parts(config.parallelism_config)
+
+
+def refuse_rows_in_parts(parallelism: Any) -> None:
+    """Raise for kinds of parallelism in which several processes hold one row together.
+
+    Raises:
+        ValueError: Saying what to use instead.
+    """
+    for name, kind in _ROWS_IN_PARTS.items():
+        size = getattr(parallelism, name, None) or 1
+        if size > 1:
+            raise ValueError(
+                f"{name}={size} asks for {kind} parallelism, in which {size} processes hold one "
+                "row together, and prefopt gives each process rows of its own: it is not "
+                f"supported; {SPREAD_INSTEAD}"
+            )
 
 
 def read_object(name: str, text: str) -> Any:

@@ -238,7 +238,7 @@ OLD_TRANSFORMERS_FIELDS: dict[str, Gone] = {
     "fsdp_min_num_params": Gone("use fsdp_config instead", (None, 0)),
     "fsdp_transformer_layer_cls_to_wrap": Gone("use fsdp_config instead"),
     "sharded_ddp": Gone("use fsdp or deepspeed instead", (None, "", False)),
-    "tp_size": Gone("use parallelism_config instead", (None, 0, 1)),
+    "tp_size": Gone("use fsdp or deepspeed instead", (None, 0, 1)),
     "ray_scope": Gone("use the options of your hyper-parameter search instead", (None, "last")),
     "past_index": Gone("leave it out instead", (None, -1)),
     "jit_mode_eval": Gone("leave it out instead", (None, False)),

@@ -1,6 +1,7 @@
 """The checks of a configuration, on plain values; ``tests/bad_input`` has wrong values by field."""
 
 import pytest
+from accelerate import ParallelismConfig
 
 from prefopt import PreferenceConfig
 from prefopt.config_checks import plain_fields, read_json, read_object
@@ -34,3 +35,26 @@ def test_an_object_is_read_from_json_in_place():
 def test_what_is_not_json_is_named():
     with pytest.raises(ValueError, match=r"loss_type is not JSON: .* in '\{a'"):
         read_object("loss_type", "{a")
+
+
+@pytest.mark.parametrize("given", ['{"dp_shard_size": 2}', {"dp_shard_size": 2}])
+def test_parallelism_is_read_from_json_and_dictionaries(given):
+    made = PreferenceConfig("o", report_to="none", use_cpu=True, parallelism_config=given)
+    assert isinstance(made.parallelism_config, ParallelismConfig)
+    assert made.parallelism_config.dp_shard_size == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{bad", "parallelism_config is not JSON"),
+        ("[1]", "parallelism_config must be an object"),
+        ({"bogus": 1}, "parallelism_config is none of accelerate's.*bogus"),
+        ({"dp_shard_size": 0}, "parallelism_config is none of accelerate's.*at least 1"),
+        ('{"tp_size": 2}', "tp_size=2 asks for tensor parallelism"),
+        ({"cp_size": 2}, "cp_size=2 asks for context parallelism"),
+    ],
+)
+def test_another_parallelism_is_told_what_is_wrong(given, said):
+    with pytest.raises(ValueError, match=said):
+        PreferenceConfig("o", report_to="none", use_cpu=True, parallelism_config=given)

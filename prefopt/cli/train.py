@@ -95,7 +95,7 @@ def make_parser() -> Any:
             action.nargs = "+"  # `--loss_type sigmoid sft`, as in TRL, beside 'dpo + 0.2*sft'
         elif action.dest == "datasets":
             action.type = _json_object  # `--datasets a.jsonl '{"path": "b.jsonl", "weight": 2}'`
-        elif action.dest in PreferenceConfig._VALID_DICT_FIELDS:
+        elif action.dest in (*PreferenceConfig._VALID_DICT_FIELDS, "parallelism_config"):
             action.type = _json_object
         elif action.type in (int, float) and type(None) in get_args(hints.get(action.dest)):
             action.type = _or_none(action.type)  # `--max_length none`; later TRLs do it themselves

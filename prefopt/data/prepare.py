@@ -24,9 +24,10 @@ from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
 from prefopt.data.formats import SOURCE_COLUMNS, read_example
 from prefopt.data.mismatch import StreamMismatch, add_mismatched
+from prefopt.data.parts import Parts, map_rows
 from prefopt.data.prefix import shared_length
 from prefopt.data.prepared import COLUMNS, FACTS, OPTIONAL, OUTPUTS, VERSION
-from prefopt.data.report import DataReport, Remark, SetAside, count_rows, show_row
+from prefopt.data.report import DataReport, SetAside, count_rows, remarks_of, show_row
 from prefopt.data.template import Tokenizer
 from prefopt.data.tokenize import Tokenized, tokenize
 from prefopt.data.unread import plain_columns, without_media
@@ -77,6 +78,7 @@ def prepare_dataset(
     name: str = "train",
     batch_size: int = 8,
     one_of_several: bool = False,
+    parts: Parts | None = None,
 ) -> PreparedDataset:
     """Turn preferences in any format of ``prefopt.data.formats`` into token ids.
 
@@ -100,6 +102,7 @@ def prepare_dataset(
         batch_size: Rows in a batch, where the report compares with padded batches.
         one_of_several: Whether each row is to say, under ``prefopt_dataset``, that it is of this
             dataset.
+        parts: Where to keep what is prepared part by part, to go on from there; not for streams.
 
     Returns:
         Prepared rows in the order of the data, and the report.
@@ -129,7 +132,7 @@ def prepare_dataset(
         check_columns(dataset.column_names)
         if "weight" in dataset.column_names:
             check_weights(dataset["weight"])
-        prepared = _prepare_rows(dataset, options, num_proc, name, batch_size)
+        prepared = _prepare_rows(dataset, options, num_proc, name, batch_size, parts)
         if check_kinds is not None:
             check_kinds(prepared.kinds)
         if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
@@ -151,20 +154,25 @@ def _check_limits(**limits: tuple[Any, int]) -> None:
 
 
 def _prepare_rows(
-    dataset: Dataset, options: Options, num_proc: int | None, name: str, batch_size: int
+    dataset: Dataset,
+    options: Options,
+    num_proc: int | None,
+    name: str,
+    batch_size: int,
+    parts: Parts | None,
 ) -> PreparedDataset:
     tokenizer, max_length = options["tokenizer"], options["max_length"]
     columns = dataset.column_names
     plan = ColumnPlan.of(columns, one_of_several=options["dataset"] is not None)
     plain = plain_columns(dataset.features, SOURCE_COLUMNS)
-    mapped = dataset.map(
+    mapped = map_rows(
+        dataset,
         prepare_batch,
-        batched=True,
-        with_indices=True,
+        parts,
+        num_proc,
         remove_columns=[column for column in columns if column not in plan.extra],
         features=plan.features(dataset.features),
         fn_kwargs={**options, "outputs": plan.outputs, "plain": plain, "version": VERSION},
-        num_proc=min(num_proc, len(dataset)) if num_proc else None,
         desc=f"Preparing {name} data",
     )
     reasons = mapped["_reason"][:]
@@ -180,7 +188,7 @@ def _prepare_rows(
             f"{aside.count} row{'s' * (aside.count > 1)}: {why}" for why, aside in set_aside.items()
         )
         raise DataError(f"no row is left ({reasons_text}; max_length is {max_length})")
-    remarks = _collect(mapped, kept)
+    remarks = remarks_of(mapped, kept, EXAMPLE_ROWS)
     mapped = mapped.select(kept) if set_aside else mapped
     report = replace(
         count_rows(mapped, name, batch_size),
@@ -202,19 +210,6 @@ def _not_read(plan: "ColumnPlan", unread: Iterable[Sequence[str]]) -> tuple[str,
     """Return the columns that are kept as they are, and those that a row did not need."""
     named = [column for column in plan.extra if column not in COLUMNS]
     return tuple(dict.fromkeys([*named, *sorted({name for row in unread for name in row})]))
-
-
-def _collect(dataset: Dataset, kept: Sequence[int]) -> dict[str, Remark]:
-    """Return what was found in the rows that are kept, each with its first example."""
-    found: dict[str, tuple[str, list[int]]] = {}
-    findings = dataset["_findings"][:]
-    for row in kept:
-        for finding in findings[row]:
-            found.setdefault(finding["what"], (finding["example"], []))[1].append(row)
-    return {
-        what: Remark(len(rows), tuple(rows[:EXAMPLE_ROWS]), example)
-        for what, (example, rows) in found.items()
-    }
 
 
 def _prepare_stream(

@@ -323,3 +323,16 @@ def count_rows(dataset: Dataset, name: str, batch_size: int) -> DataReport:
 
 def _lengths(lengths: NDArray[np.int64]) -> Lengths:
     return Lengths(len(lengths), int(lengths.sum()), int(lengths.max(initial=0)))
+
+
+def remarks_of(dataset: Dataset, kept: Sequence[int], examples: int) -> dict[str, Remark]:
+    """Return what was found in the rows that are kept, each with some rows and an example."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    findings = dataset["_findings"][:]
+    for row in kept:
+        for finding in findings[row]:
+            found.setdefault(finding["what"], (finding["example"], []))[1].append(row)
+    return {
+        what: Remark(len(rows), tuple(rows[:examples]), example)
+        for what, (example, rows) in found.items()
+    }

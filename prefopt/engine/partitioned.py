@@ -66,9 +66,19 @@ def whole_where_used(model: nn.Module) -> Iterator[None]:
 
 
 def own_part(parameter: Tensor) -> Tensor:
-    """Return the part of a partitioned weight that this process keeps; any other weight whole."""
-    part: Tensor = getattr(parameter, "ds_tensor", parameter)
-    return part
+    """Return the part of a partitioned weight that this process keeps; any other weight whole.
+
+    Raises:
+        ValueError: If DeepSpeed keeps the part on a disk.
+    """
+    part: Any = getattr(parameter, "ds_tensor", parameter)
+    if part is not parameter and part.status.name != "AVAILABLE":
+        raise ValueError(
+            "reference='live' copies the policy's weights, which DeepSpeed keeps on a disk "
+            "(offload_param to nvme): use reference='cached', or offload them to the CPU"
+        )
+    kept: Tensor = part
+    return kept
 
 
 @contextmanager

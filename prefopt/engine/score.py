@@ -159,7 +159,7 @@ class Scorer:
                 return self._forward(batch, requested)
 
         # Whatever wraps a model, in the backward pass it is its own hooks that gather weights.
-        alone = wrapped is None and not torch.is_grad_enabled()
+        alone = wrapped in (None, self.model) and not torch.is_grad_enabled()
         with whole_where_used(self.model) if alone else nullcontext():
             output = through_wrapper(wrapped, self.model, compute, batch.input_ids)
         scores = _scores(batch, output.logps)

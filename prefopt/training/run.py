@@ -25,6 +25,7 @@ from prefopt.data.columns import check_dataset, check_datasets
 from prefopt.data.kinds import LEARNS_FROM, first_kinds
 from prefopt.data.mixture import mix, names_of, read_mixture, rows_used
 from prefopt.data.prepared import is_stream
+from prefopt.data.resumable import check_same_tokens
 from prefopt.objective import Objective
 from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
 from prefopt.training.loading import check_causal
@@ -34,6 +35,7 @@ from prefopt.training.model import (
     loading_options,
     switch_off_dropout,
 )
+from prefopt.training.parallelism import check_launch_of_rows, check_not_in_parts
 from prefopt.training.reference import check_reference_asked_for
 from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
 from prefopt.training.trust import named_in_run
@@ -111,6 +113,7 @@ class DataPreparation:
             for kind in LEARNS_FROM[term.loss.data_kind]
             if term.rows in (None, kind)
         }
+        check_same_tokens(dataset, self._tokenizer, self._max_length, name)
         return prepare_dataset(
             dataset,
             self._tokenizer,
@@ -221,6 +224,7 @@ def prepare_run(
     """
     _check_arguments(model, ref_model, args, train_dataset, eval_dataset)
     check_used(args)
+    check_launch_of_rows(args)
     set_seed(args.seed)  # adapters start from random weights
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)
     name = model if isinstance(model, str) else None
@@ -229,6 +233,7 @@ def prepare_run(
         names = ", ".join(sorted(named)) or "none: no model is named"
         console.print(f"prefopt: code may run that comes with what is named: {names}", markup=False)
     model = load_policy(model, args, peft_config)
+    check_not_in_parts(model)
     tokenizer = load_tokenizer(processing_class, model, args, name)
     check_vocabulary(tokenizer, model)
     max_length = _fit_length(args.max_length, learned_positions(model), console)
@@ -304,6 +309,8 @@ def _check_arguments(
         )
     if ref_model is not None:
         check_causal(ref_model, loading_options(args), "ref_model")
+    if isinstance(ref_model, nn.Module):
+        check_not_in_parts(ref_model, "ref_model")
 
 
 def _in_peft(model: Any, peft_config: Any, console: Console) -> Any:

@@ -60,7 +60,7 @@ from prefopt.training.safety import Safety
 from prefopt.training.step import BatchScorer, StepStatistics
 from prefopt.training.unused import check_unmoved, in_parts
 from prefopt.training.weights import check_trainable_dtype
-from prefopt.training.zero import ready_for_engine
+from prefopt.training.zero import gathering_on_save, ready_for_engine
 
 # Beside the batches of a step stands, under this name, what each must know of the others.
 CONTEXTS = "contexts"
@@ -521,8 +521,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as it is evaluated, so that ``from_pretrained`` loads it.
 
-        Where checkpoints hold parts of the weights (FSDP's ``SHARDED_STATE_DICT``), a checkpoint
-        gets no whole weights beside them, and any other folder does.
+        Where checkpoints hold parts of the weights (FSDP's ``SHARDED_STATE_DICT``, ZeRO-3 without
+        ``stage3_gather_16bit_weights_on_model_save``), a checkpoint gets no whole weights beside
+        them, and any other folder does.
         """
         to_result(self.optimizer)
         folder = output_dir or self.args.output_dir
@@ -531,7 +532,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 self._save_records(folder)
             else:
                 self._save(folder, self.accelerator.get_state_dict(self.model))
-        super().save_model(output_dir, _internal_call)
+        with nullcontext() if is_checkpoint(folder) else gathering_on_save(self.deepspeed):
+            super().save_model(output_dir, _internal_call)
 
     def _load_best_model(self) -> None:
         to_result(self.optimizer)  # which is not asked any more what it makes of these weights

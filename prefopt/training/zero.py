@@ -5,6 +5,8 @@ to the half precision that its configuration asks for, and under ZeRO-3 partitio
 done to a model before it is probed, recognised and scored.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +22,13 @@ def ready_for_engine(model: Any, accelerator: Any) -> Any:
     """Return a model cast, placed and, under ZeRO-3, partitioned as DeepSpeed will have it.
 
     Without DeepSpeed it stays as it is; so does a quantised one, whose weights are not cast.
+
+    Raises:
+        ValueError: If DeepSpeed casts what the policy computes, and not what a reference does.
     """
     stage = zero_stage(accelerator)
+    if stage is not None:
+        _check_casting(accelerator)
     if stage is None or getattr(model, "is_quantized", False):
         return model
     whole = [parameter for parameter in model.parameters() if not hasattr(parameter, "ds_id")]
@@ -39,6 +46,32 @@ def ready_for_engine(model: Any, accelerator: Any) -> Any:
     elif whole:
         partitioned.convert_to_zero_parameters(param_list=whole)
     return model
+
+
+def _check_casting(accelerator: Any) -> None:
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    if config.get("torch_autocast", {}).get("enabled") is True:
+        raise ValueError(
+            "torch_autocast of DeepSpeed's configuration casts what the policy computes inside its "
+            "engine, and not what the reference does: leave it out, and set bf16 there"
+        )
+
+
+@contextmanager
+def gathering_on_save(engine: Any) -> Iterator[None]:
+    """Inside, DeepSpeed's engine saves whole weights, be they spread over processes.
+
+    One process holds them meanwhile, in the memory of its CPU. None is for no engine.
+    """
+    zero = None if engine is None else engine._config.zero_config
+    asked = None if zero is None else zero.gather_16bit_weights_on_model_save
+    if zero is not None:
+        zero.gather_16bit_weights_on_model_save = True
+    try:
+        yield
+    finally:
+        if zero is not None:
+            zero.gather_16bit_weights_on_model_save = asked
 
 
 def _engine_dtype(accelerator: Any) -> torch.dtype | None:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
@@ -20,6 +21,7 @@ def partitioned(values):
     weight = nn.Parameter(torch.empty(0))
     weight.ds_id, weight.ds_shape = 0, torch.Size([4])
     weight.ds_tensor = torch.tensor(values)
+    weight.ds_tensor.status = SimpleNamespace(name="AVAILABLE")
     weight.ds_status = SimpleNamespace(name="AVAILABLE")
     weight.put_away = 0
 
@@ -61,3 +63,10 @@ def test_other_parts_are_gathered_in_place_of_the_own_and_then_the_own_again():
     assert weight.put_away == 2
     assert weight.ds_tensor.data_ptr() == own
     assert own_part(weight).tolist() == [1.0, 2.0]
+
+
+def test_a_part_that_is_on_a_disk_is_not_taken_for_an_empty_one():
+    weight = partitioned([1.0, 2.0])
+    weight.ds_tensor.status = SimpleNamespace(name="NOT_AVAILABLE")
+    with pytest.raises(ValueError, match="which DeepSpeed keeps on a disk"):
+        own_part(weight)

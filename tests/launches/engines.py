@@ -22,6 +22,7 @@ class Engine:
         processes: How many are started.
         configuration: A file of ``CONFIGURATIONS`` for ``accelerate launch``; None for no launcher.
         lora: Whether an adapter is trained, and not the whole model.
+        by_path: Whether the model is loaded by its path, as this launch loads it, and not given.
         is_sharded: Whether a trainer's weights are spread over its processes, seen while it trains;
             None where each process must have all of them.
         options: Training arguments of this row.
@@ -34,6 +35,7 @@ class Engine:
     processes: int = 2
     configuration: str | None = None
     lora: bool = False
+    by_path: bool = False
     is_sharded: Callable[[Any], bool] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -71,8 +73,10 @@ def _of_accelerate(configuration: str) -> dict[str, str]:
 
     file = str(CONFIGURATIONS / configuration)
     words = ["--config_file", file, "--main_process_port", "0", "script.py"]
-    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     if arguments.use_deepspeed:
+        fields = ",".join(defaults.deepspeed_config)  # as accelerate's `launch_command` does
+        arguments.deepspeed_fields_from_accelerate_config = fields
         return dict(prepare_deepspeed_cmd_env(arguments)[1])
     return dict(prepare_multi_gpu_env(arguments))
 
@@ -86,6 +90,21 @@ def are_dtensors(trainer: Any) -> bool:
     held = sum(weight.to_local().numel() for weight in parts)
     whole = sum(weight.numel() for weight in weights)
     return len(parts) == len(weights) and held < 0.75 * whole
+
+
+def are_partitioned(trainer: Any) -> bool:
+    """Whether each process holds a part of every weight, and none holds all (ZeRO-3)."""
+    weights = list(trainer.model.parameters())
+    parts = [weight.ds_tensor for weight in weights if hasattr(weight, "ds_id")]
+    held = sum(part.numel() for part in parts)
+    return len(parts) == len(weights) and held < 0.75 * sum(it.ds_numel for it in weights)
+
+
+def use_deepspeed_without_building() -> None:
+    """Let DeepSpeed leave out what it would compile for minutes: torch's gloo does the same."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def apply_fsdp_on_cpus() -> None:
@@ -120,6 +139,25 @@ FULL_CELLS = (*CELLS, *(name for name in SPREAD if "adapter" not in name))
 ALONE = Engine("alone", 1, cells=FULL_CELLS)
 ALONE_LORA = Engine("alone-lora", 1, lora=True, cells=SPREAD_LORA_CELLS)
 
+# Of DeepSpeed, which looks for GPUs first.
+ON_CPU = {"DS_ACCELERATOR": "cpu"}
+ZERO_3: dict[str, Any] = {
+    "configuration": "zero3.yaml",
+    "is_sharded": are_partitioned,
+    "environment": ON_CPU,
+}
+LOADED_WHOLE = {"environment": ON_CPU | {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "false"}}
+ZERO_3_CELLS = (
+    *CELLS,
+    "tied",
+    "padded",
+    "gradient checkpointing",
+    "other reference",
+    "other reference live",
+)
+ZERO_3_LORA_CELLS = (*LORA_CELLS, "begun adapter", "begun adapter live")
+ZERO_3_REFUSALS = ("follows the policy", "all predictions")
+
 ENGINES = {
     engine.name: engine
     for engine in (
@@ -141,5 +179,10 @@ ENGINES = {
             is_sharded=are_dtensors,
             cells=SPREAD_LORA_CELLS,
         ),
+        Engine("zero1", configuration="zero1.yaml", cells=LORA_CELLS, environment=ON_CPU),
+        Engine("zero2", configuration="zero2.yaml", environment=ON_CPU),
+        Engine("zero3", by_path=True, cells=ZERO_3_CELLS, refusals=ZERO_3_REFUSALS, **ZERO_3),
+        Engine("zero3-lora", by_path=True, lora=True, cells=ZERO_3_LORA_CELLS, **ZERO_3),
+        Engine("zero3-loaded-whole", cells=LORA_CELLS, **(ZERO_3 | LOADED_WHOLE)),
     )
 }

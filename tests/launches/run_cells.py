@@ -9,10 +9,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from prefopt import PreferenceTrainer
 from tests.launches.cells import ALL_CELLS, STEP, STEPS, Cell
-from tests.launches.engines import ENGINES, Engine, apply_fsdp_on_cpus
+from tests.launches.engines import (
+    ENGINES,
+    Engine,
+    apply_fsdp_on_cpus,
+    use_deepspeed_without_building,
+)
 from tests.models import tiny_model, tiny_rows
 from tests.runs import steps, trainer
 
@@ -27,6 +33,16 @@ def rows_of(kind: str, count: int, seed: int) -> Dataset:
     cut = long.map(lambda row: {name: row[name][:3] for name in ("completions", "ranks")})
     assert len(cut) >= count
     return cut.select(range(count))
+
+
+def own_policy(folder: Path) -> Path:
+    """Return where this process has its copy of the tiny model."""
+    return folder / f"policy{os.environ.get('RANK', '0')}"
+
+
+def new_policy(cell: Cell) -> Any:
+    """Return the tiny model that a cell trains."""
+    return tiny_model("llama", **cell.model).to(getattr(torch, cell.dtype))
 
 
 def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> PreferenceTrainer:
@@ -55,10 +71,11 @@ def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> Prefer
         options["learning_rate"] = 30 * RATE  # one of two factors begins as zeros
     rows, held_out = rows_of(cell.kind, cell.rows, 0), rows_of(cell.kind, 7, 1)
     options |= cell.options | engine.options
+    unset_hf_deepspeed_config()  # of the trainer before; under ZeRO-3 models are made in parts
     if cell.other:
         options["ref_model"] = tiny_model("llama", seed=3)
-    model = tiny_model("llama", **cell.model).to(getattr(torch, cell.dtype))
-    return trainer(folder / "run", rows, model=model, eval_dataset=held_out, **options)
+    policy = str(own_policy(folder)) if engine.by_path else new_policy(cell)
+    return trainer(folder / "run", rows, model=policy, eval_dataset=held_out, **options)
 
 
 def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
@@ -94,6 +111,9 @@ def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
 def main(folder: Path, engine: Engine, names: list[str]) -> int:
     """Train cells, and write what each gave; return the exit code."""
     before = dict(os.environ)
+    for name in names if engine.by_path else ():
+        # Before the processes know each other: later only the first would save.
+        new_policy(ALL_CELLS[name]).save_pretrained(own_policy(folder / name.replace(" ", "-")))
     for name in names:
         place = folder / name.replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
@@ -115,6 +135,8 @@ def main(folder: Path, engine: Engine, names: list[str]) -> int:
 
 if __name__ == "__main__":
     apply_fsdp_on_cpus()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        use_deepspeed_without_building()
     code = main(Path(sys.argv[1]), ENGINES[sys.argv[2]], sys.argv[3:])
     sys.stdout.flush()
     sys.stderr.flush()

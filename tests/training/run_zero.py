@@ -12,6 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from prefopt.cli.cache.runs import fill
+from prefopt.reference.store.maintain import describe_store, open_store
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import steps, trainer
 
@@ -65,6 +67,8 @@ def made(folder: Path, stage: int = 3, by_path: bool = True, zero: Any = None, *
     defaults = {
         "max_steps": 4,
         "per_device_train_batch_size": 4 // PROCESSES,
+        # Of 7 and of 5 rows one process has a batch more than the other.
+        "per_device_eval_batch_size": 3 if PROCESSES > 1 else 4,
         "optim": "sgd",
         "reference_cache_dir": str(folder / "store"),
         "model": str(folder.parent / "policy") if model is None else model,
@@ -88,10 +92,10 @@ def trained(folder: Path, **options: Any) -> dict[str, Any]:
     }
 
 
-def recognised(folder: Path) -> dict[str, Any]:
+def recognised(folder: Path, **options: Any) -> dict[str, Any]:
     """Return what the reference is, and how much of it had to be computed."""
     # One store for both launches.
-    run = made(folder, reference_cache_dir=str(folder.parent / "store"))
+    run = made(folder, reference_cache_dir=str(folder.parent / "store"), **options)
     assert run.references is not None
     fingerprint = run.references.fingerprint
     assert fingerprint is not None
@@ -99,7 +103,21 @@ def recognised(folder: Path) -> dict[str, Any]:
         "digest": fingerprint.digest,
         "parameters": fingerprint.facts["parameters"],
         "computed": run.references.computed,
+        "loss": run.evaluate()["eval_loss"],  # before there is an engine
     }
+
+
+def filled(folder: Path) -> dict[str, Any]:
+    """Fill a store by the command, and return how many completions it has of which reference."""
+    folder.mkdir()
+    rows, config = folder / "rows.jsonl", folder / "deepspeed.json"
+    tiny_rows(24).to_json(rows)
+    config.write_text(json.dumps(deepspeed_config(3)))
+    given = ["--model", str(folder.parent / "policy"), "--dataset", str(rows), "--use_cpu"]
+    given += ["--cache-dir", str(folder / "store"), "--output_dir", str(folder / "run")]
+    assert fill([*given, *(["--deepspeed", str(config)] if PROCESSES > 1 else [])]) == 0
+    (reference,) = describe_store(open_store(folder / "store", readonly=True)).references
+    return {"digest": reference.fingerprint, "completions": reference.completions}
 
 
 def rounded(folder: Path, **options: Any) -> dict[str, Any]:
@@ -108,6 +126,15 @@ def rounded(folder: Path, **options: Any) -> dict[str, Any]:
     run.train()
     dtypes = {str(weight.dtype) for weight in run.model.parameters()}
     return {"losses": [entry["loss"] for entry in steps(run)], "dtypes": sorted(dtypes)}
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """Save a policy whose checkpoints hold parts; return what is in a checkpoint."""
+    options = {"save_strategy": "steps", "save_steps": 4, "loss_type": "dpo + 0.1*beta_dpo"}
+    run = made(folder, zero={"stage3_gather_16bit_weights_on_model_save": False}, **options)
+    run.train()
+    run.save_model(str(folder / "saved"))
+    return {"checkpoint": sorted(file.name for file in (folder / "run/checkpoint-4").iterdir())}
 
 
 def refused(folder: Path, **options: Any) -> dict[str, Any]:
@@ -136,12 +163,18 @@ def cases(folder: Path) -> dict[str, Any]:
         "adapter that trains biases": partial(trained, **LORA),
         "named adapter": partial(trained, reference=adapter),
         "recognised": recognised,
+        "recognised in bf16": partial(
+            recognised,
+            **({"bf16": True} if PROCESSES > 1 else {"model_init_kwargs": {"dtype": "bfloat16"}}),
+        ),
         "bf16": rounded,
         "bf16 live": partial(rounded, **LIVE),
         "bf16 loaded whole": partial(rounded, by_path=False),
         "bf16 of ZeRO-2": partial(rounded, stage=2),
+        "saved": saved,
         "moving": partial(refused, sync_ref_model=True),
         "named adapter on a given model": partial(refused, by_path=False, reference=adapter),
+        "filled": filled,  # the last, for it leaves the process group
     }
 
 
@@ -158,7 +191,7 @@ def main(folder: Path) -> int:
     results = {}
     for name, case in cases(folder).items():
         try:
-            results[name] = case(folder / name.replace(" ", "-"))
+            results[name] = case(folder / f"{name.replace(' ', '-')}{PROCESSES}")
         except BaseException:
             traceback.print_exc()
             return 1

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prefopt.training.zero import ready_for_engine, zero_stage
 from tests.conftest import ROOT
@@ -49,6 +50,11 @@ def test_weights_keep_their_dtype_where_deepspeed_keeps_it(config):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+def test_an_autocast_inside_the_engine_alone_is_refused():
+    with pytest.raises(ValueError, match="torch_autocast of DeepSpeed's configuration"):
+        ready_for_engine(tiny_model("llama"), accelerator(2, torch_autocast={"enabled": True}))
+
+
 # Real runs ----------------------------------------------------------------------------------------
 
 
@@ -77,8 +83,12 @@ def run(folder, processes):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zero")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def results(folder):
     write_models(folder)
     return [run(folder, processes) for processes in (1, 2)]
 
@@ -100,11 +110,13 @@ def test_a_partitioned_policy_trains_as_a_whole_one(results, name):
 
 
 @pytest.mark.slow
-def test_a_store_that_one_process_filled_is_used_by_processes_that_share_the_weights(results):
-    one, two = (result["recognised"] for result in results)
+@pytest.mark.parametrize("name", ["recognised", "recognised in bf16"])
+def test_a_store_that_one_process_filled_is_used_by_processes_that_share_weights(results, name):
+    one, two = (result[name] for result in results)
     assert one["computed"] == 62
     assert two["computed"] == 0
     assert (two["digest"], two["parameters"]) == (one["digest"], one["parameters"])
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -113,6 +125,13 @@ def test_the_reference_is_rounded_as_the_policy_is(results, name):
     _, two = (result[name] for result in results)
     assert two["dtypes"] == ["torch.bfloat16"]
     assert two["losses"] == pytest.approx([LN_2] * 4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_store_is_filled_by_processes_that_share_the_weights(results):
+    one, two = (result["filled"] for result in results)
+    assert one["completions"] == 48
+    assert two == one
 
 
 @pytest.mark.slow
@@ -127,3 +146,30 @@ def test_a_named_adapter_needs_a_base_that_can_be_loaded_again(results):
     one, two = (result["named adapter on a given model"] for result in results)
     assert one == {}
     assert "give the model by its id or path, or a ref_model" in two["refused"]
+
+
+@pytest.mark.slow
+def test_checkpoints_of_parts_become_whole_weights_and_what_is_saved_at_last_is_whole(
+    results, folder
+):
+    one, two = (result["saved"]["checkpoint"] for result in results)
+    assert "model.safetensors" in one
+    assert "model.safetensors" not in two
+    for name in ("prefopt_reference.json", "prefopt_running.json", "zero_to_fp32.py"):
+        assert name in two
+    weights = load_file(folder / "saved1/saved/model.safetensors")
+    whole = load_file(folder / "saved2/saved/model.safetensors")
+    checkpoint = folder / "saved2/run/checkpoint-4"
+    subprocess.run(
+        [sys.executable, "zero_to_fp32.py", ".", "whole", "--safe_serialization"],
+        cwd=checkpoint,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        check=True,
+        timeout=300,
+    )
+    converted = load_file(checkpoint / "whole/model.safetensors")
+    assert whole.keys() == converted.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(whole[name], weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(converted[name], weight, rtol=0, atol=1e-5)
