@@ -1,0 +1,166 @@
+"""Training that is killed at moments that nobody chose ends as if nobody had killed it."""
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from multiprocessing import get_context
+
+import pytest
+
+from prefopt.training.checkpoints import checkpoint_folder
+from tests.launches.engines import ENGINES
+from tests.training import kill_worker
+from tests.training.kill_worker import CASES
+
+KILLS = 5  # of each case: 20 of one process
+KILLS_OF_TWO = 2  # of each case with two processes: 6
+SEED = 13
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+
+# Processes forked by one that has imported everything and run nothing.
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload([kill_worker.__name__])
+
+
+def _train(folder, name, resume, limit, delay_s, environment, sender):
+    os.setsid()
+    try:
+        kill_worker.train(
+            folder, name, resume, limit, delay_s, environment, lambda *what: sender.send(what)
+        )
+    finally:
+        if environment:  # torch's gloo can deadlock when it is torn down
+            time.sleep(0.5)
+            os._exit(0)
+
+
+class Training:
+    """A run of one process or of several, which can be killed."""
+
+    def __init__(self, folder, name, resume, processes=1, limit=2, delay_s=0.0, engine=None):
+        self._processes, self._receivers = [], []
+        environments = [{}] if processes == 1 else list(_environments(processes, engine))
+        for environment in environments:
+            receiver, sender = PROCESSES.Pipe(duplex=False)
+            arguments = (folder, name, resume, limit, delay_s, environment, sender)
+            self._processes.append(PROCESSES.Process(target=_train, args=arguments))
+            self._processes[-1].start()
+            sender.close()
+            self._receivers.append(receiver)
+
+    def told(self, rank=0):
+        """Return the next thing a process tells; None if it will tell nothing more."""
+        try:
+            return self._receivers[rank].recv()
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def kill(self):
+        """Kill all processes at once, as `kill -9` and a machine that loses power do."""
+        for process in self._processes:
+            os.kill(process.pid, signal.SIGKILL)
+
+    def ended(self):
+        """Return all that the first process still tells, when all have ended."""
+        rest = list(iter(self.told, None))
+        for process in self._processes:
+            process.join(60)
+            assert process.exitcode is not None
+        return rest
+
+
+def _environments(processes, engine):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    of_engine = {} if engine is None else ENGINES[engine].variables()
+    names = ("ACCELERATE", "FSDP")
+    of_engine = {key: value for key, value in of_engine.items() if key.startswith(names)}
+    for rank in range(processes):
+        yield of_engine | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+
+
+def has_checkpoint(folder):
+    try:
+        return checkpoint_folder(True, str(folder)) is not None
+    except ValueError:  # it was killed before the first was whole
+        return False
+
+
+def weights_of(checkpoint):
+    return next(
+        (checkpoint / name).read_bytes() for name in WEIGHTS if (checkpoint / name).exists()
+    )
+
+
+def killed(folder, name, moments, processes=1, engine=None):
+    """Start or go on, and kill at a random moment; return whether that hit a checkpoint."""
+    run = Training(folder, name, has_checkpoint(folder), processes, delay_s=0.004, engine=engine)
+    told = [run.told()]
+    assert told[0] is not None
+    assert told[0][0] == "begun"
+    for _ in range(moments.randrange(1, 8)):
+        told.append(run.told())
+    time.sleep(moments.uniform(0, 0.1))
+    run.kill()
+    told += run.ended()
+    assert None not in told
+    assert "done" not in [what for what, _ in told], "the kill came too late"
+    return told[-1][0] == "saving"
+
+
+def finished(folder, name, resume, processes=1, limit=2, engine=None):
+    run = Training(folder, name, resume, processes, limit, engine=engine)
+    *_, (last, result) = run.ended()
+    assert last == "done"
+    digest, log, world, sharded = result
+    assert world == processes
+    assert sharded == (engine == "fsdp2")
+    return digest, log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_kill_9_at_random_moments_changes_nothing(tmp_path, name, record_property):
+    moments = random.Random(f"{SEED} {name}")
+    wanted = finished(tmp_path / "whole", name, resume=False, limit=None)
+    folder, hits, steps = tmp_path / "killed", 0, []
+    for _ in range(KILLS):
+        hits += killed(folder, name, moments)
+        if has_checkpoint(folder):
+            newest = checkpoint_folder(True, str(folder))
+            assert weights_of(newest) == weights_of(tmp_path / "whole" / newest.name)
+            steps.append(int(newest.name.split("-")[1]))
+    assert steps == sorted(steps)
+    assert finished(folder, name, resume=True) == wanted
+    said = f"{name}: seed {SEED}, {KILLS} kills, {hits} while it saved, went on from {steps}"
+    record_property("kills", said)
+    sys.stdout.write(f"{said}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("dpo", None), ("kto, adapter", None), ("dpo", "fsdp2")],
+    ids=["ddp", "ddp-adapter", "fsdp2"],
+)
+def test_so_do_kills_of_two_processes(tmp_path, name, engine, record_property):
+    moments = random.Random(f"{SEED} {name} {engine}")
+    wanted = finished(tmp_path / "whole", name, False, 2, engine=engine)
+    folder = tmp_path / "killed"
+    hits = sum(killed(folder, name, moments, 2, engine) for _ in range(KILLS_OF_TWO))
+    assert finished(folder, name, has_checkpoint(folder), 2, engine=engine) == wanted
+    said = f"{name}, {engine or 'ddp'}: seed {SEED}, {KILLS_OF_TWO} kills, {hits} while it saved"
+    record_property("kills", said)
+    sys.stdout.write(f"{said}\n")
