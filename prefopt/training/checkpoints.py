@@ -69,7 +69,13 @@ _PIECE = 2**20
 
 
 class CheckpointError(OSError):
-    """A model or a checkpoint could not be written."""
+    """A model or a checkpoint could not be written.
+
+    Attributes:
+        exit_code: That of a command that ends with it.
+    """
+
+    exit_code = 1
 
 
 # Writing ------------------------------------------------------------------------------------------

@@ -14,7 +14,13 @@ TOO_HIGH = "the learning rate was too high for it: go on from a checkpoint with 
 
 
 class NonFiniteError(ValueError):
-    """A loss, a gradient norm, a weight or a log-prob is NaN or infinite."""
+    """A loss, a gradient norm or a weight is NaN or infinite.
+
+    Attributes:
+        exit_code: That of a command that ends with it.
+    """
+
+    exit_code = 1
 
 
 def check_weights(
