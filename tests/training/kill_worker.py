@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import resource
+import signal
 import time
 from typing import Any
 
@@ -114,3 +116,23 @@ def train(folder, name, resume, limit, delay_s, environment, tell):
     ]
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     tell("done", (digest.hexdigest(), log, world, are_dtensors(run) if world > 1 else False))
+
+
+def train_on_full_disk(folder, name, largest, tell):
+    """Train a case on a disk that takes no more than so much of a file from the second step on."""
+    torch.set_num_threads(1)
+    run = made(folder, name, limit=1)
+
+    class Fill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails instead
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+
+    run.add_callback(Fill)
+    try:
+        run.train()
+    except checkpoints.CheckpointError as error:
+        tell("cannot", str(error))
+    else:
+        tell("could", "")
