@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from prefopt.cli import train
 from prefopt.cli.errors import UserError
 from prefopt.training.loading import dtype_of
+from tests.conftest import ROOT
 
 FAST = (
     "--report_to=none",
@@ -333,6 +334,21 @@ def test_every_method_trains_on_real_pairs(prefopt, model_folder, shared_dir, tm
     assert moved(tmp_path, model_folder)
 
 
+# The command line in a process that notes how many there are.
+COUNTING = """
+import os, sys
+from pathlib import Path
+from accelerate import PartialState
+from prefopt.cli import main
+
+code = main(sys.argv[2:])
+world = PartialState().num_processes
+Path(sys.argv[1], f"world-{os.environ['RANK']}").write_text(str(world))
+sys.stdout.flush()
+os._exit(code)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, (0.5, 1.5)])
 def test_two_processes_train_together_and_the_first_reports(
@@ -343,17 +359,21 @@ def test_two_processes_train_together_and_the_first_reports(
     if weights:
         entries = ({"path": path, "weight": weight} for weight in weights)
         data = ["--datasets", *map(json.dumps, entries)]
+    # Not `accelerate launch --cpu`, which starts one process.
+    counting = tmp_path / "counting.py"
+    counting.write_text(COUNTING)
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"),
-        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
-        *("--main_process_port=0", "-m", "prefopt", "train", "--model", str(model_folder)),
-        *(*data, "--output_dir", str(tmp_path), *FAST),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(str(counting), str(tmp_path), "train", "--model", str(model_folder)),
+        *(*data, "--output_dir", str(tmp_path / "out"), *FAST),
         *("--learning_rate=1e-2", "--eval_fraction=0.25"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("After training") == 1
-    assert moved(tmp_path, model_folder)
+    assert [(tmp_path / f"world-{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    assert moved(tmp_path / "out", model_folder)
 
 
 @pytest.mark.slow

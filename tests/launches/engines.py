@@ -50,7 +50,7 @@ class Engine:
 
         It is not ``accelerate launch``, which starts one process where there is no GPU.
         """
-        if self.processes == 1:
+        if self.configuration is None:
             return [sys.executable]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         return [*launcher, f"--nproc-per-node={self.processes}"]
@@ -83,13 +83,15 @@ def _of_accelerate(configuration: str) -> dict[str, str]:
 
 def are_dtensors(trainer: Any) -> bool:
     """Whether each process holds a part of every weight, and none holds all (FSDP2)."""
+    import torch
     from torch.distributed.tensor import DTensor
 
     weights = list(trainer.model.parameters())
     parts = [weight for weight in weights if isinstance(weight, DTensor)]
     held = sum(weight.to_local().numel() for weight in parts)
     whole = sum(weight.numel() for weight in weights)
-    return len(parts) == len(weights) and held < 0.75 * whole
+    share = whole / torch.distributed.get_world_size()
+    return len(parts) == len(weights) and held < 1.5 * share
 
 
 def are_partitioned(trainer: Any) -> bool:
@@ -186,3 +188,13 @@ ENGINES = {
         Engine("zero3-loaded-whole", cells=LORA_CELLS, **(ZERO_3 | LOADED_WHOLE)),
     )
 }
+
+# One GPU, and FSDP2 on it in one process.
+_ON_GPU = {
+    "options": {"use_cpu": False},
+    "environment": {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")},
+    "cells": ("bfloat16", "bfloat16 live"),
+}
+GPU_ALONE = Engine("gpu", 1, **_ON_GPU)
+GPU_FSDP2 = Engine("gpu-fsdp2", 1, "fsdp2.yaml", is_sharded=are_dtensors, **_ON_GPU)
+GPU_ENGINES = {engine.name: engine for engine in (GPU_ALONE, GPU_FSDP2)}

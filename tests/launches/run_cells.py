@@ -15,6 +15,7 @@ from prefopt import PreferenceTrainer
 from tests.launches.cells import ALL_CELLS, STEP, STEPS, Cell
 from tests.launches.engines import (
     ENGINES,
+    GPU_ENGINES,
     Engine,
     apply_fsdp_on_cpus,
     use_deepspeed_without_building,
@@ -137,7 +138,7 @@ if __name__ == "__main__":
     apply_fsdp_on_cpus()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         use_deepspeed_without_building()
-    code = main(Path(sys.argv[1]), ENGINES[sys.argv[2]], sys.argv[3:])
+    code = main(Path(sys.argv[1]), (ENGINES | GPU_ENGINES)[sys.argv[2]], sys.argv[3:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # torch's gloo can deadlock when it is torn down: see run_ranks.py

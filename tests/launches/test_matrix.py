@@ -1,77 +1,11 @@
 """Whatever launches training, it is training in one process: same losses, same weights."""
 
-import fcntl
-import json
-import os
-import subprocess
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.launches.cells import ALL_CELLS, REFUSALS, STEPS
-from tests.launches.engines import ALONE, ALONE_LORA, ENGINES, Engine
-
-# Seconds for all cells of a row, on a machine that does other things beside.
-TIMEOUT = 900
-
-
-class Rows:
-    """Rows of the matrix, each trained when it is first asked for, by whichever test process.
-
-    Args:
-        folder: Where what comes out is kept.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def cell(self, engine: Engine, name: str) -> tuple[dict[str, Any], Path]:
-        """Return what a cell gave, and its folder."""
-        folder = self._folder / engine.name
-        folder.mkdir(parents=True, exist_ok=True)
-        said = folder / "said.txt"
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not said.is_file():
-                said.write_text(self._run(engine))
-        place = folder / name.replace(" ", "-")
-        result = place / "result.json"
-        assert result.is_file(), f"{engine.name}, {name}: {said.read_text()}"
-        return json.loads(result.read_text()), place
-
-    def _run(self, engine: Engine) -> str:
-        script = str(ROOT / "tests/launches/run_cells.py")
-        command = [*engine.command(), script, str(self._folder / engine.name), engine.name]
-        try:
-            done = subprocess.run(
-                [*command, *engine.cells, *engine.refusals],
-                cwd=ROOT,
-                env=engine.variables(),
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired as error:
-            return f"it hung: {str(error.stderr)[-3000:]}"
-        return done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    # Test processes have a folder each, in one that is theirs together.
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    return Rows(shared / "launches")
-
-
-def weights(place):
-    (file,) = (place / "saved").glob("*.safetensors")
-    return load_file(file)
-
+from tests.launches.engines import ALONE, ALONE_LORA, ENGINES
+from tests.launches.rows import weights
 
 CELLS_OF_ROWS = [
     pytest.param(engine, name, id=f"{engine}, {name}")
