@@ -91,6 +91,11 @@ def adapter_names(model: Any) -> str:
     return ", ".join(f"{name}: {type(config).__name__}" for name, config in configs.items())
 
 
+def _is_here(parameter: Tensor) -> bool:
+    """Whether a weight is whole in this process, and no DTensor."""
+    return parameter.device.type != "meta" and not hasattr(parameter, "device_mesh")
+
+
 @contextmanager
 def stirred(model: nn.Module) -> Iterator[None]:
     """Move what of an adapter is trained, and put it back to the bit in the end.
@@ -99,7 +104,7 @@ def stirred(model: nn.Module) -> Iterator[None]:
     """
     adapted = bool(getattr(model, "peft_config", None))
     parameters = [it for it in model.parameters() if it.requires_grad] if adapted else []
-    moved = [it.data for it in parameters if it.numel() and it.device.type != "meta"]
+    moved = [it.data for it in parameters if it.numel() and _is_here(it)]
     kept = [data.clone() for data in moved]
     try:
         for data in moved:
