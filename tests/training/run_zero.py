@@ -47,9 +47,11 @@ def deepspeed_config(stage: int, **zero: Any) -> dict[str, Any]:
 
 
 def write_models(folder: Path) -> None:
-    """Save a policy and an adapter for it, trained so that it changes every log-prob."""
+    """Save rows, a policy, and an adapter for it that changes every log-prob."""
     tiny_model("llama").save_pretrained(folder / "policy")
     tiny_tokenizer().save_pretrained(folder / "policy")
+    tiny_rows(24).to_json(folder / "rows.jsonl")
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(3)))
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"]))
     torch.manual_seed(5)
     for name, parameter in adapted.named_parameters():
@@ -109,11 +111,9 @@ def recognised(folder: Path, **options: Any) -> dict[str, Any]:
 
 def filled(folder: Path) -> dict[str, Any]:
     """Fill a store by the command, and return how many completions it has of which reference."""
-    folder.mkdir()
-    rows, config = folder / "rows.jsonl", folder / "deepspeed.json"
-    tiny_rows(24).to_json(rows)
-    config.write_text(json.dumps(deepspeed_config(3)))
-    given = ["--model", str(folder.parent / "policy"), "--dataset", str(rows), "--use_cpu"]
+    base = folder.parent
+    config = base / "deepspeed.json"
+    given = ["--model", str(base / "policy"), "--dataset", str(base / "rows.jsonl"), "--use_cpu"]
     given += ["--cache-dir", str(folder / "store"), "--output_dir", str(folder / "run")]
     assert fill([*given, *(["--deepspeed", str(config)] if PROCESSES > 1 else [])]) == 0
     (reference,) = describe_store(open_store(folder / "store", readonly=True)).references
