@@ -38,6 +38,7 @@ class Requested:
     divergence_from: Predictions | None = None
     predictions: bool = False
     noise: Noise | None = None
+    in_company: bool = False  # whether a pass without tokens must go through all layers too
 
 
 class ForwardOutput(NamedTuple):
@@ -214,7 +215,7 @@ class Forward:
     ) -> ForwardOutput:
         """Return the output for a batch in which no token precedes a scored one."""
         # No log-probs, with gradients of zero, for which parallel training waits.
-        if is_fsdp2(self.model) or is_partitioned(self.model):
+        if is_fsdp2(self.model) or is_partitioned(self.model) or requested.in_company:
             logps = self._nothing_in_company(batch)
         else:
             parameters = list(self.model.parameters())

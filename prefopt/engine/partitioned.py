@@ -19,6 +19,15 @@ def is_partitioned(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
+def is_engine(wrapped: nn.Module | None) -> bool:
+    """Whether a wrapper is DeepSpeed's engine.
+
+    It reduces gradients in the order in which the backward pass makes them, which must be the same
+    in all processes: one without tokens must go through all layers too.
+    """
+    return any(kind.__module__.startswith("deepspeed.") for kind in type(wrapped).__mro__)
+
+
 def whole_shape(parameter: Tensor) -> torch.Size:
     """Return the shape of a weight, of a partitioned one that of the whole."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)

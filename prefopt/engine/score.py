@@ -16,7 +16,7 @@ from prefopt.engine.guard import undisturbed
 from prefopt.engine.layout import Layout
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.noise import Noise
-from prefopt.engine.partitioned import whole_where_used
+from prefopt.engine.partitioned import is_engine, whole_where_used
 from prefopt.engine.quantised import keep_trainable
 from prefopt.engine.sharding import put_away
 from prefopt.engine.token_statistics import StatisticsCollector, TokenStatistics
@@ -151,7 +151,12 @@ class Scorer:
         self._check_lengths(batch)
         collector = StatisticsCollector(statistics) if statistics else None
         requested = Requested(
-            load_balancing_loss, collector, divergence_from, keep_predictions, noise
+            load_balancing_loss,
+            collector,
+            divergence_from,
+            keep_predictions,
+            noise,
+            in_company=is_engine(wrapped),
         )
 
         def compute() -> ForwardOutput:

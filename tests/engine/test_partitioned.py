@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prefopt.engine.partitioned import (
+    is_engine,
     is_partitioned,
     own_part,
     parts_replaced,
@@ -70,3 +71,11 @@ def test_a_part_that_is_on_a_disk_is_not_taken_for_an_empty_one():
     weight.ds_tensor.status = SimpleNamespace(name="NOT_AVAILABLE")
     with pytest.raises(ValueError, match="which DeepSpeed keeps on a disk"):
         own_part(weight)
+
+
+def test_the_engine_of_deepspeed_is_known_by_its_module():
+    engine = type("DeepSpeedEngine", (nn.Module,), {"__module__": "deepspeed.runtime.engine"})
+    assert is_engine(engine())
+    assert is_engine(type("Mine", (engine,), {})())
+    assert not is_engine(nn.Linear(1, 1))
+    assert not is_engine(None)
