@@ -84,6 +84,20 @@ class StepGuard(TrainerCallback):  # type: ignore[misc] # transformers is untype
         hint = "train on from an earlier checkpoint"
         check_weights(self._trainer.model, "the model", hint, self._processes, trained_only=True)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say where an evaluation gave a loss that is not finite; it is never the best."""
+        for name, value in kwargs.get("metrics", {}).items():
+            if name.endswith("loss") and not math.isfinite(value):
+                self._say(f"prefopt: step {state.global_step}: {name} is {value:g}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say where there is no best model to load."""
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            self._say(
+                f"prefopt: no best model is loaded, for no {args.metric_for_best_model} was better "
+                "than nothing: the model is that of the last step"
+            )
+
     def begin(self) -> None:
         """Begin a step: remember how to leave it out."""
         self._watched, self._loss, self.grad_norm = [], None, None
@@ -174,7 +188,8 @@ class StepGuard(TrainerCallback):  # type: ignore[misc] # transformers is untype
     def _told(self, what: str, step: int) -> str:
         """Write what the step was made of in each process, and return what happened in which."""
         rank = self._processes.rank
-        value = float(self._loss if what == "loss" else self.grad_norm)  # type: ignore[arg-type]
+        value = self._loss if what == "loss" else self.grad_norm
+        value = 0.0 if value is None else float(value)  # a process without rows has no loss
         file = Path(self._trainer.args.output_dir) / FAULT_FILE.format(step=step, rank=rank)
         report = self._report(what, value, step)
         written = f"written to {file}" if _write(file, report) else f"{file} cannot be written"

@@ -1,6 +1,7 @@
 """A run that tells what it does, and saves slowly enough to be killed meanwhile."""
 
 import hashlib
+import math
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 import prefopt.training.checkpoints as checkpoints
+from prefopt.training.interrupt import TrainingInterrupted
+from prefopt.training.weights import NonFiniteError
 from tests.launches.engines import apply_fsdp_on_cpus, are_dtensors
 from tests.models import tiny_rows
 from tests.runs import trainer
@@ -86,7 +89,7 @@ def made(folder, name, limit):
     )
 
 
-def train(folder, name, resume, limit, delay_s, environment, tell):
+def train(folder, name, resume, limit, delay_s, environment, tell, spoil=False):
     """Train a case to its end, telling what is done; at last the weights and the log."""
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -105,7 +108,17 @@ def train(folder, name, resume, limit, delay_s, environment, tell):
 
     run._save_checkpoint = save_and_tell
     run.add_callback(Telling(tell))
-    run.train(resume_from_checkpoint=resume or None)
+    if spoil and environment["RANK"] == "1":
+        add_loss = run._safety.guard.add_loss
+        run._safety.guard.add_loss = lambda loss: add_loss(
+            loss * math.nan if run.state.global_step == 2 else loss
+        )
+    try:
+        run.train(resume_from_checkpoint=resume or None)
+    except TrainingInterrupted as stopped:
+        return tell("stopped", (str(stopped), stopped.exit_code))
+    except NonFiniteError as error:
+        return tell("not finite", str(error))
     digest = hashlib.sha256()
     for weight in run.model.parameters():
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
@@ -115,7 +128,7 @@ def train(folder, name, resume, limit, delay_s, environment, tell):
         for entry in run.state.log_history
     ]
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    tell("done", (digest.hexdigest(), log, world, are_dtensors(run) if world > 1 else False))
+    return tell("done", (digest.hexdigest(), log, world, are_dtensors(run) if world > 1 else False))
 
 
 def train_on_full_disk(folder, name, largest, tell):

@@ -347,3 +347,20 @@ def test_a_report_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_text", full_disk)
     with pytest.raises(NonFiniteError, match=r"process0\.json cannot be written"):
         run.train()
+
+
+def test_an_evaluation_that_is_not_finite_is_said_and_never_the_best(tmp_path, capfd):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    run = made(tmp_path, eval_dataset=tiny_rows(4, seed=1), max_steps=2, **options)
+    evaluation = run.evaluation_loop
+
+    def spoilt(*args, **kwargs):
+        found = evaluation(*args, **kwargs)
+        found.metrics["eval_loss"] = math.nan
+        return found
+
+    run.evaluation_loop = spoilt
+    run.train()
+    said = capfd.readouterr().err
+    assert "step 1: eval_loss is nan" in said
+    assert "no best model is loaded, for no loss was better than nothing" in said

@@ -1,5 +1,6 @@
 """Training that is killed at moments that nobody chose ends as if nobody had killed it."""
 
+import json
 import os
 import random
 import signal
@@ -25,12 +26,11 @@ PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload([kill_worker.__name__])
 
 
-def _train(folder, name, resume, limit, delay_s, environment, sender):
+def _train(folder, name, resume, limit, delay_s, environment, sender, spoil):
     os.setsid()
     try:
-        kill_worker.train(
-            folder, name, resume, limit, delay_s, environment, lambda *what: sender.send(what)
-        )
+        arguments = (folder, name, resume, limit, delay_s, environment)
+        kill_worker.train(*arguments, lambda *what: sender.send(what), spoil)
     finally:
         if environment:  # torch's gloo can deadlock when it is torn down
             time.sleep(0.5)
@@ -40,12 +40,14 @@ def _train(folder, name, resume, limit, delay_s, environment, sender):
 class Training:
     """A run of one process or of several, which can be killed."""
 
-    def __init__(self, folder, name, resume, processes=1, limit=2, delay_s=0.0, engine=None):
+    def __init__(
+        self, folder, name, resume, processes=1, limit=2, delay_s=0.0, engine=None, spoil=False
+    ):
         self._processes, self._receivers = [], []
         environments = [{}] if processes == 1 else list(_environments(processes, engine))
         for environment in environments:
             receiver, sender = PROCESSES.Pipe(duplex=False)
-            arguments = (folder, name, resume, limit, delay_s, environment, sender)
+            arguments = (folder, name, resume, limit, delay_s, environment, sender, spoil)
             self._processes.append(PROCESSES.Process(target=_train, args=arguments))
             self._processes[-1].start()
             sender.close()
@@ -58,14 +60,18 @@ class Training:
         except (EOFError, ConnectionResetError):
             return None
 
+    def send(self, rank, name):
+        """Send a signal to one of the processes."""
+        os.kill(self._processes[rank].pid, getattr(signal, name))
+
     def kill(self):
         """Kill all processes at once, as `kill -9` and a machine that loses power do."""
         for process in self._processes:
             os.kill(process.pid, signal.SIGKILL)
 
-    def ended(self):
-        """Return all that the first process still tells, when all have ended."""
-        rest = list(iter(self.told, None))
+    def ended(self, rank=0):
+        """Return all that a process still tells, when all have ended."""
+        rest = list(iter(lambda: self.told(rank), None))
         for process in self._processes:
             process.join(60)
             assert process.exitcode is not None
@@ -192,3 +198,37 @@ def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(tmp_path, name, 
     assert f"resume from {folder / 'checkpoint-2'}, which is whole" in message
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     assert finished(folder, name, resume=True) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_processes_stops_both_behind_one_checkpoint(tmp_path, rank):
+    wanted = finished(tmp_path / "whole", "dpo", False, 2)
+    folder = tmp_path / "stopped"
+    run = Training(folder, "dpo", False, 2, delay_s=0.004)
+    assert [run.told()[0] for _ in range(3)] == ["begun", "step", "saving"]
+    run.send(rank, "SIGTERM")
+    told = run.ended(0)[-1], run.ended(1)[-1]
+    newest = checkpoint_folder(True, str(folder))
+    step = int(newest.name.split("-")[1])
+    assert 1 < step < 5
+    for its, (what, (message, code)) in enumerate(told):
+        by = "SIGTERM" if its == rank else "a signal to another process"
+        assert (what, code) == ("stopped", 143)
+        assert message.startswith(f"stopped by {by} after step {step}; saved {newest}")
+    assert finished(folder, "dpo", True, 2) == wanted
+
+
+@pytest.mark.slow
+def test_a_number_that_is_not_finite_in_one_of_two_processes_stops_both(tmp_path):
+    run = Training(tmp_path, "dpo", False, 2, spoil=True)
+    told = run.ended(0)[-1], run.ended(1)[-1]
+    assert told[0] == told[1]
+    what, message = told[0]
+    assert what == "not finite"
+    assert message.startswith("step 3: the loss is nan (process 1: its rows ")
+    assert "(process 0" not in message
+    assert checkpoint_folder(True, str(tmp_path)).name == "checkpoint-2"
+    reports = [tmp_path / f"non_finite_step3_process{rank}.json" for rank in (0, 1)]
+    rows = [[one["row"] for one in json.loads(r.read_text())["examples"]] for r in reports]
+    assert len({*rows[0], *rows[1]}) == 8

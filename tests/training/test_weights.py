@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from prefopt.data.prepared import completion_keys
 from prefopt.reference import fill
@@ -161,3 +162,14 @@ def test_float8_and_meta_tensors_are_no_trouble():
     with pytest.raises(NonFiniteError, match="the first is a"):
         check_weights(model, "the model", "stop")
     check_weights(model, "the model", "stop", trained_only=True)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_that_is_quantised_of_nan_is_named_so(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    options = {f"load_in_{bits}bit": True}
+    model = spoil(tiny_model("llama"), "model.layers.1.mlp.down_proj.weight", (5, 7), NAN)
+    model.save_pretrained(tmp_path / "model")
+    options = {"quantization_config": BitsAndBytesConfig(**options), "peft_config": LORA}
+    with pytest.raises(ValueError, match="NaN"):
+        trainer(tmp_path, tiny_rows(8), model=str(tmp_path / "model"), **options)
