@@ -170,6 +170,7 @@ def test_a_model_that_is_quantised_of_nan_is_named_so(tmp_path, bits):
     options = {f"load_in_{bits}bit": True}
     model = spoil(tiny_model("llama"), "model.layers.1.mlp.down_proj.weight", (5, 7), NAN)
     model.save_pretrained(tmp_path / "model")
-    options = {"quantization_config": BitsAndBytesConfig(**options), "peft_config": LORA}
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4)  # peft writes into it where the model is
+    options = {"quantization_config": BitsAndBytesConfig(**options), "peft_config": lora}
     with pytest.raises(ValueError, match="NaN"):
         trainer(tmp_path, tiny_rows(8), model=str(tmp_path / "model"), **options)
