@@ -15,6 +15,7 @@ from prefopt.config_checks import (
     ADAPTER,
     check_choices,
     check_moving_reference,
+    check_options_of_optimiser,
     check_schedule,
     check_types,
     read_json,
@@ -280,8 +281,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             self.bf16 = cuda and not self.fp16 and not self.use_cpu
         for name in ("loss_kwargs", "model_init_kwargs"):
             read_json(self, name)
-        read_parallelism(self)
         copies_wait = self.accelerator_config is not None  # or as that says
+        read_parallelism(self)
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one torch warns of it.
         if not torch.accelerator.is_available():
@@ -289,6 +290,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         elif self.dataloader_pin_memory and not copies_wait:
             # The next batch is laid out and copied while the accelerator computes.
             self.accelerator_config.non_blocking = True
+        check_options_of_optimiser(self)
         refuse_unsupported(self)
         _ = self._loss_options  # raises for a value out of its range
         check_choices(self)

@@ -242,12 +242,24 @@ def read_parallelism(config: TrainingArguments) -> None:
     """
     if not isinstance(config.parallelism_config, ParallelismConfig | None):
         read_json(config, "parallelism_config")
-        try:
-            config.parallelism_config = ParallelismConfig(**config.parallelism_config)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"parallelism_config is none of accelerate's: {error}") from None
+        config.parallelism_config = _parallelism(config.parallelism_config)
     if config.parallelism_config is not None:
         refuse_rows_in_parts(config.parallelism_config)
+
+
+def _parallelism(given: dict[str, Any]) -> ParallelismConfig:
+    known = [item.name for item in fields(ParallelismConfig) if item.init]
+    for name, size in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+            raise ValueError(f"parallelism_config has no {name!r}{hint}")
+        if name.endswith("_size") and type(size) is not int:
+            raise ValueError(f"parallelism_config: {name} must be a whole number, got {size!r}")
+    try:
+        return ParallelismConfig(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"parallelism_config={given}: {error}") from None
 
 
 def refuse_rows_in_parts(parallelism: Any) -> None:
@@ -264,6 +276,31 @@ def refuse_rows_in_parts(parallelism: Any) -> None:
                 "row together, and prefopt gives each process rows of its own: it is not "
                 f"supported; {SPREAD_INSTEAD}"
             )
+
+
+def check_options_of_optimiser(config: TrainingArguments) -> None:
+    """Check what is handed on to the optimiser and the schedule of its learning rate.
+
+    Raises:
+        ValueError: If one can't be read, or holds a number that is not finite.
+    """
+    given = dict(config.lr_scheduler_kwargs or {})
+    for part in (config.optim_args or "").replace(" ", "").split(",") if config.optim_args else ():
+        name, is_given, value = part.partition("=")
+        if not name or not is_given:
+            raise ValueError(
+                f"optim_args must be like 'name=value,name=value', got {config.optim_args!r}"
+            )
+        given[name] = value
+    for name, value in given.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):  # a word, or several values
+            continue
+        if not math.isfinite(number):
+            field = "optim_args" if name not in (config.lr_scheduler_kwargs or {}) else ""
+            field = field or "lr_scheduler_kwargs"
+            raise ValueError(f"{field}: {name} must be a finite number, got {value}")
 
 
 def read_object(name: str, text: str) -> Any:

@@ -49,8 +49,10 @@ def test_parallelism_is_read_from_json_and_dictionaries(given):
     [
         ("{bad", "parallelism_config is not JSON"),
         ("[1]", "parallelism_config must be an object"),
-        ({"bogus": 1}, "parallelism_config is none of accelerate's.*bogus"),
-        ({"dp_shard_size": 0}, "parallelism_config is none of accelerate's.*at least 1"),
+        ({"bogus": 1}, "parallelism_config has no 'bogus'; it has dp_replicate_size"),
+        ({"tp_siz": 1}, "parallelism_config has no 'tp_siz'; did you mean 'tp_size'"),
+        ({"tp_size": "x"}, "tp_size must be a whole number, got 'x'"),
+        ({"dp_shard_size": 0}, "parallelism_config=.*at least 1"),
         ('{"tp_size": 2}', "tp_size=2 asks for tensor parallelism"),
         ({"cp_size": 2}, "cp_size=2 asks for context parallelism"),
     ],

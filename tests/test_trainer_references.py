@@ -452,3 +452,19 @@ def test_a_resumed_run_may_leave_out_the_saved_adapter_that_was_its_reference(tm
         resumed = trainer(tmp_path / "again", rows, **(options | extra))
         resumed.train(resume_from_checkpoint=checkpoint)
         assert_same_end(resumed, run)
+
+
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_a_reference_by_the_name_of_the_model_is_a_second_model_that_stays(tmp_path, reference):
+    path = str(tmp_path / "model")
+    tiny_model("llama").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    options = {"reference": reference, "reference_cache_dir": str(tmp_path / "store")}
+    named = trainer(tmp_path / "a", tiny_rows(8), path, ref_model=path, **options)
+    named.train()
+    alone = trainer(tmp_path / "b", tiny_rows(8), path, **options)
+    alone.train()
+    losses = [[step["loss"] for step in steps(run)] for run in (named, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0][0] == pytest.approx(0.693147, abs=1e-5)
+    assert losses[0][-1] < 0.65  # it is not compared with itself

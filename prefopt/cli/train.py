@@ -290,7 +290,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def _fail(message: str) -> NoReturn:
     # argparse names every spelling of an option: `argument --lora_r/--lora-r: ...`
-    raise UserError(re.sub(r"^(argument --\w+)/\S+?:", r"\1:", message))
+    message = re.sub(r"^(argument --\w+)/\S+?:", r"\1:", message)
+    choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
+    if choice:  # of which there may be dozens
+        names = [name.strip("' ") for name in choice[3].split(",")]
+        told = str(UserError.unknown("", choice[2], names))
+        raise UserError(told.replace("unknown  ", choice[1]))
+    raise UserError(message)
 
 
 def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -9,7 +9,7 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -203,11 +203,15 @@ def _integer(text: str) -> int:
 def _csv_rows(path: Path, text_columns: Sequence[str]) -> Iterator[Row]:
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        lines = (part for line in _lines(path) for part in re.split(r"(?<=\r)(?!\n)", line) if part)
-        reader = csv.reader(lines)
+        held = list[str]()  # lines of the row that is read
+        parts = (part for line in _lines(path) for part in re.split(r"(?<=\r)(?!\n)", line) if part)
+        reader = csv.reader(_kept(parts, held))
         header = next(reader, [])
         _check_header(path, header)
+        held.clear()
         for cells in reader:
+            _check_closed(path, held, reader.line_num)
+            held.clear()
             if cells and len(cells) != len(header):
                 raise DataError(
                     f"{path}, line {reader.line_num}: has {len(cells)} cells, and the header "
@@ -222,6 +226,26 @@ def _csv_rows(path: Path, text_columns: Sequence[str]) -> Iterator[Row]:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _kept(lines: Iterable[str], held: list[str]) -> Iterator[str]:
+    """Yield lines, and keep each."""
+    for line in lines:
+        held.append(line)
+        yield line
+
+
+def _check_closed(path: Path, lines: Sequence[str], last: int) -> None:
+    """Raise where a quote that opens in the last row of a file is never closed."""
+    if sum(line.count('"') for line in lines) % 2:
+        try:
+            list(csv.reader(lines, strict=True))
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                first = last - len(lines) + 1
+                raise DataError(
+                    f"{path}, line {first}: opens a quote that no line closes"
+                ) from None
 
 
 def _check_header(path: Path, header: list[str]) -> None:

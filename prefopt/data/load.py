@@ -1,5 +1,6 @@
 """Loads preferences from the Hub, from folders, and from files, compressed or not."""
 
+import difflib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -76,7 +77,7 @@ def load_rows(
             options = _check_folder(path, streaming)
             loaded = load_dataset(str(path), config, split=split, streaming=streaming, **options)
         elif _looks_like_a_path(str(path_or_name)):
-            raise DataError(f"there is no file or folder {path_or_name}")
+            raise DataError(f"there is no file or folder {path_or_name}{_near(path, '')}")
         else:
             loaded = load_dataset(str(path_or_name), config, split=split, streaming=streaming)
     except DataError:
@@ -258,13 +259,30 @@ def _looks_like_a_path(name: str) -> bool:
     )
 
 
+def _near(path: Path, otherwise: str | None = None) -> str:
+    """Return a hint at what lies beside where a file or folder was looked for, and is not."""
+    folder = path.parent
+    try:
+        names = [item.name for item in folder.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    if near:
+        return f" (did you mean {folder / near[0]}?)"
+    return f" in {folder.absolute()}" if otherwise is None else otherwise
+
+
 def _explain(path_or_name: str | Path, path: Path, error: Exception) -> str:
     try:
         exists = path.exists()
     except OSError:  # a name that is too long
         exists = False
-    where = path if exists else f"{path_or_name} (no such file or folder; as an id on the Hub)"
+    where = str(path)
+    if not exists:
+        where = (
+            f"{path_or_name}: there is no such file or folder{_near(path)}, and as an id on the Hub"
+        )
     while error.__cause__ is not None:  # `datasets` says that there is one
         error = cast(Exception, error.__cause__)
     first_lines = [line for line in str(error).splitlines() if line.strip()][:3]
-    return f"can't load {str(where)[:200]}: {type(error).__name__}: {' '.join(first_lines)[:300]}"
+    return f"can't load {where[:300]}: {type(error).__name__}: {' '.join(first_lines)[:300]}"

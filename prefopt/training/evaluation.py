@@ -1,5 +1,6 @@
 """Evaluation that counts every example once, whatever the batches and processes."""
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,22 @@ from transformers import EvalPrediction
 
 from prefopt.batch import Batch, StepContext
 from prefopt.objective.metrics import BatchRewards, MetricSums, batch_rewards
+from prefopt.objective.objective import Objective
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.training.step import Scored, StepStatistics
+
+# What an evaluation finds of every run; where a loss defines no rewards, those are missing.
+_SIDES = ("chosen", "rejected")
+_METRICS = (
+    "loss",
+    *(f"rewards/{name}" for name in (*_SIDES, "margins", "accuracies")),
+    *(f"{name}/{side}" for name in ("logps", "lengths") for side in _SIDES),
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+)
+_OF_TOKENS = ("entropy", "mean_token_accuracy", *(f"logits/{side}" for side in _SIDES))
+_OF_KL = ("kl", "mean_kl")
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -44,6 +59,39 @@ class _Held:
     scored: Scored
     counts: Tensor
     rows: Tensor  # the number of the row that each completion belongs to, over all processes; (N,)
+
+
+def check_best_metric(
+    args: Any, objective: Objective, eval_dataset: Any, compute_metrics: ComputeMetrics | None
+) -> None:
+    """Raise where the metric by which the best model is known is none that evaluations make.
+
+    Args:
+        args: Those of the run.
+        objective: Its losses.
+        eval_dataset: One, or a dictionary of such by name.
+        compute_metrics: Makes others, whose names are not known yet; None for none.
+
+    Raises:
+        ValueError: Listing those that are nearest, or all.
+    """
+    wanted = args.metric_for_best_model
+    if wanted is None or eval_dataset is None or args.eval_strategy == "no" or compute_metrics:
+        return
+    sets = eval_dataset if isinstance(eval_dataset, dict) else {}
+    prefixes = [f"eval_{name}" for name in sets] or ["eval"]
+    terms = [f"loss/{term.loss.name}" for term in objective.terms if len(objective.terms) > 1]
+    names = [*_METRICS, *terms, *(_OF_KL if objective.needs_kl else ())]
+    names += _OF_TOKENS if args.log_token_metrics else ()
+    known = [f"{prefix}_{name}" for prefix in prefixes for name in names]
+    name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"metric_for_best_model={wanted!r} is no metric of the evaluations of this run; "
+            f"{hint or 'there are ' + ', '.join(known)[:300]}"
+        )
 
 
 class Evaluator:

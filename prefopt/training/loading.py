@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -84,6 +85,8 @@ def _load_whole(name: str, options: Mapping[str, Any], allow_missing: bool) -> A
     }
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise OSError(f"there is no model in {name}: no such folder")
+    if Path(name).is_file():
+        raise OSError(f"there is no model in {name}: it is a file, name the folder of a model")
     check_code(name, options)
     model_class = _auto_class(name, options)
     with explained("model", name), quantiser_explained(name, options):
@@ -115,7 +118,25 @@ def explained(what: str, name: str) -> Iterator[None]:
             said = "it comes with code of its own, which trust_remote_code=True runs; read it first"
         elif isinstance(error, UnpicklingError):
             said = PICKLED
+        elif (file := _broken_file(Path(name))) is not None:
+            said += f" ({file} is cut off or damaged)"
         raise kind(f"can't load the {what} {name}: {said}") from error
+
+
+def _broken_file(folder: Path) -> Path | None:
+    """Return the first file of weights or fields of a folder that can't be read; None for none."""
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError):
+            return file
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return file
+    return None
 
 
 # Data types ---------------------------------------------------------------------------------------

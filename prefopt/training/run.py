@@ -22,6 +22,7 @@ from prefopt.data import (
     prepare_dataset,
 )
 from prefopt.data.columns import check_dataset, check_datasets
+from prefopt.data.degenerate import check_learnable
 from prefopt.data.kinds import LEARNS_FROM, first_kinds
 from prefopt.data.mixture import mix, names_of, read_mixture, rows_used
 from prefopt.data.prepared import is_stream
@@ -88,7 +89,9 @@ class DataPreparation:
         if isinstance(dataset, dict):
             return {its: self.prepare(part, its) for its, part in dataset.items()}
         if isinstance(dataset, list):
+            before = set(self.reports)
             prepared = self._mix(read_mixture(dataset), name)
+            self._check_learnable(name, *(set(self.reports) - before))
             self._done.add(prepared)
             return prepared
         if dataset is None or dataset in self._done:
@@ -97,6 +100,7 @@ class DataPreparation:
         made = self._prepare(dataset, name, self._check_kinds)
         self._done.add(made.dataset)
         self._report(made.report)
+        self._check_learnable(name, *([] if made.report is None else [made.report.name]))
         return made.dataset
 
     def _prepare(
@@ -160,6 +164,12 @@ class DataPreparation:
         if report is not None:
             self.reports[report.name] = report
             self._console.print(report.render(), markup=False)
+
+    def _check_learnable(self, name: str, *names: str) -> None:
+        """Check the data that are trained on, by their reports; streams have none."""
+        if name == "train" and names:
+            labels = any(term.loss.data_kind == "unpaired" for term in self._objective.terms)
+            check_learnable([self.reports[its] for its in names], name, labels)
 
     def _check_kinds(self, kinds: frozenset[str]) -> None:
         if self._objective.by_kind:
@@ -250,6 +260,7 @@ def prepare_run(
     with first_of_node(args.local_process_index == 0):
         train_dataset = data.prepare(train_dataset, "train")
         eval_dataset = data.prepare(eval_dataset, "eval")
+    _check_full_batches(args, train_dataset)
     data_of_run = (data, train_dataset, eval_dataset)
     return Run(model, tokenizer, objective, max_length, *data_of_run, console, named)
 
@@ -311,6 +322,18 @@ def _check_arguments(
         check_causal(ref_model, loading_options(args), "ref_model")
     if isinstance(ref_model, nn.Module):
         check_not_in_parts(ref_model, "ref_model")
+
+
+def _check_full_batches(args: PreferenceConfig, train_dataset: Any) -> None:
+    """Raise where no batch is full, and those that are not are dropped."""
+    if train_dataset is None or is_stream(train_dataset) or not args.dataloader_drop_last:
+        return
+    rows, batch = len(train_dataset), args.train_batch_size * args.world_size
+    if rows < batch:
+        raise ValueError(
+            f"dataloader_drop_last=True drops all {rows} rows: a batch takes {batch}; leave it "
+            "out, or lower per_device_train_batch_size"
+        )
 
 
 def _in_peft(model: Any, peft_config: Any, console: Console) -> Any:

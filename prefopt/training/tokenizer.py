@@ -110,6 +110,12 @@ def read_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
         options: Of ``from_pretrained``.
     """
     check_code(source, options)
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ValueError(
+            f"can't load the tokenizer of {source}: there is none in that folder (no "
+            f"{_TOKENIZER_FILES[0]} or the like); save it there: tokenizer.save_pretrained(folder)"
+        )
     with explained("tokenizer of", source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     if not tokenizer.chat_template:

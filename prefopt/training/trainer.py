@@ -39,7 +39,7 @@ from prefopt.losses import LossOutput
 from prefopt.migration import check_trainer_arguments
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
-from prefopt.training.evaluation import Evaluator
+from prefopt.training.evaluation import Evaluator, check_best_metric
 from prefopt.training.fsdp import (
     as_many_everywhere,
     check_launch,
@@ -147,6 +147,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         data = (train_dataset, eval_dataset, processing_class)
         run = prepare_run(model, args, ref_model, *data, peft_config)
         check_quantised(run.model)
+        check_best_metric(args, run.objective, run.eval_dataset, compute_metrics)
         if run.train_dataset is not None:
             check_placed(run.model)
             check_trained(run.model, optimizers[0])

@@ -67,6 +67,7 @@ class Heard(logging.Handler):
         logging.getLogger("prefopt").addHandler(self)
         self._warnings = warnings.catch_warnings(record=True)
         self._warned = self._warnings.__enter__()
+        warnings.simplefilter("always")
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -1,6 +1,8 @@
 """Wrong words on the command line: one line on stderr, exit code 2."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ def files(folder: Path) -> Path:
         "null.jsonl": "".join([*lines, json.dumps({"prompt": "w3", "chosen": "w4"})]),
         "cut.jsonl": "".join(lines)[:-9],
         "late.jsonl": "".join([*(lines * 5), bad]),
+        "same.jsonl": '{"prompt": "w3", "chosen": "w4", "rejected": "w4"}\n' * 4,
+        "empty.jsonl": '{"prompt": "w3", "chosen": "", "rejected": "w4"}\n' * 4,
+        "open.csv": 'prompt,chosen,rejected\nw3,w4,"w5\nw3,w4,w5\n',
         "broken.yaml": "a: [1",
         "list.yaml": "- 1",
         "unknown.yaml": "bata: 1",
@@ -29,7 +34,33 @@ def files(folder: Path) -> Path:
     for name, text in texts.items():
         (folder / name).write_text(text)
     (folder / "empty").mkdir()
+    damaged(folder)
     return folder
+
+
+def damaged(folder: Path) -> None:
+    """Make copies of the model that are broken in one way each."""
+
+    def config(path: Path, **times: int) -> None:
+        fields = json.loads((path / "config.json").read_text())
+        for name, factor in times.items():
+            fields[name] = fields[name] * factor
+        (path / "config.json").write_text(json.dumps(fields))
+
+    def cut(path: Path) -> None:
+        weights = (path / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+    breaks: dict[str, Callable[[Path], Any]] = {
+        "cut": cut,
+        "wide": lambda path: config(path, hidden_size=2),
+        "deep": lambda path: config(path, num_hidden_layers=2),
+        "bare": lambda path: (path / "config.json").unlink(),
+        "mute": lambda path: [file.unlink() for file in path.glob("token*")],
+    }
+    for name, damage in breaks.items():
+        shutil.copytree(folder / "model", folder / name)
+        damage(folder / name)
 
 
 def command(says: str, *words: str) -> Case:
@@ -49,6 +80,12 @@ def train(says: str, *words: str, data: str = "pairs.jsonl", model: str = "model
     case = command(says, *fixed, *settings, *words)
     return Case(" ".join(["train", model, data, *words]), case.do, says, None)
 
+
+# Options that keep the best model; the name of a metric follows.
+BEST = (
+    *("--eval_fraction", "0.5", "--eval_strategy", "steps", "--eval_steps", "1"),
+    *("--load_best_model_at_end", "true", "--save_strategy", "best", "--metric_for_best_model"),
+)
 
 CASES = [
     command("unknown command 'trian'; did you mean 'train'", "trian"),
@@ -74,6 +111,42 @@ CASES = [
     train("Truthy value expected: got maybe", "--disable_dropout", "maybe"),
     train("must be an object like", "--model_init_kwargs", "[1]"),
     train("can't load the model .*: TypeError: .*'a'", "--model_init_kwargs", '{"a": 1}'),
+    train("--optim: invalid choice: 'adamww'; did you mean '", "--optim", "adamww"),
+    train("optim_args must be like 'name=value", "--optim_args", "foo"),
+    train("optim_args: eps must be a finite number, got nan", "--optim_args", "eps=nan"),
+    train(
+        "lr_scheduler_kwargs: min_lr must be a finite number, got nan",
+        *("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": NaN}'),
+    ),
+    train(
+        "should be set through the `lr_scheduler_kwargs`",
+        "--lr_scheduler_type",
+        "cosine_with_min_lr",
+    ),
+    train("unexpected keyword argument 'foo'", "--lr_scheduler_kwargs", '{"foo": 1}'),
+    train("install `galore_torch`", "--optim", "galore_adamw", "--optim_target_modules", "q_proj"),
+    train("install `lomo_optim`", "--optim", "lomo"),
+    train("requires wandb to be installed", "--report_to", "wandb"),
+    train("wandbb is not supported, only", "--report_to", "wandbb"),
+    train("parallelism_config has no 'tp_siz'; did you", "--parallelism_config", '{"tp_siz": 1}'),
+    train("tp_size must be a whole number", "--parallelism_config", '{"tp_size": "x"}'),
+    train("parallelism_config must be an object", "--parallelism_config", "[1]"),
+    train("max_steps must be at least 1, or -1 for none, got 0", "--max_steps", "0"),
+    train("save_steps must be above 0", "--save_steps", "-5"),
+    train("drops all 4 rows: a batch takes 8", "--dataloader_drop_last", "true"),
+    train("metric_for_best_model='acc' is no metric .* there are eval_loss", *BEST, "acc"),
+    train("did you mean 'eval_rewards/margins'", *BEST, "reward/margins"),
+    train("not found in the evaluation metrics", *BEST, "rewards/margins", "--loss_type", "sft"),
+    train("no such file or folder .*, and as an id on the Hub", data="no_such_folder"),
+    train("chosen and rejected are the same in each row", data="same.jsonl"),
+    train("each row has a completion without a word", data="empty.jsonl"),
+    train("opens a quote that no line closes", data="open.csv"),
+    train(r"model.safetensors is cut off or damaged", model="cut"),
+    train("lacks 18 of its weights", model="deep"),
+    train("21 of other shapes, the first is lm_head", model="wide"),
+    train("can't load the model .*bare: .*config.json", model="bare"),
+    train("there is none in that folder", model="mute"),
+    train("it is a file, name the folder of a model", model="pairs.jsonl"),
     train("pad_token '<x>' is not in", "--pad_token", "<x>"),
     train("per_device_train_batch_size must be at least 1", "--per_device_train_batch_size", "0"),
     train("there is no checkpoint 'nowhere'", "--resume_from_checkpoint", "nowhere"),

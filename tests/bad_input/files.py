@@ -162,7 +162,7 @@ TABLES = [
     broken("long.csv", CSV + "p9, a9, b9, c9\n", "line 6: has 4 cells, and the header 3"),
     broken("commas.csv", CSV.replace("p1", "p1, q1"), "line 3: has 4 cells"),
     broken("commas everywhere.csv", CSV.replace("\np", "\nwell, p"), "line 2: has 4 cells"),
-    broken("quote.csv", CSV + '"p9, a9, b9\n', "line 6: has 1 cells"),
+    broken("quote.csv", CSV + '"p9, a9, b9\n', "line 6: opens a quote"),
     broken("utf16.csv", CSV.encode("utf-16"), "is in UTF-16"),
     broken("latin-1.csv", CSV.replace("p1", "pé").encode("latin-1"), "line 3: is not in UTF-8"),
     broken("semicolons.csv", CSV.replace(",", ";"), "separated by ';'; use commas"),
@@ -243,7 +243,7 @@ NAMES = [
             ("nowhere.jsonl", "there is no file or folder nowhere.jsonl"),
             ("./nowhere", "there is no file or folder ./nowhere"),
             ("x" * 300, "can't load x"),
-            ("nobody/nothing", "no such file or folder; as an id on the Hub"),
+            ("nobody/nothing", "there is no such file or folder.*, and as an id on the Hub"),
         )
     ),
     *(

@@ -97,6 +97,10 @@ CASES = [
     wrong("ref_model_mixup_alpha must be", sync_ref_model=True, ref_model_mixup_alpha=1.5),
     wrong("ref_model_sync_steps must be", sync_ref_model=True, ref_model_sync_steps=0),
     wrong("does not go with beta_final", beta_schedule="linear"),
+    wrong("parallelism_config has no 'tp_siz'; did you mean", parallelism_config={"tp_siz": 1}),
+    wrong("tp_size must be at least 1, but got 0", parallelism_config='{"tp_size": 0}'),
+    wrong("optim_args must be like", optim_args="betas"),
+    wrong("lr_scheduler_kwargs: a must be a finite", lr_scheduler_kwargs={"a": INFINITE}),
     wrong("load_best_model_at_end=True needs evaluations", load_best_model_at_end=True),
     wrong("save_strategy='best' needs evaluations", save_strategy="best"),
     wrong(

@@ -239,7 +239,11 @@ def with_nan() -> Any:
 
 
 MODELS = [
-    refused("a weight of NaN", "LlamaForCausalLM predicts NaN", model=Later(with_nan)),
+    refused(
+        "a weight of NaN",
+        "holds NaN or infinite weights, in 1 tensors, the first is lm_head.weight",
+        model=Later(with_nan),
+    ),
     *(
         refused(
             f"model {model!r}", "model must be an id, a path, or a model", TypeError, model=model
@@ -331,6 +335,8 @@ MODELS = [
     ),
 ]
 
+SAME = {"chosen": "w3 w4", "rejected": "w3 w4"}
+
 DATASETS = [
     *(
         refused(
@@ -409,6 +415,49 @@ DATASETS = [
         None,
         train=Later(lambda: tiny_rows(6, "unpaired")),
         loss_type={"unpaired": "dpo"},
+    ),
+    *(
+        row_refused(
+            f"every row {name}",
+            says,
+            None,
+            None,
+            train=Later(lambda cells=cells: tiny_rows(4).map(lambda row: {**row, **cells})),
+        )
+        for name, says, cells in (
+            ("the same twice", "chosen and rejected are the same in each row", SAME),
+            ("without a word", "each row has a completion without a word", {"chosen": ""}),
+        )
+    ),
+    Case(
+        "labels of one kind",
+        lambda folder: make(
+            folder,
+            train=tiny_rows(4, "unpaired").map(lambda row: {**row, "label": False}),
+            loss_type="kto",
+        ),
+        "every label is False .4 rows., so the loss only makes",
+        None,
+    ),
+    refused(
+        "no full batch, and others are dropped",
+        "dataloader_drop_last=True drops all 4 rows: a batch takes 9",
+        train=Later(lambda: tiny_rows(4)),
+        dataloader_drop_last=True,
+        per_device_train_batch_size=9,
+    ),
+    *(
+        refused(
+            f"the best by {metric}",
+            f"metric_for_best_model='{metric}' is no metric .*{says}",
+            eval_dataset={"a": tiny_rows(2)},
+            eval_strategy="steps",
+            eval_steps=1,
+            load_best_model_at_end=True,
+            save_strategy="best",
+            metric_for_best_model=metric,
+        )
+        for metric, says in (("loss", "did you mean 'eval_a_loss'"), ("a_los", "'eval_a_loss'"))
     ),
     row_refused("no margins", "the loss takes margins", 0, None, loss_type="odpo"),
     row_refused(

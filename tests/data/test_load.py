@@ -118,8 +118,14 @@ def test_the_only_split_of_a_folder_is_taken(tmp_path):
 
 def test_a_name_that_is_nowhere_is_told(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"can't load nobody/nothing \(no such file or folder"):
+    with pytest.raises(DataError, match="nobody/nothing: there is no such file or folder, and"):
         load_rows("nobody/nothing")
+    (tmp_path / "pairs.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"no file or folder pairs.json \(did you mean pairs.jsonl"):
+        load_rows("pairs.json")
+    (tmp_path / "preferences").mkdir()
+    with pytest.raises(DataError, match=r"no such file or folder \(did you mean preferences\?\)"):
+        load_rows("prefernces")
 
 
 def test_what_can_not_be_read_is_told(tmp_path):

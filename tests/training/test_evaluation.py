@@ -7,8 +7,10 @@ import torch
 
 from prefopt.objective import parse_objective
 from prefopt.reference.processes import Processes
-from prefopt.training.evaluation import Evaluator
+from prefopt.training.evaluation import Evaluator, check_best_metric
 from prefopt.training.step import Scored, StepStatistics
+from tests.models import tiny_rows
+from tests.runs import trainer
 from tests.training.test_step import LENGTHS, LOGPS, REF_LOGPS, FakeScorer, batch, scores
 
 MISMATCHED = torch.tensor([6.0, 1.5, 3.0], dtype=torch.float64)
@@ -96,3 +98,26 @@ def test_a_process_without_rows_takes_part():
     found = evaluated("kto", [], shares, compute_metrics=lambda given: {})
     assert (found.examples, found.predictions) == (0, None)
     assert found.metrics["kl"] == 0.0
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "dpo + 0.1*sft"])
+def test_every_metric_that_an_evaluation_makes_may_choose_the_best_model(loss, tmp_path):
+    rows = tiny_rows(4, "unpaired" if loss == "kto" else "paired")
+    made = trainer(
+        tmp_path,
+        rows,
+        eval_dataset={"a": rows},
+        loss_type=loss,
+        log_token_metrics=True,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    found = [name for name in made.evaluate() if name != "epoch"]
+    assert len(found) > 10
+    for name in found:
+        made.args.metric_for_best_model = name
+        check_best_metric(made.args, made.objective, made.eval_dataset, None)
+    made.args.metric_for_best_model = "eval_loss"
+    with pytest.raises(ValueError, match="did you mean 'eval_a_loss'"):
+        check_best_metric(made.args, made.objective, made.eval_dataset, None)
+    check_best_metric(made.args, made.objective, made.eval_dataset, lambda _: {"loss": 1.0})
