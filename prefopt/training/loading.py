@@ -24,7 +24,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.engine.probe import refuse_encoder_decoder
 from prefopt.reference.adapters import PICKLED, with_adapter
-from prefopt.training.quantisation import QuantiserError, quantiser_explained
+from prefopt.training.quantisation import QuantiserError, check_as_asked, quantiser_explained
 from prefopt.training.trust import check_code, check_code_of_base
 
 # Options of `from_pretrained` that say where files are, in the order in which they are documented.
@@ -96,6 +96,7 @@ def _load_whole(name: str, options: Mapping[str, Any], allow_missing: bool) -> A
             **{**options, "ignore_mismatched_sizes": True, "output_loading_info": True},
         )
     _check_weights(name, model, info, allow_missing)
+    check_as_asked(name, options, model)
     return model
 
 

@@ -170,6 +170,26 @@ def quantiser_explained(name: str, options: Mapping[str, Any]) -> Iterator[None]
         ) from error
 
 
+def check_as_asked(name: str, options: Mapping[str, Any], model: Any) -> None:
+    """Raise where a checkpoint that is quantised already has other bits than were asked for.
+
+    transformers takes the checkpoint's, and warns.
+
+    Raises:
+        QuantiserError: If that is so.
+    """
+    asked, found = options.get("quantization_config"), None
+    if asked is not None:
+        found = getattr(model.config, "quantization_config", None)
+    for bits in ("load_in_4bit", "load_in_8bit") if found is not None else ():
+        if getattr(asked, bits, None) != getattr(found, bits, None):
+            raise QuantiserError(
+                f"{bits}={getattr(asked, bits, None)} was asked for, but the checkpoint {name} is "
+                f"quantised already, with {bits}={getattr(found, bits, None)}; leave "
+                "quantization_config out, or give the model before it was quantised"
+            )
+
+
 def _quantiser_of(name: str, options: Mapping[str, Any]) -> str | None:
     """Return the name of what quantises a model that is loaded; None for nothing."""
     config = options.get("quantization_config")

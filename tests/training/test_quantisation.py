@@ -139,6 +139,19 @@ def test_a_cause_that_stands_in_a_report_alone_is_told(tmp_path):
         load_policy(save_base(tmp_path / "base"), args)
 
 
+def test_a_checkpoint_of_other_bits_than_were_asked_for_is_refused(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder, four = save_base(tmp_path / "base"), quantization_of(NF4)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=four).save_pretrained(
+        tmp_path / "four"
+    )
+    args = config(tmp_path, model_init_kwargs={"quantization_config": NF4})
+    assert load_policy(str(tmp_path / "four"), args).is_loaded_in_4bit
+    args = config(tmp_path, model_init_kwargs={"quantization_config": {"load_in_8bit": True}})
+    with pytest.raises(ValueError, match="load_in_4bit=False was asked for, but"):
+        load_policy(str(tmp_path / "four"), args)
+
+
 @pytest.mark.parametrize("kind", ["awq", "aqlm", "spqr", "vptq"])
 def test_kinds_that_only_read_their_own_checkpoints_say_so(tmp_path, kind):
     args = config(tmp_path, model_init_kwargs={"quantization_config": {"quant_method": kind}})

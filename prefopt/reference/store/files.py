@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from hashlib import blake2b, sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from prefopt.reference.store.database import Database
 
 # The files of a folder that make up a model.
 _ENDINGS = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".py")
+
+# What may quantise a model while it is loaded.
+_QUANTISERS = ("bitsandbytes", "optimum-quanto", "torchao", "hqq")
 
 # A file that changes twice within a tick of the clock keeps its time, so the digest of a file that
 # changed less than this ago is not kept.
@@ -34,9 +37,18 @@ def source_digest(name: str, options: Mapping[str, Any], database: Database | No
     if content is None:
         return None
     versions = {package: version(package) for package in ("transformers", "torch")}
+    if options.get("quantization_config") is not None:
+        versions |= {package: _version(package) for package in _QUANTISERS}
     how = dict(options) | {"engine": ENGINE_VERSION}
     text = json.dumps([content, how, versions], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _content(name: str, options: Mapping[str, Any], database: Database | None) -> Any:
