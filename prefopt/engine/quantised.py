@@ -36,10 +36,12 @@ def keep_trainable(model: nn.Module) -> None:
 def is_quantised(weight: Tensor) -> bool:
     """Whether a weight is stored in fewer bits than it stands for, so that no step can change it.
 
-    That is: as whole numbers, as floats of one byte, or as a tensor that is made of others, such as
-    numbers and their scales (torchao, quanto).
+    That is: as whole numbers, as floats of one byte, as bits packed into floats of any size
+    (bitsandbytes' ``quant_storage``), or as a tensor that is made of others, such as numbers and
+    their scales (torchao, quanto).
     """
-    plain = weight.is_floating_point() and weight.dtype.itemsize > 1
+    packed = getattr(weight, "quant_state", None) is not None
+    plain = weight.is_floating_point() and weight.dtype.itemsize > 1 and not packed
     # A DTensor, which is made of another too, is a part of a weight.
     return not plain or (
         hasattr(weight, "__tensor_flatten__") and not hasattr(weight, "placements")

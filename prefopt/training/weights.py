@@ -66,7 +66,8 @@ def _tensors(model: nn.Module, trained_only: bool) -> Iterator[tuple[str, Tensor
         sharded = getattr(parameter, "ds_tensor", None)  # ZeRO-3
         state = getattr(parameter, "quant_state", None)  # bitsandbytes
         scales = [getattr(its, "absmax", None) for its in (state, getattr(state, "state2", None))]
-        held = parameter if sharded is None else sharded
+        # Bits of 4-bit weights may be stored as if they were floats, and look like NaN.
+        held = None if state is not None else parameter if sharded is None else sharded
         for tensor in (held, *scales, getattr(parameter, "SCB", None)):
             for part in _plain(tensor):
                 yield name, part

@@ -127,3 +127,10 @@ def test_a_layer_whose_gradient_is_not_that_of_what_it_computes_is_named(gradien
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), Stored(gradient))
     model.dtype = torch.float32
     assert layer_without_gradient(model) == (None if gradient == "right" else "1")
+
+
+def test_bits_that_are_stored_as_floats_are_quantised_weights():
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    assert not is_quantised(weight)
+    weight.quant_state = object()
+    assert is_quantised(weight)

@@ -25,6 +25,7 @@ class Cell:
         options: Further training arguments.
         model: What differs from the tiny model's configuration.
         dtype: Of the weights that the model comes with.
+        four_bits: Whether it is quantised to 4 bits.
         other: Whether the reference is another model; then ``first_loss`` is not known.
         begun: Whether an adapter, where one is trained, is not fresh.
         environment: Variables while it is made and trained.
@@ -40,6 +41,7 @@ class Cell:
     options: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    four_bits: bool = False
     other: bool = False
     begun: bool = False
     environment: dict[str, str] = field(default_factory=dict)
@@ -84,6 +86,10 @@ SPREAD = {
     "bfloat16": Cell(options={"bf16": True}, rounded=True),
     "bfloat16 live": Cell(options={"bf16": True} | LIVE, rounded=True),
     "adapter on bfloat16": Cell(dtype="bfloat16", options={"bf16": True}, rounded=True),
+    # A block of 4-bit weights is 64 wide.
+    "adapter on four bits": Cell(
+        model={"hidden_size": 64, "intermediate_size": 128}, four_bits=True
+    ),
     "layers checkpointed by FSDP": Cell(
         options=LIVE, environment={"FSDP_ACTIVATION_CHECKPOINTING": "true"}
     ),

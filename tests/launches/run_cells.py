@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -43,7 +44,20 @@ def own_policy(folder: Path) -> Path:
 
 def new_policy(cell: Cell) -> Any:
     """Return the tiny model that a cell trains."""
+    if cell.four_bits:
+        return in_four_bits(cell)
     return tiny_model("llama", **cell.model).to(getattr(torch, cell.dtype))
+
+
+def in_four_bits(cell: Cell) -> Any:
+    """Return a model in 4 bits, stored as its other weights are: so that FSDP2 can shard it."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    stored = {"bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_quant_storage": torch.float32}
+    config = BitsAndBytesConfig(load_in_4bit=True, **stored)
+    with TemporaryDirectory() as folder:
+        tiny_model("llama", **cell.model).save_pretrained(folder, is_main_process=True)
+        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
 
 def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> PreferenceTrainer:
@@ -82,7 +96,7 @@ def made(folder: Path, cell: Cell, engine: Engine, until: int = STEPS) -> Prefer
 def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
     """Train a cell, save the model, and return what was seen."""
     trained = made(folder, cell, engine, STEPS // 2 if cell.resumed else STEPS)
-    start = [weight.detach().clone() for weight in trained.model.parameters()]
+    start = [it.detach().clone() for it in trained.model.parameters() if it.requires_grad]
     trained.train()
     losses = [entry["loss"] for entry in steps(trained)]
     if cell.resumed:
@@ -92,7 +106,8 @@ def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
     sharded = engine.is_sharded(trained) if engine.is_sharded else False
     moved = None
     if engine.processes == 1:
-        pairs = zip(trained.model.parameters(), start, strict=True)
+        moving = (it for it in trained.model.parameters() if it.requires_grad)
+        pairs = zip(moving, start, strict=True)
         moved = max(float((now - then).abs().max()) for now, then in pairs)
     evaluated, predicted = trained.evaluate(), trained.predict(trained.eval_dataset)
     trained.save_model(str(folder / "saved"))

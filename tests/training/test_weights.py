@@ -1,5 +1,7 @@
 """Weights that are not finite are named, wherever they are, before training begins."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,15 @@ def test_a_model_that_is_quantised_of_nan_is_named_so(tmp_path, bits):
     options = {"quantization_config": BitsAndBytesConfig(**options), "peft_config": lora}
     with pytest.raises(ValueError, match="NaN"):
         trainer(tmp_path, tiny_rows(8), model=str(tmp_path / "model"), **options)
+
+
+def test_the_bits_of_four_bit_weights_are_no_numbers():
+    model = tiny_model("llama")
+    packed = model.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        packed.fill_(torch.nan)
+    packed.quant_state = SimpleNamespace(absmax=torch.ones(3), state2=None)
+    check_weights(model, "the model", "hint")
+    packed.quant_state.absmax[1] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"the first is model.layers.0.mlp.up_proj.weight"):
+        check_weights(model, "the model", "hint")
