@@ -66,7 +66,9 @@ def _tensors(model: nn.Module, trained_only: bool) -> Iterator[tuple[str, Tensor
         sharded = getattr(parameter, "ds_tensor", None)  # ZeRO-3
         # bitsandbytes; where FSDP2 shards a weight, only its layer still knows.
         layer = model.get_submodule(name.rpartition(".")[0])
-        state = getattr(parameter, "quant_state", getattr(layer, "quant_state", None))
+        state = getattr(parameter, "quant_state", None)
+        if state is None and name.endswith(".weight"):
+            state = getattr(layer, "quant_state", None)
         scales = [getattr(its, "absmax", None) for its in (state, getattr(state, "state2", None))]
         # Bits of 4-bit weights may be stored as if they were floats, and look like NaN.
         held = None if state is not None else parameter if sharded is None else sharded
