@@ -59,7 +59,7 @@ class Engine:
         """Return the environment that ``accelerate launch`` would make of the configuration."""
         made = _of_accelerate(self.configuration) if self.configuration else dict(os.environ)
         return made | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
