@@ -166,6 +166,7 @@ def test_tokens_of_a_chat_template_must_be_known_to_the_reference(tmp_path):
 
 
 def test_neither_a_loaded_reference_nor_an_adapter_stays_in_memory(tmp_path, monkeypatch):
+    import prefopt.reference.sources as sources
     import prefopt.training.reference as module
 
     loaded = []
@@ -188,10 +189,10 @@ def test_neither_a_loaded_reference_nor_an_adapter_stays_in_memory(tmp_path, mon
     assert given.references.store is not None
 
     adapted().save_pretrained(tmp_path / "sft")
-    attach = module.NamedAdapter._attached
+    attach = sources.with_adapter
     monkeypatch.setattr(
-        module.NamedAdapter,
-        "_attached",
+        sources,
+        "with_adapter",
         lambda *args, **more: loaded.append(weakref.ref(m := attach(*args, **more))) or m,
     )
     on_top = trainer(tmp_path / "c", rows, reference=f"adapter:{tmp_path / 'sft'}")
@@ -320,12 +321,13 @@ def test_a_moving_reference_goes_on_where_it_was(tmp_path, adapter):
         assert mine["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
     whole.save_model(str(tmp_path / "final"))
     assert not (tmp_path / "final" / WEIGHTS_FILE).exists()
-    fixed = trainer(tmp_path / "fixed", rows, model=model(), max_steps=6)
+    saving = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    fixed = trainer(tmp_path / "fixed", rows, model=model(), **saving)
     with pytest.raises(ValueError, match="go on with sync_ref_model=True"):
         fixed.train(resume_from_checkpoint=str(checkpoint))
-    (checkpoint / WEIGHTS_FILE).unlink()
+    fixed.train()
     with pytest.raises(ValueError, match="was not trained with sync_ref_model"):
-        resumed.train(resume_from_checkpoint=str(checkpoint))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "fixed" / "checkpoint-3"))
 
 
 # The reference of a checkpoint --------------------------------------------------------------------
