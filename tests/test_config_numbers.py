@@ -23,7 +23,7 @@ TAKEN = {
     "per_device_train_batch_size": COUNT,
     "per_device_eval_batch_size": COUNT,
     "gradient_accumulation_steps": COUNT,
-    "eval_accumulation_steps": COUNT,
+    "eval_accumulation_steps": NOTHING,
     "torch_empty_cache_steps": COUNT,
     "num_train_epochs": (1.5, BIG),
     "max_steps": (-1, BIG),  # -1 is that num_train_epochs counts
@@ -64,6 +64,7 @@ TAKEN = {
     "precompute_ref_batch_size": COUNT,
     "router_aux_loss_coef": NUMBER_FROM_0,
     "max_tokens_per_batch": COUNT,
+    "non_finite_steps": (0, BIG),
     "pad_to_multiple_of": NOTHING,
 }
 # Fields that mean something only beside another.

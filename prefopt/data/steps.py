@@ -60,7 +60,7 @@ def deal(sizes: Sequence[int], shares: int, most: int) -> list[list[int]]:
 
     Examples:
         >>> deal([9, 1, 1, 8], 2, 2)
-        [[0, 1], [2, 3]]
+        [[0, 2], [1, 3]]
         >>> deal([5, 5], 3, 1)
         [[0], [1], []]
     """

@@ -107,11 +107,17 @@ class CompletionIndex:
             yield batch
 
     def missing(
-        self, store: LogpStore, indices: NDArray[np.int64] | None = None
+        self,
+        store: LogpStore,
+        indices: NDArray[np.int64] | None = None,
+        usable: bool = True,
     ) -> NDArray[np.bool_]:
         """Return which of them (m,), None for all n, a store does not have.
 
         Each is read, and a damaged one is missing.
+
+        Raises:
+            ValueError: If one is not finite, where they are to be ``usable``.
         """
         indices = np.arange(len(self)) if indices is None else indices
         missing = np.zeros(len(indices), dtype=bool)
@@ -119,7 +125,7 @@ class CompletionIndex:
             chunk = slice(start, start + _CHUNK)
             found = store.look_up(self.keys_at(indices[chunk]))
             for index, logps in zip(indices[chunk], found, strict=True):
-                if logps is not None:
+                if usable and logps is not None:
                     check_finite(logps, f"row {self.rows[index]}, as the store has it,")
             missing[chunk] = [logps is None for logps in found]
         return missing

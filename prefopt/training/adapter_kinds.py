@@ -13,6 +13,7 @@ from torch import Tensor
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.partitioned import whole_where_used
 from prefopt.engine.probe import probe_inputs, refuse_virtual_tokens
+from prefopt.engine.quantised import inner_tensors
 from prefopt.engine.wrapper import around_forward
 from prefopt.reference.adapters import active_adapters, copy_without_adapters, is_sharded
 
@@ -150,8 +151,12 @@ def weight_samples(model: Any) -> dict[str, Tensor]:
         return {}
     bare = copy_without_adapters(model) if hasattr(model, "peft_config") else model
     return {
-        name: parameter.detach().flatten()[:: max(1, parameter.numel() // _SAMPLE)].clone()
+        f"{name}.{part}".removesuffix("."): tensor.flatten()[
+            :: max(1, tensor.numel() // _SAMPLE)
+        ].clone()
         for name, parameter in bare.named_parameters(remove_duplicate=False)
+        for part, tensor in (inner_tensors(parameter.detach()) or {"": parameter.detach()}).items()
+        if isinstance(tensor, Tensor)
     }
 
 

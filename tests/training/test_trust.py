@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.training.checkpoints import MANIFEST_FILE
 from prefopt.training.tokenizer import read_tokenizer
 from prefopt.training.trust import CodeError, named_in_run
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
@@ -98,6 +99,7 @@ def resumed(folder: Path, loaded_from: dict[str, str], **options):
         loaded_from=loaded_from,
         fingerprint="0" * len(record["fingerprint"]),
     )
+    (checkpoint / MANIFEST_FILE).unlink()  # whoever changes a file changes this one too
     again = run(folder, max_steps=2, **options)
     return again.train(str(checkpoint))
 

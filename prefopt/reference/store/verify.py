@@ -147,7 +147,7 @@ def recompute(
     in nats.
     """
     wanted = [CompletionIndex.of(dataset, with_kl) for dataset in datasets]
-    known = [np.flatnonzero(~part.missing(store)) for part in wanted]
+    known = [np.flatnonzero(~part.missing(store, usable=False)) for part in wanted]
     count = sum(map(len, known))
     chosen = np.random.default_rng(seed).permutation(count)[:sample]
     starts = np.cumsum([0, *map(len, known)])[:-1]
