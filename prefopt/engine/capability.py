@@ -23,7 +23,14 @@ from prefopt.engine.guard import is_8bit, undisturbed
 from prefopt.engine.layout import Example, LayoutName, build_layout
 from prefopt.engine.moe import EXPERT_COUNTS, JITTER
 from prefopt.engine.precision import computing_dtype
-from prefopt.engine.probe import DROPOUTS, close, is_exact, probe_inputs, quiet_transformers
+from prefopt.engine.probe import (
+    DROPOUTS,
+    FAILURES,
+    close,
+    is_exact,
+    probe_inputs,
+    quiet_transformers,
+)
 from prefopt.engine.wrapper import adapter_names, refuse_wrapper, stirred
 
 logger = logging.getLogger("prefopt")
@@ -109,7 +116,7 @@ def probe_modes(forward: Forward) -> bool:
     with undisturbed(forward.model):
         try:
             evaluated = forward.plain_logits(tokens)
-        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        except FAILURES as error:
             raise ValueError(
                 f"{type(forward.causal_lm).__name__} cannot be scored: its own forward pass of a "
                 f"text fails: {type(error).__name__}: {error}"
@@ -121,7 +128,7 @@ def probe_modes(forward: Forward) -> bool:
             if close(once, evaluated, exact):
                 return False
             again = forward.plain_logits(tokens)
-    except (RuntimeError, ValueError, TypeError, AttributeError):  # it wants labels in training
+    except FAILURES:  # it wants labels in training
         return False
     if not close(once, again, exact):
         if not _has_dropout(forward.model):

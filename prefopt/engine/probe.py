@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# What a forward pass that does not work raises.
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError)
+
 # Names under which modules hold the probability of a dropout that is no module of its own.
 DROPOUTS = ("attention_dropout", "attn_dropout", "dropout")
 

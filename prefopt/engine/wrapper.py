@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prefopt.engine.probe import FAILURES
+
 # How far an adapter is moved for a probe: so far that what it does is seen beyond rounding.
 _STIR = 0.05
 
@@ -70,7 +72,7 @@ def around_forward(model: Any, causal_lm: Any, inputs: dict[str, Tensor]) -> Aro
     causal_lm.forward = forward
     try:
         loss = float(model(**inputs, labels=inputs["input_ids"]).loss)
-    except (RuntimeError, ValueError, TypeError, AttributeError):  # other probes say what is wrong
+    except FAILURES:  # other probes say what is wrong
         return None
     finally:
         del causal_lm.forward
