@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from prefopt import PreferenceTrainer
@@ -56,7 +57,10 @@ def in_four_bits(cell: Cell) -> Any:
     stored = {"bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_quant_storage": torch.float32}
     config = BitsAndBytesConfig(load_in_4bit=True, **stored)
     with TemporaryDirectory() as folder:
-        tiny_model("llama", **cell.model).save_pretrained(folder, is_main_process=True)
+        # Not by save_pretrained, which writes in one process where there are several.
+        model = tiny_model("llama", **cell.model)
+        model.config.to_json_file(Path(folder, "config.json"), use_diff=False)
+        save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
 
