@@ -19,6 +19,7 @@ from prefopt.engine.memory.last_layer import last_mlp, only_at
 from prefopt.engine.memory.recompute import RecomputingLayers
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.noise import Noise, inverse_lengths_of, noisy_embeddings
+from prefopt.engine.own_forward import forward_once
 from prefopt.engine.partitioned import is_partitioned
 from prefopt.engine.precision import at_least_float32
 from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_types
@@ -337,20 +338,6 @@ def through_wrapper(
         return in_own_forward(model, compute, *arguments)
     if wrapped is None or wrapped is model:
         return compute()
-    own = vars(model).get("forward")  # accelerate patches forward on the instance
-
-    def forward(*args: Any, **kwargs: Any) -> ForwardOutput:
-        restore()
-        return compute()
-
-    def restore() -> None:
-        vars(model).pop("forward", None)
-        if own is not None:
-            model.forward = own
-
-    model.forward = forward
-    try:
+    with forward_once(model, compute):
         result: ForwardOutput = wrapped(*arguments)
-        return result
-    finally:
-        restore()
+    return result

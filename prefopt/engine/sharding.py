@@ -7,12 +7,14 @@ weights stay gathered until the next backward pass; what changes parts must put 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from prefopt.engine.own_forward import forward_once
 
 T = TypeVar("T")
 
@@ -32,24 +34,14 @@ def in_own_forward(model: nn.Module, compute: Callable[[], T], *arguments: Tenso
     its mixed precision, which is too coarse for log-probs.
     """
     computed: list[T] = []
-    own = vars(model).get("forward")  # accelerate patches forward on the instance
 
-    def forward(*args: Any, **kwargs: Any) -> T:
-        restore()
+    def noted() -> T:
         computed.append(compute())
         return computed[-1]
 
-    def restore() -> None:
-        vars(model).pop("forward", None)
-        if own is not None:
-            model.forward = own
-
-    model.forward = forward
-    try:
+    with forward_once(model, noted):
         model(*arguments)
-        return computed[-1]
-    finally:
-        restore()
+    return computed[-1]
 
 
 def put_away(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prefopt.engine.own_forward import forward_replaced
 from prefopt.engine.probe import FAILURES
 
 # How far an adapter is moved for a probe: so far that what it does is seen beyond rounding.
@@ -60,7 +61,7 @@ def around_forward(model: Any, causal_lm: Any, inputs: dict[str, Tensor]) -> Aro
     """
     if model is causal_lm:
         return None
-    own, patched = causal_lm.forward, vars(causal_lm).get("forward")
+    own = causal_lm.forward
     before, hooks, losses = _hooks(model), [], []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -69,15 +70,11 @@ def around_forward(model: Any, causal_lm: Any, inputs: dict[str, Tensor]) -> Aro
         losses.append(float(output.loss))
         return output
 
-    causal_lm.forward = forward
     try:
-        loss = float(model(**inputs, labels=inputs["input_ids"]).loss)
+        with forward_replaced(causal_lm, forward):
+            loss = float(model(**inputs, labels=inputs["input_ids"]).loss)
     except FAILURES:  # other probes say what is wrong
         return None
-    finally:
-        del causal_lm.forward
-        if patched is not None:
-            causal_lm.forward = patched
     if not losses:  # it calls a forward pass that it took hold of before
         return None
     return AroundForward(len(losses), max(hooks), loss - losses[-1])
