@@ -148,27 +148,28 @@ def test_without_an_adapter_a_quantised_model_is_refused(tmp_path, kind):
         trainer(tmp_path / "out", tiny_rows(8), model=model)
 
 
-def test_layers_that_let_no_gradient_through_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        (
+            "Int8DynamicActivationInt8WeightConfig",
+            {},
+            r"torchao so that the gradient .* is wrong, the first",
+        ),
+        (
+            "IntxWeightOnlyConfig",
+            {"weight_dtype": torch.int4},
+            r"cannot train through.*\(IntxWeightOnlyConfig",
+        ),
+    ],
+    ids=["no gradient through its layers", "not by transformers"],
+)
+def test_kinds_that_nothing_trains_through_are_refused(tmp_path, kind, fields, said):
     kinds = pytest.importorskip("torchao.quantization")
     from transformers import TorchAoConfig
 
-    how = TorchAoConfig(kinds.Int8DynamicActivationInt8WeightConfig())
-    with pytest.raises(ValueError, match=r"torchao so that the gradient .* is wrong, the first"):
-        trainer(
-            tmp_path / "out",
-            tiny_rows(8),
-            model=save_base(tmp_path / "base"),
-            quantization_config=how,
-            peft_config=lora(),
-        )
-
-
-def test_kinds_that_transformers_does_not_train_through_are_refused(tmp_path):
-    kinds = pytest.importorskip("torchao.quantization")
-    from transformers import TorchAoConfig
-
-    how = TorchAoConfig(kinds.IntxWeightOnlyConfig(weight_dtype=torch.int4))
-    with pytest.raises(ValueError, match=r"cannot train through.*\(IntxWeightOnlyConfig"):
+    how = TorchAoConfig(getattr(kinds, kind)(**fields))
+    with pytest.raises(ValueError, match=said):
         trainer(
             tmp_path / "out",
             tiny_rows(8),

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass, fields
 
@@ -17,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from prefopt.cli import train
 from prefopt.cli.errors import UserError
 from prefopt.training.loading import dtype_of
-from tests.conftest import ROOT
+from tests.processes import run_script
 
 FAST = (
     "--report_to=none",
@@ -359,17 +357,14 @@ def test_two_processes_train_together_and_the_first_reports(
     if weights:
         entries = ({"path": path, "weight": weight} for weight in weights)
         data = ["--datasets", *map(json.dumps, entries)]
-    # Not `accelerate launch --cpu`, which starts one process.
     counting = tmp_path / "counting.py"
     counting.write_text(COUNTING)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+    done = run_script(
         *(str(counting), str(tmp_path), "train", "--model", str(model_folder)),
         *(*data, "--output_dir", str(tmp_path / "out"), *FAST),
         *("--learning_rate=1e-2", "--eval_fraction=0.25"),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        timeout_s=600,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("After training") == 1
     assert [(tmp_path / f"world-{rank}").read_text() for rank in range(2)] == ["2", "2"]

@@ -1,34 +1,16 @@
 """Two processes with batches of 4 train as one with a batch of 8."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import run_script
 
 
 def run(script, arguments, processes):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [*launcher, str(ROOT / "tests/equivalence" / script), *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_script(str(ROOT / "tests/equivalence" / script), *arguments, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

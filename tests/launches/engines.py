@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.conftest import ROOT
 from tests.launches.cells import CELLS, REFUSALS, SPREAD
+from tests.processes import environment, torchrun
 
 # Each configuration that users are given to copy is that of a row.
 CONFIGURATIONS = ROOT / "docs" / "examples" / "accelerate"
@@ -46,25 +47,13 @@ class Engine:
         return self.name
 
     def command(self) -> list[str]:
-        """Return what starts a Python script.
-
-        It is not ``accelerate launch``, which starts one process where there is no GPU.
-        """
-        if self.configuration is None:
-            return [sys.executable]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*launcher, f"--nproc-per-node={self.processes}"]
+        """Return what starts a Python script."""
+        return torchrun(self.processes) if self.configuration else [sys.executable]
 
     def variables(self) -> dict[str, str]:
         """Return the environment that ``accelerate launch`` would make of the configuration."""
-        made = _of_accelerate(self.configuration) if self.configuration else dict(os.environ)
-        return made | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            **self.environment,
-        }
+        made = _of_accelerate(self.configuration) if self.configuration else os.environ
+        return environment(made) | self.environment
 
 
 def _of_accelerate(configuration: str) -> dict[str, str]:

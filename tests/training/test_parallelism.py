@@ -1,8 +1,5 @@
 """Launches in which several processes hold one row together are refused in a sentence."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +7,9 @@ from accelerate import ParallelismConfig
 
 from prefopt import PreferenceConfig
 from prefopt.training.parallelism import check_launch_of_rows, check_not_in_parts
-from tests.conftest import ROOT
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
+from tests.processes import run_script
 from tests.runs import trainer
-
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.mark.parametrize("size", ["tp_size", "cp_size", "sp_size"])
@@ -72,17 +67,9 @@ def test_a_launch_says_so_in_one_sentence(tmp_path, options, said):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     tiny_rows(8).to_json(tmp_path / "rows.jsonl")
     given = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "rows.jsonl")]
-    done = subprocess.run(
-        [
-            *LAUNCHER,
-            *("-m", "prefopt", "train", *given, "--output_dir", str(tmp_path / "out")),
-            *("--use_cpu", "--report_to", "none", *options),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = run_script(
+        *("-m", "prefopt", "train", *given, "--output_dir", str(tmp_path / "out")),
+        *("--use_cpu", "--report_to", "none", *options),
     )
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if said in line]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from prefopt.training.zero import ready_for_engine, zero_stage
 from tests.conftest import ROOT
 from tests.models import tiny_model
+from tests.processes import run_script
 from tests.training.run_zero import write_models
 
 LN_2 = math.log(2)
@@ -59,24 +60,12 @@ def test_an_autocast_inside_the_engine_alone_is_refused():
 
 
 def run(folder, processes):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-    }
-    script = str(ROOT / "tests/training/run_zero.py")
-    done = subprocess.run(
-        [*launcher, script, str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
+    done = run_script(
+        str(ROOT / "tests/training/run_zero.py"),
+        str(folder),
+        processes=processes,
+        timeout_s=600,
+        DS_ACCELERATOR="cpu",
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / f"results{processes}.json").read_text())
