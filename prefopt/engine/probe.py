@@ -17,12 +17,25 @@ FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError)
 DROPOUTS = ("attention_dropout", "attn_dropout", "dropout")
 
 
+def is_whole(weight: Tensor) -> bool:
+    """Whether a weight is in this process, and no part of one: not on no device, and no DTensor.
+
+    One that DeepSpeed partitions counts as whole, for it can be gathered.
+    """
+    return weight.device.type != "meta" and not hasattr(weight, "device_mesh")
+
+
+def inside_peft(model: Any) -> Any:
+    """Return the model inside a peft model, adapters in its layers, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def causal_lm_of(model: Any) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""
     adapters = getattr(model, "peft_config", None) or {}
     for name, config in dict(adapters).items():
         refuse_virtual_tokens(config, name)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inside_peft(model)
     refuse_encoder_decoder(inner.config, type(inner).__name__)
     return inner
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.engine.own_forward import forward_replaced
-from prefopt.engine.probe import FAILURES
+from prefopt.engine.probe import FAILURES, is_whole
 
 # How far an adapter is moved for a probe: so far that what it does is seen beyond rounding.
 _STIR = 0.05
@@ -90,11 +90,6 @@ def adapter_names(model: Any) -> str:
     return ", ".join(f"{name}: {type(config).__name__}" for name, config in configs.items())
 
 
-def _is_here(parameter: Tensor) -> bool:
-    """Whether a weight is whole in this process, and no DTensor."""
-    return parameter.device.type != "meta" and not hasattr(parameter, "device_mesh")
-
-
 @contextmanager
 def stirred(model: nn.Module) -> Iterator[None]:
     """Move what of an adapter is trained, and put it back to the bit in the end.
@@ -103,7 +98,7 @@ def stirred(model: nn.Module) -> Iterator[None]:
     """
     adapted = bool(getattr(model, "peft_config", None))
     parameters = [it for it in model.parameters() if it.requires_grad] if adapted else []
-    moved = [it.data for it in parameters if it.numel() and _is_here(it)]
+    moved = [it.data for it in parameters if it.numel() and is_whole(it)]
     kept = [data.clone() for data in moved]
     try:
         for data in moved:

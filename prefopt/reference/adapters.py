@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from torch import nn
 
-from prefopt.engine.probe import refuse_virtual_tokens
+from prefopt.engine.probe import inside_peft, is_whole, refuse_virtual_tokens
 from prefopt.engine.weight_sharing import copy_sharing_weights
 
 # The file that makes a folder an adapter.
@@ -61,10 +61,7 @@ def is_sharded(model: Any) -> bool:
 
     Those that DeepSpeed partitions can: see ``engine.partitioned``.
     """
-    return any(
-        parameter.device.type == "meta" or hasattr(parameter, "device_mesh")  # a DTensor
-        for parameter in model.parameters()
-    )
+    return not all(is_whole(parameter) for parameter in model.parameters())
 
 
 def trains_only_adapters(model: Any) -> bool:
@@ -72,7 +69,7 @@ def trains_only_adapters(model: Any) -> bool:
 
     False under ``bias="all"``, or where base weights were unfrozen: the base then moves too.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     bare = copy_sharing_weights(base, same=True)
     remove_adapters(bare)
     return not any(parameter.requires_grad for parameter in bare.parameters())
@@ -84,7 +81,7 @@ def copy_without_adapters(model: Any, copy_trained: bool = False) -> Any:
     The first model, which must not be sharded, stays as it is. With ``copy_trained`` the weights
     that are trained are copied, so that training changes only the first model.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     bare = copy_sharing_weights(base, copy_trained)
     remove_adapters(bare)
     return bare

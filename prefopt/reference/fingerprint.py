@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prefopt.engine.partitioned import is_partitioned, whole, whole_shape
+from prefopt.engine.probe import inside_peft
 from prefopt.engine.quantised import inner_tensors, keep_trainable
 from prefopt.reference.adapters import active_adapters, adapter_containers, place_of_adapter
 
@@ -107,7 +108,7 @@ def fingerprint_of(
         adapter_off: Whether the base model is meant, without the active adapters.
         autocast: The dtype to which computation is cast, or ``"none"``.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     parts: dict[str, Any] = {
         "engine": ENGINE_VERSION,
         # The module of code that came with a checkpoint is named after its content.
@@ -244,7 +245,7 @@ def adapter_facts(model: Any) -> list[dict[str, Any]]:
 def _scalings(model: Any) -> dict[str, list[float]]:
     """Return by how much each layer weights the active adapters now: it can be set by hand."""
     active = active_adapters(model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     scalings = {}
     for name, layer in base.named_modules() if active else ():
         own = getattr(layer, "scaling", None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from prefopt.engine import Scorer
 from prefopt.engine.partitioned import is_partitioned
+from prefopt.engine.probe import inside_peft
 from prefopt.reference.adapters import (
     copy_without_adapters,
     is_sharded,
@@ -391,7 +392,7 @@ class ResumedReference(Source):
 
 def loaded_from(model: Any) -> dict[str, str]:
     """Return where a model, or the base of one with an adapter, was loaded from, if anywhere."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     name = getattr(base.config, "_name_or_path", "")
     return {"name_or_path": _absolute(name)} if name else {}
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prefopt.reference.processes import Processes
 
@@ -153,7 +154,7 @@ def told_if_unwritten(folder: Path) -> Iterator[None]:
             r"PytorchStreamWriter|inline_container|No space left", reason
         ):
             raise
-        whole = _whole_beside(folder if folder.name.startswith("checkpoint-") else folder / "none")
+        whole = _whole_beside(folder if is_checkpoint(folder) else folder / "none")
         raise CheckpointError(
             f"cannot write {folder}: {reason[:300]}. "
             + (
@@ -235,6 +236,11 @@ def delete_older(folder: Path, keep: int | None, newest: Path, best: str | None)
 # Choosing -----------------------------------------------------------------------------------------
 
 
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder is one from which training goes on, by its name."""
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(folder).name) is not None
+
+
 def _step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
@@ -243,8 +249,8 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the newest first."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name))
-    return sorted((path for path in found if path.is_dir()), key=_step_of, reverse=True)
+    found = (path for path in folder.iterdir() if is_checkpoint(path) and path.is_dir())
+    return sorted(found, key=_step_of, reverse=True)
 
 
 def _whole_beside(folder: Path) -> str:

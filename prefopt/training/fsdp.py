@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, str_to_bool
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prefopt.batch import Batch
 from prefopt.config import PreferenceConfig
@@ -193,8 +192,3 @@ def writes_parts(launch: Launch) -> bool:
     if not applies_fsdp(launch):
         return False
     return "SHARDED_STATE_DICT" in str(launch.accelerator.state.fsdp_plugin.state_dict_type)
-
-
-def is_checkpoint(folder: str) -> bool:
-    """Whether a folder is one from which training goes on, by its name."""
-    return os.path.basename(folder).startswith(PREFIX_CHECKPOINT_DIR)

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefopt.engine.probe import refuse_encoder_decoder
+from prefopt.engine.probe import inside_peft, refuse_encoder_decoder
 from prefopt.reference.adapters import PICKLED, with_adapter
 from prefopt.training.quantisation import QuantiserError, check_as_asked, quantiser_explained
 from prefopt.training.trust import check_code, check_code_of_base
@@ -204,7 +204,7 @@ def check_causal(model: Any, options: Mapping[str, Any], called: str = "model") 
             model, options = adapter.base, adapter.base_options(options)
         _auto_class(model, options)
         return
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inside_peft(model)
     inner = getattr(inner, "_orig_mod", inner)  # by torch.compile
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prefopt.engine.guard import undisturbed
+from prefopt.engine.probe import inside_peft
 from prefopt.engine.quantised import is_quantised
 
 
@@ -28,7 +29,7 @@ def merge(model: Any) -> Any:
     Raises:
         ValueError: If a quantised layer is not linear, and so no plain one computes the same.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     with undisturbed(base):
         plain = {name: _plain(layer, base.dtype) for name, layer in _linear_layers(base)}
     for name, layer in plain.items():

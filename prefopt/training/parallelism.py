@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import ParallelismConfig
 
 from prefopt.config_checks import SPREAD_INSTEAD, refuse_rows_in_parts
+from prefopt.engine.probe import inside_peft
 
 
 def check_launch_of_rows(args: Any) -> None:
@@ -48,7 +49,7 @@ def check_not_in_parts(model: Any, called: str = "model") -> None:
     Raises:
         ValueError: Saying what to use instead.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside_peft(model)
     size = getattr(base, "_tp_size", None) or 1
     if size > 1 or any(hasattr(weight, "device_mesh") for weight in base.parameters()):
         raise ValueError(

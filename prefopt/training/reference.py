@@ -9,7 +9,6 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prefopt.config import PreferenceConfig
 from prefopt.config_checks import ADAPTER
@@ -40,7 +39,7 @@ from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import default_folder, open_database
 from prefopt.training.adapter import is_peft
 from prefopt.training.adapter_kinds import changes_base
-from prefopt.training.checkpoints import REFERENCE_FILE, STATE_FILE
+from prefopt.training.checkpoints import REFERENCE_FILE, STATE_FILE, is_checkpoint
 from prefopt.training.fsdp import applies_fsdp
 from prefopt.training.launch import Launch
 from prefopt.training.model import load_reference, reference_options
@@ -308,7 +307,7 @@ class ReferenceSetup:
             return
         record = json.dumps(self.references.record(), indent=2, sort_keys=True)
         (folder / RECORD_FILE).write_text(record + "\n", encoding="utf-8")
-        if self.moving is not None and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if self.moving is not None and is_checkpoint(folder):
             save_file(self.moving.weights(), folder / WEIGHTS_FILE)
 
     def _resume(self, folder: Path, references: References) -> None:

@@ -39,12 +39,12 @@ from prefopt.losses import LossOutput
 from prefopt.migration import check_trainer_arguments
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
+from prefopt.training.checkpoints import is_checkpoint
 from prefopt.training.evaluation import Evaluator, check_best_metric
 from prefopt.training.fsdp import (
     as_many_everywhere,
     check_launch,
     check_passes,
-    is_checkpoint,
     make_ready,
     writes_parts,
 )

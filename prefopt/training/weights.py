@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefopt.engine.quantised import inner_tensors
 from prefopt.reference.processes import Processes
 
 # What to do about weights that are not finite.
@@ -83,9 +84,9 @@ def _plain(tensor: Any) -> Iterator[Tensor]:
         return
     if hasattr(tensor, "to_local"):  # sharded
         yield from _plain(tensor.to_local())
-    elif hasattr(tensor, "__tensor_flatten__"):  # quantised
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain(getattr(tensor, name))
+    elif parts := inner_tensors(tensor):  # quantised
+        for part in parts.values():
+            yield from _plain(part)
     elif tensor.numel() and tensor.device.type != "meta":
         yield tensor.detach()
 

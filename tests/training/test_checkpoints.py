@@ -19,6 +19,7 @@ from prefopt.training.checkpoints import (
     agreed_folder,
     checkpoint_folder,
     delete_older,
+    is_checkpoint,
     problem_of,
     write_manifest,
 )
@@ -435,3 +436,9 @@ def test_a_checkpoint_that_is_not_there_is_told(tmp_path, monkeypatch, asked):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"there is no checkpoint .* to resume from"):
         checkpoint_folder(asked, str(tmp_path))
+
+
+def test_a_checkpoint_is_known_by_its_name():
+    assert is_checkpoint("out/checkpoint-5")
+    assert not is_checkpoint("checkpoint-5/best")
+    assert not is_checkpoint("out/checkpoints")  # where a run may save its model

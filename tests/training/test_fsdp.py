@@ -17,7 +17,6 @@ from prefopt.training.fsdp import (
     as_many_everywhere,
     check_launch,
     check_passes,
-    is_checkpoint,
     make_ready,
     writes_parts,
 )
@@ -164,8 +163,3 @@ def test_processes_get_as_many_batches():
     processes = Processes(0, 2, lambda mine: [mine, 3])
     assert as_many_everywhere([nothing], nothing, processes) == [nothing] * 3
     assert len(as_many_everywhere([nothing] * 3, nothing, processes)) == 3
-
-
-def test_a_checkpoint_is_known_by_its_name():
-    assert is_checkpoint("out/checkpoint-5")
-    assert not is_checkpoint("checkpoint-5/best")
