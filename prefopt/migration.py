@@ -202,6 +202,10 @@ OLD_OPTIONS: dict[str, Gone] = {
     "optimizer_type": Gone("use optim={value!r} instead"),
     "log_freq": Gone("use logging_steps={value} instead"),
     "log_with": Gone("use report_to={value!r} instead"),
+    "not_converted": Gone(
+        "it lists what `prefopt convert-config` found no counterpart for; decide on each, and "
+        "remove the list",
+    ),
     "wandb_entity": Gone("set the environment variable WANDB_ENTITY instead, as under `env`"),
     "wandb_project": Gone("set the environment variable WANDB_PROJECT instead, as under `env`"),
     "wandb_run_group": Gone("set the environment variable WANDB_RUN_GROUP instead, as under `env`"),

@@ -1,4 +1,4 @@
-"""The command line: ``prefopt demo | train | losses | data | cache``, or ``python -m prefopt``.
+"""The command line: ``prefopt demo | train | losses | data | cache | convert-config``.
 
 A command is a module of this package with a function ``main`` that takes its arguments as a list
 and returns the exit code. It is imported when it is called for, so that help costs no import of
@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "train": "train a model on preference data",
     "losses": "list the losses: what each needs, and its hyper-parameters",
     "data": "report what a dataset holds and what training would make of it",
+    "convert-config": "convert a configuration of LLaMA-Factory, Axolotl or alignment-handbook",
     "cache": "fill, look at, verify, prune and share the store of reference log-probs",
 }
 
@@ -31,7 +32,7 @@ usage: prefopt COMMAND [options]
 One trainer and a zoo of losses for preference optimisation of language models.
 
 commands:
-{chr(10).join(f"  {name:<8}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<16}{text}" for name, text in COMMANDS.items())}
 
 options:
   -h, --help     show this message; `prefopt COMMAND --help` shows a command's options
@@ -116,6 +117,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError.unknown("command", name, COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(f"prefopt.cli.{name}").main
+    module = name.replace("-", "_")
+    command: Callable[[Sequence[str]], int] = import_module(f"prefopt.cli.{module}").main
     with user_errors(everywhere=True):
         return command(rest)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class DatasetEntry:
         name: Configuration of a dataset that has several.
         split: Split to train on, also a part of it; None for the only one, or train.
         columns: The columns to read; None for all.
+        rename: What columns become, by the name that they have in the data.
+        limit: At most so many rows, the first; None for all.
         data_dir: Folder within the dataset.
         data_files: Files within the dataset, or of the type that ``path`` is.
         weight: How often each row is used in an epoch.
@@ -44,6 +47,8 @@ class DatasetEntry:
     name: str | None = None
     split: str | None = None
     columns: list[str] | None = None
+    rename: dict[str, str] | None = None
+    limit: int | None = None
     data_dir: str | None = None
     data_files: Any = None
     weight: float = 1.0
@@ -80,6 +85,18 @@ class DatasetEntry:
         columns = item.get("columns")
         if isinstance(columns, str) or not isinstance(columns or [], list):
             raise ValueError(f"columns of {item['path']} must be a list of names, got {columns!r}")
+        rename, limit = item.get("rename"), item.get("limit")
+        if not isinstance(rename or {}, Mapping) or not all(
+            isinstance(name, str) for pair in (rename or {}).items() for name in pair
+        ):
+            raise ValueError(
+                f"rename of {item['path']} must map names of columns to names that are read, such "
+                f"as {{question: prompt}}; got {rename!r}"
+            )
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise ValueError(f"limit of {item['path']} must be a number of rows, got {limit!r}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit of {item['path']} must be at least 1, got {limit}")
         return cls(**{**item, "weight": _number(item["path"], item.get("weight"))})
 
     @property
@@ -96,12 +113,28 @@ class DatasetEntry:
             ValueError: If it cannot be read, or has no such split or columns.
         """
         rows = train_split(self.load_all(split or self.split, streaming), self.path)
-        missing = [column for column in self.columns or [] if column not in rows.column_names]
+        named = [*(self.columns or []), *(self.rename or {})]
+        missing = [column for column in named if column not in rows.column_names]
         if missing:
             raise ValueError(
                 f"{self.label} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}"
             )
-        return rows.select_columns(self.columns) if self.columns else rows
+        if self.columns:
+            rows = rows.select_columns([name for name in rows.column_names if name in named])
+        if self.rename:
+            rows = self._renamed(rows)
+        return rows if self.limit is None else rows.select(range(min(self.limit, len(rows))))
+
+    def _renamed(self, rows: Any) -> Any:
+        """Return rows whose columns have other names; no two may end up with the same."""
+        names = [(self.rename or {}).get(column, column) for column in rows.column_names]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"{self.label}: after rename there are two columns {twice[0]!r}; give columns too, "
+                "the list of those to read"
+            )
+        return rows.rename_columns({k: v for k, v in (self.rename or {}).items() if k != v})
 
     def load_all(self, split: str | None = None, streaming: bool = False) -> Any:
         """Return the rows of a split; without one, all splits if there are several."""
@@ -136,8 +169,13 @@ class DataArguments:
         metadata={
             "help": "Several datasets in place of one: paths, or in a YAML file mappings with "
             "path, weight (how often each row is used in an epoch, default 1), name (of a "
-            "configuration), split, columns, data_dir, data_files."
+            "configuration), split, columns (to read), rename (what columns become), limit (the "
+            "first so many rows), data_dir, data_files."
         },
+    )
+    eval_datasets: list[str] | None = field(
+        default=None,
+        metadata={"help": "Datasets to evaluate on, as in datasets; their weights change nothing."},
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Name of the dataset's configuration, if it has several."}
@@ -164,6 +202,12 @@ class DataArguments:
             "at least 0 and below 1. Not together with dataset_test_split.",
         },
     )
+    eval_rows: int = field(
+        default=0,
+        metadata={
+            "help": "The same as a number of rows; of several datasets, shared out by their rows."
+        },
+    )
     dataset_streaming: bool = field(
         default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
     )
@@ -174,21 +218,26 @@ class DataArguments:
                 f"eval_fraction must be in [0, 1), got {self.eval_fraction}: it is a share of the "
                 "rows (test_split_size is another name of it)"
             )
-        if self.eval_fraction and self.dataset_test_split:
-            raise ValueError("give eval_fraction or dataset_test_split, not both")
-        if self.eval_fraction and self.dataset_streaming:
-            raise ValueError("eval_fraction needs the whole dataset: it does not go with streaming")
+        if self.eval_rows < 0:
+            raise ValueError(
+                f"eval_rows must be a number of rows, at least 0, got {self.eval_rows}"
+            )
+        sources = ("eval_fraction", "eval_rows", "dataset_test_split", "eval_datasets")
+        given = [name for name in sources if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give {given[0]} or {given[1]}, not both")
+        for name in ("eval_fraction", "eval_rows"):
+            if name in given and self.dataset_streaming:
+                raise ValueError(f"{name} needs the whole dataset: it does not go with streaming")
         if isinstance(self.dataset_name, list):
             raise ValueError("dataset_name is one dataset; several go to datasets")
+        if self.eval_datasets is not None:
+            _check_list("eval_datasets", self.eval_datasets)
         if self.datasets is not None:
             self._check_several()
 
     def _check_several(self) -> None:
-        if not isinstance(self.datasets, list) or not self.datasets:
-            raise ValueError(
-                "datasets must be a list of at least one dataset, each a path or a mapping such as "
-                f"{{path: pairs.jsonl, weight: 0.5}}; got {self.datasets!r}"
-            )
+        _check_list("datasets", self.datasets)
         if self.dataset_name is not None:
             raise ValueError(
                 f"give dataset_name (here {self.dataset_name}) or datasets, not both; a dataset "
@@ -202,7 +251,6 @@ class DataArguments:
                 "datasets does not go with dataset_streaming: a stream has no number of rows for a "
                 "weight to share out. Leave it out: rows are read from disk, not kept in memory"
             )
-        _ = self.entries  # raises for a wrong one
 
     @property
     def entries(self) -> list[DatasetEntry]:
@@ -210,6 +258,17 @@ class DataArguments:
         if self.datasets is not None:
             return [DatasetEntry.read(item) for item in self.datasets]
         return [DatasetEntry(str(self.dataset_name), self.dataset_config, self.dataset_train_split)]
+
+
+def _check_list(option: str, items: Any) -> None:
+    """Check that an option is a list of datasets, each with the keys that there are."""
+    if not isinstance(items, list) or not items:
+        raise ValueError(
+            f"{option} must be a list of at least one dataset, each a path or a mapping such as "
+            f"{{path: pairs.jsonl, weight: 0.5}}; got {items!r}"
+        )
+    for item in items:
+        _ = DatasetEntry.read(item)  # raises for a wrong one
 
 
 def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
@@ -225,10 +284,13 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
     rows = load(entry.split)
     splits = dict(rows) if isinstance(rows, Mapping) else {}
     rows = train_split(rows, entry.path)
+    if data_args.eval_datasets:
+        return rows, _load_to_evaluate(data_args)
     if data_args.dataset_test_split:
         return rows, load(data_args.dataset_test_split)
-    if data_args.eval_fraction:
-        return _held_out(rows, data_args.eval_fraction, config.seed, entry.label)
+    if data_args.eval_fraction or data_args.eval_rows:
+        (size,) = _sizes(data_args, [rows])
+        return _held_out(rows, size, config.seed, entry.label)
     if not evaluates:
         return rows, None
     if "test" not in splits:
@@ -242,19 +304,22 @@ def _load_several(data_args: DataArguments, seed: int, evaluates: bool) -> tuple
     entries = data_args.entries
     rows = [entry.load() for entry in entries]
     held_out: list[WeightedDataset] | None = None
-    if data_args.dataset_test_split:
+    if data_args.eval_datasets:
+        held_out = _load_to_evaluate(data_args)
+    elif data_args.dataset_test_split:
         split = data_args.dataset_test_split
         held_out = [WeightedDataset(entry.load(split), name=entry.label) for entry in entries]
-    elif data_args.eval_fraction:
+    elif data_args.eval_fraction or data_args.eval_rows:
         # Of each dataset before its weight, so that no row is in both parts.
         parts = [
-            _held_out(its, data_args.eval_fraction, seed, entry.label)
-            for its, entry in zip(rows, entries, strict=True)
+            _held_out(its, size, seed, entry.label)
+            for its, size, entry in zip(rows, _sizes(data_args, rows), entries, strict=True)
         ]
         rows = [train for train, _ in parts]
         held_out = [
             WeightedDataset(test, name=entry.label)
             for (_, test), entry in zip(parts, entries, strict=True)
+            if test is not None
         ]
     elif evaluates:
         raise _nothing_to_evaluate("")
@@ -263,6 +328,31 @@ def _load_several(data_args: DataArguments, seed: int, evaluates: bool) -> tuple
         for its, entry in zip(rows, entries, strict=True)
     ]
     return train, held_out
+
+
+def _load_to_evaluate(data_args: DataArguments) -> Any:
+    """Return the datasets that are evaluated on beside those of training."""
+    from prefopt.data import WeightedDataset
+
+    entries = [DatasetEntry.read(item) for item in data_args.eval_datasets or []]
+    return [WeightedDataset(entry.load(), name=entry.label) for entry in entries]
+
+
+def _sizes(data_args: DataArguments, rows: list[Any]) -> list[float]:
+    """Return what to hold out of each dataset: a share of its rows, or their number.
+
+    Raises:
+        UserError: If a number of rows leaves none to train on.
+    """
+    if not data_args.eval_rows:
+        return [data_args.eval_fraction] * len(rows)
+    ends = [0, *accumulate(map(len, rows))]
+    if data_args.eval_rows >= ends[-1]:
+        raise UserError(
+            f"--eval_rows {data_args.eval_rows} leaves none of {ends[-1]} rows to train on"
+        )
+    upto = [round(data_args.eval_rows * end / ends[-1]) for end in ends]
+    return [last - first for first, last in pairwise(upto)]
 
 
 def train_split(rows: Any, name: str) -> Any:
@@ -277,13 +367,16 @@ def train_split(rows: Any, name: str) -> Any:
     return rows["train"]
 
 
-def _held_out(rows: Any, fraction: float, seed: int, label: str) -> tuple[Any, Any]:
+def _held_out(rows: Any, size: float, seed: int, label: str) -> tuple[Any, Any]:
+    """Return the rows to train on, and a share or a number of them that is held out."""
+    if not size:
+        return rows, None
     try:
-        parts = rows.train_test_split(fraction, seed=seed)
+        parts = rows.train_test_split(size, seed=seed)
     except ValueError:
         raise UserError(
-            f"{label} has too few rows ({len(rows)}) to hold out {fraction:g} of them; leave out "
-            "--eval_fraction, or name a split with --dataset_test_split"
+            f"{label} has too few rows ({len(rows)}) to hold out {size:g} of them; leave out "
+            "--eval_fraction or --eval_rows, or name a split with --dataset_test_split"
         ) from None
     return parts["train"], parts["test"]
 

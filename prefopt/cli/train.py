@@ -18,6 +18,8 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from prefopt.cli import is_main_process
 from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.foreign import convert
+from prefopt.cli.foreign.rendering import summary
 from prefopt.cli.rows import DataArguments, load_splits
 
 _ALIASES = {
@@ -110,10 +112,13 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     }
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config")
+    given.add_argument("--loss_type", nargs="+")
     given.error = _fail  # type: ignore[method-assign]
-    path = given.parse_known_args(argv)[0].config
+    known = given.parse_known_args(argv)[0]
+    path = known.config
     if path is not None:
-        parser.set_defaults_with_config(**_known_only(read_config_file(path), options, path))
+        values = read_config_file(path, " ".join(known.loss_type or []) or None)
+        parser.set_defaults_with_config(**_known_only(values, options, path))
     with user_errors():
         data_args, config, model_args, *_, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -178,18 +183,27 @@ def _known_only(
     return known
 
 
-def read_config_file(path: str) -> dict[str, Any]:
-    """Return the options of a YAML file; its ``env`` mapping sets environment variables."""
-    import yaml
+def read_config_file(path: str, loss: str | None = None) -> dict[str, Any]:
+    """Return the options of a YAML file; its ``env`` mapping sets environment variables.
 
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config file: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path} must map option names to values, such as `loss_type: ipo`")
+    A file of another program is converted, and what differs is told.
+
+    Args:
+        path: The file.
+        loss: The loss of the command line, if it names one.
+
+    Raises:
+        UserError: If it cannot be read, or says what cannot be had here.
+    """
+    values = read_yaml(path)
+    with user_errors():
+        conversion = convert(values, path, loss)
+    if conversion is not None:
+        if conversion.lost:
+            raise UserError(conversion.message(path))
+        if is_main_process():
+            print(f"prefopt: {summary(conversion, path)}", file=sys.stderr)
+        values = conversion.options
     values = {key.replace("-", "_"): value for key, value in values.items()}
     environment = values.pop("env", None) or {}
     if not isinstance(environment, dict):
@@ -200,6 +214,25 @@ def read_config_file(path: str) -> dict[str, Any]:
             raise UserError(f"{path}: {alias} and {name} are the same option; give one")
         if alias in values:
             values[name] = values.pop(alias)
+    return values
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Return what a YAML file says, by key.
+
+    Raises:
+        UserError: If it cannot be read, or is no mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config file: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path} must map option names to values, such as `loss_type: ipo`")
     return values
 
 

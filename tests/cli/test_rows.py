@@ -57,6 +57,37 @@ def test_datasets_are_named_on_the_command_line_too(tmp_path, two):
     assert train_rows[1].name == f"{b} (train[:3])"
 
 
+def test_columns_are_renamed_and_rows_limited(tmp_path):
+    rows = [{**row, "ask": row["prompt"], "prompt": "not read"} for row in pairs(5)]
+    path = write_rows(tmp_path / "other.jsonl", rows)
+    entry = f"{{path: {path}, columns: [chosen, rejected], rename: {{ask: prompt}}, limit: 3}}"
+    (part,), _ = splits(tmp_path, f"datasets: [{entry}]\n")
+    assert part.dataset.to_list() == pairs(3)
+    (part,), _ = splits(tmp_path, f"datasets: [{entry.replace('3', '300')}]\n")
+    assert len(part.dataset) == 5
+
+
+def test_datasets_to_evaluate_on_are_named(tmp_path, two):
+    a, b = two
+    for text in (f"dataset: {a}\n", f"datasets: [{a}]\n"):
+        text += f"eval_datasets: [{{path: {b}, limit: 2}}, {a}]\n"
+        _, eval_rows = splits(tmp_path, text)
+        assert [(len(part.dataset), part.name) for part in eval_rows] == [
+            (2, str(b)),
+            (12, str(a)),
+        ]
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(7, [4, 3]), (1, [1]), (15, [9, 6])])
+def test_a_number_of_rows_is_held_out_of_all_datasets(tmp_path, two, rows, held_out):
+    a, b = two
+    train_rows, eval_rows = splits(tmp_path, f"datasets: [{a}, {b}]\neval_rows: {rows}\n")
+    assert [len(part.dataset) for part in eval_rows] == held_out
+    assert sum(len(part.dataset) for part in train_rows) == 20 - rows
+    train_one, eval_one = splits(tmp_path, f"dataset: {a}\neval_rows: 7\n")
+    assert (len(train_one), len(eval_one)) == (5, 7)
+
+
 def test_files_are_named_by_type_as_in_trl(tmp_path, two):
     a, b = two
     text = f"datasets:\n  - path: json\n    data_files: [{a}, {b}]\n"
@@ -144,9 +175,18 @@ def test_a_mixture_trains_and_reports_each_dataset(prefopt, model_folder, two, t
         ("datasets: [A]\nstreaming: true", "use dataset_streaming instead"),
         ("datasets: [A]\neval_strategy: epoch", "there are no rows for them"),
         ("datasets: [A]\ntest_split_size: 3", r"eval_fraction must be in \[0, 1\)"),
+        ("datasets: [{path: A, rename: [prompt]}]", "rename of .* must map names of columns"),
+        ("datasets: [{path: A, rename: {question: prompt}}]", "has no column 'question'"),
+        ("datasets: [{path: A, rename: {chosen: prompt}}]", "there are two columns 'prompt'"),
+        ("datasets: [{path: A, limit: many}]", "limit of .* must be a number of rows"),
+        ("datasets: [{path: A, limit: 0}]", "limit of .* must be at least 1"),
+        ("datasets: [A]\neval_datasets: A", "eval_datasets must be a list"),
+        ("datasets: [A]\neval_datasets: [{id: A}]", "use path instead"),
+        ("dataset: A\neval_rows: 12", "leaves none of 12 rows to train on"),
+        ("dataset: A\neval_rows: -1", "eval_rows must be a number of rows"),
+        ("dataset: A\neval_rows: 2\neval_fraction: 0.5", "eval_fraction or eval_rows, not both"),
+        ("dataset: A\neval_rows: 2\neval_datasets: [A]", "eval_rows or eval_datasets, not both"),
         ("dataset: [A, A]", "several go to datasets"),
-        ("dataset_mixer: {A: 1.0}", "use `datasets` instead"),
-        ("dataset_mixture: {datasets: [{id: A}]}", "use `datasets` instead"),
     ],
 )
 def test_a_wrong_mixture_is_one_message(prefopt, model_folder, two, tmp_path, text, message):

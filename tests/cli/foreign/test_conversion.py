@@ -1,0 +1,91 @@
+"""What all conversions share: lines, numbers as text, unknown keys, and whose a file is."""
+
+import pytest
+
+from prefopt.cli.foreign import PROGRAMS, convert
+from prefopt.cli.foreign.conversion import (
+    Conversion,
+    as_number,
+    cannot,
+    differs,
+    nothing,
+    number,
+    same,
+)
+
+KEYS = {
+    "rate": same("learning_rate", default=1e-3),
+    "cut": differs("max_length", "cut elsewhere"),
+    "plot": nothing("a picture"),
+    "galore": cannot("use optim", False),
+}
+
+
+def applied(**values):
+    made = Conversion.of("Other", values)
+    made.apply(KEYS)
+    return made
+
+
+def test_each_key_has_a_line():
+    made = applied(rate="1e-5", cut=8, plot=True, galore=True, rat=1, blank=None)
+    assert made.options == {"learning_rate": 1e-5, "max_length": 8}
+    outcomes = {line.keys[0]: line.outcome for line in made.lines}
+    assert outcomes == {
+        "rate": "same",
+        "cut": "differs",
+        "plot": "nothing",
+        "galore": "cannot",
+        "rat": "cannot",
+    }
+    assert "did you mean 'rate'" in made.lost[1].note
+
+
+def test_a_default_is_written_where_the_key_is_missing():
+    made = applied(galore=False)
+    assert made.options == {"learning_rate": 1e-3}
+    assert not made.lost
+    assert made.lines[-1].note == "the default of Other"
+
+
+def test_two_keys_that_contradict_each_other_are_told():
+    made = Conversion.of("Other", {"a": 1, "b": 2})
+    made.put("x", 1, "a")
+    made.put("x", 2, "b")
+    assert made.options == {"x": 1}
+    assert made.lost[0].keys == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5e-6", 5e-6), ("1E3", 1000.0), (".5e1", 5.0), ("e5", "e5"), ("7b", "7b"), (True, True)],
+)
+def test_numbers_that_yaml_reads_as_text(text, value):
+    assert as_number(text) == value
+
+
+def test_what_is_no_number_is_told():
+    with pytest.raises(ValueError, match="rl_beta must be a number, got 'low'"):
+        number("low", "rl_beta")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": "m", "loss_type": "ipo"},
+        {"model": "m", "loss_type": "ipo", "stage": "dpo"},  # a mistake in a file of ours
+        {"model_name_or_path": "m", "beta": 0.1, "rl": "dpo"},
+        {"stage": "dpo", "base_model": "m"},  # of two programs
+        {"datasets": ["a"], "torch_dtype": "auto"},
+        {},
+    ],
+)
+def test_a_file_of_ours_or_of_none_is_left_alone(values):
+    assert convert(values, "x.yaml") is None
+
+
+def test_no_mark_is_of_two_programs():
+    marks = [mark for one in PROGRAMS for mark in one.MARKS]
+    assert len(marks) == len(set(marks))
+    for one in PROGRAMS:
+        assert set(one.KEYS) >= one.MARKS
