@@ -6,20 +6,24 @@ In any page, a line ``{{ name }}`` is replaced by the table of that name (``TABL
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from prefopt.cli.foreign import alignment_handbook, axolotl, llama_factory
+from prefopt.cli.foreign.conversion import Key
 from prefopt.cli.guide import SITUATIONS, losses_by_family
 from prefopt.config import PreferenceConfig
 from prefopt.losses import __all__ as PUBLIC_OF_LOSSES
 from prefopt.losses import get_loss, list_losses
 from prefopt.migration import (
+    OLD_FIELDS,
     OLD_OPTIONS,
     OLD_TRAINER_ARGUMENTS,
     OLD_TRANSFORMERS_FIELDS,
     OLD_TRL_FIELDS,
+    REFUSED,
     TRL_FIELDS,
     Gone,
 )
@@ -89,6 +93,19 @@ def gone_text(gone: Gone) -> str:
         return f"taken: {text}"
     others = ", ".join(f"`{value!r}`" for value in gone.harmless if value is not None)
     return f"{text}; taken at {others}" if others else text
+
+
+def foreign_table(keys: Mapping[str, Key]) -> str:
+    """Return the table of another program's keys that are mapped or refused."""
+    rows = []
+    for name, key in keys.items():
+        if key.outcome == "nothing" or (name in OLD_FIELDS | REFUSED and key.outcome == "cannot"):
+            continue
+        to = ", ".join(f"`{part}`" for part in key.to.split(", ") if part) or "left out"
+        default = "" if key.default is None else f"`{key.default}`"
+        here = "not to be had" if key.outcome == "cannot" else to
+        rows.append((f"`{name}`", here, markdown(key.note), default))
+    return table(("key", "here", "note", "their default, written out"), rows)
 
 
 def situations_table() -> str:
@@ -181,6 +198,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "config_fields": config_table,
     "trl_fields": trl_table,
     "gone": gone_table,
+    "llama_factory_keys": lambda: foreign_table(llama_factory.KEYS),
+    "axolotl_keys": lambda: foreign_table(axolotl.KEYS),
+    "handbook_keys": lambda: foreign_table(alignment_handbook.KEYS),
     "situations": situations_table,
     "advice": advice_tables,
     "gallery": gallery,

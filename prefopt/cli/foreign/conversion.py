@@ -166,11 +166,7 @@ class Conversion:
             self.lines.append(Line((key,), "differs", "", spec.note))
         elif spec.outcome == "cannot" or not spec.alone:
             # A key of several that no function read has no part in what the others say.
-            if (
-                spec.outcome == "cannot"
-                and value not in spec.harmless
-                and value not in ([], {}, "")
-            ):
+            if spec.outcome == "cannot" and not _is_one_of(value, (*spec.harmless, [], {}, "")):
                 self.refuse(key, spec.note)
             else:
                 self.leave(key, "at this value it changes nothing")
@@ -193,6 +189,16 @@ class Conversion:
     def shown(self, line: Line) -> str:
         """Return the keys of a line with their values."""
         return ", ".join(f"{key}: {_short(self.given.get(key))}" for key in line.keys)
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value is one of several; True is not 1, nor is False 0.
+
+    Examples:
+        >>> _is_one_of(1, (1, False)), _is_one_of(True, (1, False))
+        (True, False)
+    """
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 
 def _short(value: Any) -> str:

@@ -297,6 +297,8 @@ def test_their_defaults_are_written_out():
         ({"lora_model_dir": "a"}, "lora_model_dir", "name the adapter's folder"),
         ({"tokenizer_config": "other"}, "tokenizer_config", "save the tokenizer"),
         ({"lora_rr": 1}, "lora_rr", "did you mean 'lora_r'"),
+        ({"relora": True}, "relora", "use LoRA"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size", "accelerate launch"),
         ({"unfrozen_parameters": ["x"]}, "unfrozen_parameters", "requires_grad"),
     ],
 )
