@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --no-compile -c constraints.txt
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 ARGS ?=
+# Where Python may not keep what it compiled, each process that a test starts compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Each test process gets one thread: two processes of one thread beat one process of two.
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 

@@ -148,3 +148,19 @@ def test_other_variables_of_a_file_of_options_are_set_and_said(tmp_path, monkeyp
     assert read_config_file(str(path)) == {}
     assert os.environ["WANDB_PROJECT"] == "mine"
     assert capsys.readouterr().err == f"prefopt: {path} sets WANDB_PROJECT\n"
+
+
+def test_the_store_holds_no_text_and_is_only_for_whom_the_umask_allows(tmp_path):
+    rows, store = tiny_rows(4), tmp_path / "store"
+    before = os.umask(0o077)
+    try:
+        trainer(tmp_path, rows, reference_cache_dir=str(store), max_steps=1).train()
+    finally:
+        os.umask(before)
+    (file,) = store.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    held = file.read_bytes()
+    assert len(held) > 1000
+    texts = [text for row in rows for text in row.values() if text.count(" ") > 1]
+    assert texts
+    assert not [text for text in texts if text.strip().encode() in held]

@@ -1,6 +1,6 @@
 """From prepared rows to batches: laid-out tokens, and how the completions are compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,20 @@ from prefopt.engine.layout import Example, LayoutName, build_layout
 BATCHES = "batches"
 # Under this, what it counts: the tokens of all of them.
 TOKENS = "input_ids"
+
+
+def batches_of(collated: Any) -> list[Batch]:
+    """Return the batches that a collator made.
+
+    Raises:
+        TypeError: If it made something else.
+    """
+    if not isinstance(collated, Mapping) or BATCHES not in collated:
+        raise TypeError(
+            "data_collator must return what prefopt.data.PreferenceCollator does, a dictionary "
+            f"with {BATCHES!r}, got {type(collated).__name__}"
+        )
+    return list(collated[BATCHES])
 
 
 @dataclass(frozen=True)

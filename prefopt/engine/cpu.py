@@ -14,8 +14,9 @@ not smaller.
 import ctypes
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,21 @@ _LARGEST_THRESHOLD = 32 << 20
 _DEFAULT_MMAP_MAX = 65_536
 
 _heap_is_kept = False  # the settings belong to the process
+
+
+@contextmanager
+def set_up_for(device: torch.device) -> Iterator[None]:
+    """Have both settings until the context ends, where that is the device of a model."""
+    if device.type != "cpu":
+        yield
+        return
+    with denormals_flushed(), heap_kept():
+        yield
+
+
+def activations_on_cpu() -> AbstractContextManager[Any]:
+    """Keep what a backward pass needs in CPU memory until then."""
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
 
 @contextmanager

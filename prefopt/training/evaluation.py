@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput
 
 from prefopt.batch import Batch, StepContext
+from prefopt.data import DataError
 from prefopt.objective.metrics import BatchRewards, MetricSums, batch_rewards
 from prefopt.objective.objective import Objective
 from prefopt.objective.preference_index import PreferenceIndex
@@ -49,6 +51,20 @@ class Evaluation(NamedTuple):
     predictions: Any
     labels: Any
     examples: int
+
+    def output(self, prefix: str) -> EvalLoopOutput:
+        """Return it as ``transformers.Trainer`` does, metrics named by a prefix.
+
+        Raises:
+            DataError: If no example was evaluated.
+        """
+        if not self.examples:
+            raise DataError("no row is left: all were set aside", dataset=prefix)
+        metrics = {
+            name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value
+            for name, value in self.metrics.items()
+        }
+        return EvalLoopOutput(self.predictions, self.labels, metrics, self.examples)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
+from datasets import Dataset
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers.trainer_utils import seed_worker
 
 from prefopt.config import PreferenceConfig
 from prefopt.data import DataError
 from prefopt.data.prepared import Ints, is_stream
+from prefopt.data.sampling import MixedLabels, unpaired_labels
 from prefopt.data.steps import EvaluationShare, Steps, StepShare, StepStream
 from prefopt.reference.processes import Processes
 
@@ -114,12 +116,29 @@ def _worker_options(args: PreferenceConfig) -> dict[str, Any]:
     }
 
 
+def mixed_labels(dataset: Any, args: PreferenceConfig) -> MixedLabels | None:
+    """Return a random order that mixes the labels of unpaired data evenly; None for other orders.
+
+    Args:
+        dataset: Prepared rows, or a stream.
+        args: Those of the run.
+    """
+    if args.train_sampling_strategy != "random" or not isinstance(dataset, Dataset):
+        return None
+    labels = unpaired_labels(dataset)
+    return None if labels is None else MixedLabels(labels, _seed(args))
+
+
+def _seed(args: PreferenceConfig) -> int:
+    seed: int = args.seed if args.data_seed is None else args.data_seed
+    return seed
+
+
 def _seeded(sampler: Sampler[int], args: PreferenceConfig) -> Sampler[int]:
     """Return a random order as one that follows from seed and epoch, in each process alike."""
     if type(sampler) is not RandomSampler:
         return sampler
-    seed = args.seed if args.data_seed is None else args.data_seed
-    seeded: Sampler[int] = SeedableRandomSampler(sampler.data_source, data_seed=seed)
+    seeded: Sampler[int] = SeedableRandomSampler(sampler.data_source, data_seed=_seed(args))
     return seeded
 
 

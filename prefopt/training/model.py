@@ -1,11 +1,14 @@
 """The policy as it is given or named, and a model to refer to."""
 
+import os
 from typing import Any
 
+from accelerate.utils import DynamoBackend
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import PreferenceConfig
+from prefopt.engine.compilation import compile_layers
 from prefopt.engine.moe import JITTER
 from prefopt.engine.probe import DROPOUTS
 from prefopt.training.adapter import second_adapter
@@ -13,6 +16,11 @@ from prefopt.training.loading import SavedAdapter, check_causal, dtype_of, load_
 from prefopt.training.quantisation import quantization_of
 from prefopt.training.tokenizer import check_vocabulary
 from prefopt.training.trust import code_explained
+
+
+def as_given(model: Any) -> Any:
+    """Return a model, or its id or path as text; paths may be ``pathlib.Path`` too."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def load_policy(model: Any, args: PreferenceConfig, peft_config: Any = None) -> Any:
@@ -129,3 +137,15 @@ def switch_off_dropout(model: nn.Module) -> None:
         for name in (*DROPOUTS, *JITTER):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def compile_policy(model: nn.Module, args: PreferenceConfig, accelerator: Any) -> None:
+    """Compile a model's layers if that is asked for, and leave accelerate nothing to compile.
+
+    Raises:
+        ValueError: If there is no layer to compile.
+    """
+    if args.torch_compile:
+        accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # of the model as a whole
+        backend, mode = args.torch_compile_backend, args.torch_compile_mode
+        compile_layers(model, backend=backend, mode=mode)

@@ -29,6 +29,7 @@ from prefopt.data.prepared import is_stream
 from prefopt.data.resumable import check_same_tokens
 from prefopt.objective import Objective
 from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
+from prefopt.training.launch import Launch
 from prefopt.training.loading import check_causal
 from prefopt.training.model import (
     learned_positions,
@@ -37,7 +38,7 @@ from prefopt.training.model import (
     switch_off_dropout,
 )
 from prefopt.training.parallelism import check_launch_of_rows, check_not_in_parts
-from prefopt.training.reference import check_reference_asked_for
+from prefopt.training.reference import ReferenceSetup, check_reference_asked_for
 from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
 from prefopt.training.trust import named_in_run
 from prefopt.training.unused import check_used
@@ -203,6 +204,24 @@ class Run:
     eval_dataset: Any
     console: Console
     named: frozenset[str] = frozenset()
+
+    def reference(self, args: PreferenceConfig, launch: Launch) -> ReferenceSetup:
+        """Return what chooses the reference, once the model is where ``launch`` computes.
+
+        Args:
+            args: Those of the run.
+            launch: How it is launched.
+        """
+        return ReferenceSetup(
+            self.model,
+            self.tokenizer,
+            args,
+            self.objective,
+            launch,
+            self.say,
+            self.max_length,
+            self.named,
+        )
 
     def say(self, text: str) -> None:
         """Print a line in the main process."""

@@ -6,18 +6,15 @@ they add is exactness: a mean is taken over the examples of the whole optimiser 
 micro-batches and processes; so is KTO's KL estimate; evaluation does not depend on its batch size.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
@@ -26,12 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from prefopt.batch import Batch
 from prefopt.config import PreferenceConfig
 from prefopt.data import DataError
-from prefopt.data.collate import BATCHES, PreferenceCollator
+from prefopt.data.collate import BATCHES, PreferenceCollator, batches_of
 from prefopt.data.prepared import PREPARED_COLUMNS, examples_of, is_stream
-from prefopt.data.sampling import MixedLabels, unpaired_labels
 from prefopt.data.steps import StepShare, row_tokens
-from prefopt.engine.compilation import compile_layers
-from prefopt.engine.cpu import denormals_flushed, heap_kept
+from prefopt.engine.cpu import activations_on_cpu, set_up_for
 from prefopt.engine.moe import LoadBalancingLoss
 from prefopt.engine.noise import Noise
 from prefopt.engine.probe_examples import probe_examples
@@ -40,6 +35,7 @@ from prefopt.migration import check_trainer_arguments
 from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.checkpoints import is_checkpoint
+from prefopt.training.collation import collator_of
 from prefopt.training.evaluation import Evaluator, check_best_metric
 from prefopt.training.fsdp import (
     as_many_everywhere,
@@ -49,12 +45,18 @@ from prefopt.training.fsdp import (
     writes_parts,
 )
 from prefopt.training.launch import Launch
-from prefopt.training.loaders import asked_for, evaluation_loader, steps_of, training_loader
-from prefopt.training.model import only_by_name
+from prefopt.training.loaders import (
+    asked_for,
+    evaluation_loader,
+    mixed_labels,
+    steps_of,
+    training_loader,
+)
+from prefopt.training.model import as_given, compile_policy, only_by_name
 from prefopt.training.model_card import write_model_card
 from prefopt.training.optimizers import to_result, to_training_point
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
-from prefopt.training.reference import FollowPolicy, ReferenceSetup
+from prefopt.training.reference import FollowPolicy
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.safety import Safety
 from prefopt.training.step import BatchScorer, StepStatistics
@@ -136,10 +138,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             check_trainer_arguments(old, signature(PreferenceTrainer).parameters, PreferenceConfig)
         args = PreferenceConfig("prefopt_output") if args is None else args
         check_hooks(data_collator, compute_metrics, callbacks, optimizers)
-        model, ref_model = (
-            os.fspath(given) if isinstance(given, os.PathLike) else given
-            for given in (model, ref_model)
-        )
+        model, ref_model = as_given(model), as_given(ref_model)
         if quantization_config is not None:
             if not isinstance(model, str):
                 raise ValueError(only_by_name("quantization_config"))
@@ -177,7 +176,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if data_collator is None:
             self.data_collator = self._collator()
         self._check_first_batch()
-        self._compile()
+        compile_policy(self.model, args, self.accelerator)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
         run.console.print(f"prefopt: loss [bold]{self.objective.name}[/], {self.scorer}")
@@ -186,18 +185,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _set_up_reference(self, ref_model: Any) -> None:
         run = self._run
-        self._reference = ReferenceSetup(
-            self.model,
-            run.tokenizer,
-            self.args,
-            run.objective,
-            self._launch,
-            run.say,
-            run.max_length,
-            run.named,
-        )
+        self._reference = run.reference(self.args, self._launch)
         self._reference.choose(ref_model)
-        self._references = self._reference.references
         self.scorer = self._reference.scorer
         check_passes(self.scorer, self._launch, run.max_length)
         if not self._reference.policy_is_checkpoint:
@@ -209,7 +198,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     @property
     def references(self) -> References | None:
         """Serves reference log-probs; None if no loss needs them."""
-        return self._references
+        return self._reference.references
 
     def _set_up_steps(self) -> None:
         self.load_balancing_loss = LoadBalancingLoss.of(self.model, self.args.router_aux_loss_coef)
@@ -237,28 +226,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         return Noise.of(self.args.neftune_noise_alpha, numbers, batch.texts.examples)
 
     def _collator(self) -> PreferenceCollator:
-        return PreferenceCollator(
-            layout=self.scorer.layout,
-            pad_token_id=self._run.tokenizer.pad_token_id or 0,
-            mismatched=self._how_mismatched(),
-            max_tokens=self.args.max_tokens_per_batch,
-            by_kind=self.objective.by_kind,
-        )
-
-    def _how_mismatched(self) -> Literal["separate", "continued"] | None:
-        """Return how KTO's mismatched completions are scored: where they can, with the others.
-
-        The KL estimate is that of the whole optimiser step, so with several micro-batches it must
-        be known before the first of them is scored. Sharded models take as many passes in each
-        process, and some may have nothing to continue.
-        """
-        if not self.objective.needs_kl:
-            return None
-        several = self.args.gradient_accumulation_steps > 1 or self._launch.is_sharded
-        several |= self.args.max_tokens_per_batch is not None and self.args.world_size > 1
-        # Embeddings of what is trained on may be noisy, and those of the estimate are not.
-        alone = several or self.scorer.layout == "padded" or self.args.neftune_noise_alpha
-        return "separate" if alone else "continued"
+        pad = self._run.tokenizer.pad_token_id
+        return collator_of(self.objective, self.scorer, self.args, self._launch, pad)
 
     def _check_first_batch(self) -> None:
         if not self.args.check_first_batch or self.train_dataset is None:
@@ -269,14 +238,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             f"prefopt: first batch: log-probs equal the plain forward's to {largest:.1e} nats"
         )
 
-    def _compile(self) -> None:
-        if not self.args.torch_compile:
-            return
-        # Not by accelerate, which would compile the model as a whole.
-        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
-        backend, mode = self.args.torch_compile_backend, self.args.torch_compile_mode
-        compile_layers(self.model, backend=backend, mode=mode)
-
     # Data -----------------------------------------------------------------------------------------
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -286,12 +247,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Return the order of the rows; a random one of unpaired data mixes its labels evenly."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "random" and isinstance(dataset, Dataset):
-            labels = unpaired_labels(dataset)
-            if labels is not None:
-                data_seed = self.args.data_seed
-                return MixedLabels(labels, self.args.seed if data_seed is None else data_seed)
-        return super()._get_train_sampler(train_dataset)
+        mixed = mixed_labels(dataset, self.args)
+        return super()._get_train_sampler(train_dataset) if mixed is None else mixed
 
     def get_train_dataloader(self) -> Any:
         """Return a loader over this process's share of each step of the training set."""
@@ -320,12 +277,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         return self.get_eval_dataloader(test_dataset)
 
     def _batches(self, inputs: Any) -> list[Batch]:
-        if not isinstance(inputs, Mapping) or BATCHES not in inputs:
-            raise TypeError(
-                "data_collator must return what prefopt.data.PreferenceCollator does, a dictionary "
-                f"with {BATCHES!r}, got {type(inputs).__name__}"
-            )
-        return [batch.to(self.args.device, non_blocking=True) for batch in inputs[BATCHES]]
+        return [batch.to(self.args.device, non_blocking=True) for batch in batches_of(inputs)]
 
     def _in_step(self, batches: list[Batch]) -> list[Batch]:
         """Return as many batches as every other process has, where they must score together."""
@@ -362,12 +314,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._reference.begin(checkpoint, *named_datasets(self.train_dataset, self.eval_dataset))
         self._begin_counting = partial(self._safety.resume, checkpoint)
         self._begin_counting()
-        with ExitStack() as stack:
-            stack.enter_context(self._safety.interrupt.listening())
-            if self.args.device.type == "cpu":
-                stack.enter_context(denormals_flushed())
-                stack.enter_context(heap_kept())
-            folder = None if checkpoint is None else str(checkpoint)
+        folder = None if checkpoint is None else str(checkpoint)
+        with self._safety.interrupt.listening(), set_up_for(self.args.device):
             trained = super().train(folder, *args, **kwargs)
         to_result(self.optimizer)
         self._safety.check("the trained model")
@@ -423,10 +371,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         parts = zip(inputs[BATCHES], inputs[CONTEXTS], strict=True)
         *earlier, last = [{BATCHES: [batch], CONTEXTS: [context]} for batch, context in parts]
         loss = torch.zeros((), device=self.args.device)
+        offloading = activations_on_cpu if self.args.activation_offloading else nullcontext
         for part in earlier:
-            with self.accelerator.no_sync(model), self._offloading():
+            with self.accelerator.no_sync(model), offloading():
                 loss += super().training_step(model, part, num_items_in_batch)
-        with self._offloading():
+        with offloading():
             loss += super().training_step(model, last, num_items_in_batch)
         self._safety.guard.add_loss(loss)
         return loss
@@ -434,11 +383,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         self._safety.guard.grad_norm = super()._get_grad_norm(model, grad_norm)
         return self._safety.guard.grad_norm
-
-    def _offloading(self) -> AbstractContextManager[Any]:
-        if not self.args.activation_offloading:
-            return nullcontext()
-        return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
     def compute_loss(
         self,
@@ -492,14 +436,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             found = self._evaluator.evaluate(
                 self._evaluated(dataloader), score, self.compute_metrics, not prediction_loss_only
             )
-        if not found.examples:
-            raise DataError("no row is left: all were set aside", dataset=metric_key_prefix)
-        prefix = f"{metric_key_prefix}_"
-        metrics = {
-            name if name.startswith(prefix) else prefix + name: value
-            for name, value in found.metrics.items()
-        }
-        return EvalLoopOutput(found.predictions, found.labels, metrics, found.examples)
+        return found.output(metric_key_prefix)
 
     def _evaluated(self, dataloader: DataLoader[Any]) -> Iterator[Batch]:
         for inputs in dataloader:

@@ -1,6 +1,5 @@
 """A process that fills a store with a tiny model, for tests that kill it or start two of it."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,13 +41,15 @@ def open_store(folder: Path) -> tuple[FileStore, Scorer]:
     return FileStore(database, digest, facts, {"pid": "any"}), Scorer(model)
 
 
-def fill(folder: Path, rows: int, delay_s: float, tell: Callable[[str, int], object]) -> None:
+def fill(
+    folder: Path, rows: int, wait: Callable[[], object], tell: Callable[[str, int], object]
+) -> None:
     """Fill a store, waiting after each commit.
 
     Args:
         folder: Of the store.
         rows: Of the data.
-        delay_s: Seconds to wait.
+        wait: Called for that.
         tell: Told ``("ready", 0)``, then ``("kept", n)`` after each commit of n completions, then
             ``("computed", n)``.
     """
@@ -59,7 +60,7 @@ def fill(folder: Path, rows: int, delay_s: float, tell: Callable[[str, int], obj
     def keep_and_tell(values):
         keep(values)
         tell("kept", len(values))
-        time.sleep(delay_s)
+        wait()
 
     store.add = keep_and_tell
     dataset = dataset_of(rows)

@@ -244,17 +244,7 @@ def _prepare(data_args: Any, config: Any, model_args: Any) -> _Prepared:
                 f"the loss {run.objective.name!r} uses no reference: there is nothing to keep"
             )
         launch = Launch.to_score(run.model, config)
-        setup = ReferenceSetup(
-            run.model,
-            run.tokenizer,
-            config,
-            run.objective,
-            launch,
-            run.say,
-            run.max_length,
-            run.named,
-        )
-    return _Prepared(config, run, setup, launch)
+    return _Prepared(config, run, run.reference(config, launch), launch)
 
 
 def _check_folder(folder: Path) -> None:
