@@ -36,14 +36,6 @@ _LOSS_OPTIONS = {
     "undesirable_weight": "undesirable_weight",
 }
 
-# TRL's defaults: scripts and YAML files spell them out also where the loss has no such option.
-_SPELT_OUT = {
-    "label_smoothing": 0.0,
-    "discopop_tau": 0.05,
-    "desirable_weight": 1.0,
-    "undesirable_weight": 1.0,
-}
-
 
 def _loss_option(name: str, **default: Any) -> Any:
     """Return the field of an option of every loss, described as in ``LossOptions``."""
@@ -71,6 +63,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         "model_init_kwargs",
         "loss_kwargs",
     ]
+
+    # TRL's defaults: scripts and YAML files spell them out where the loss has no such option, too.
+    _SPELT_OUT: ClassVar[dict[str, float]] = {
+        "label_smoothing": 0.0,
+        "discopop_tau": 0.05,
+        "desirable_weight": 1.0,
+        "undesirable_weight": 1.0,
+    }
 
     learning_rate: float = field(
         default=1e-6, metadata={"help": "Initial learning rate of the optimiser."}
@@ -327,9 +327,21 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         """
         if self.loss_type is not None:
             return self._parse(self.loss_type)
-        # A script that weighs labels was written for KTO, also where its data are pairs.
-        weighs_labels = (self.desirable_weight, self.undesirable_weight) != (None, None)
-        return self._parse("kto" if data_kinds == {"unpaired"} or weighs_labels else "dpo")
+        is_kto = data_kinds == {"unpaired"} or self._weighs_labels
+        return self._parse("kto" if is_kto else "dpo")
+
+    @property
+    def _weighs_labels(self) -> bool:
+        """Whether a script was written for KTO, also where its data are pairs."""
+        return (self.desirable_weight, self.undesirable_weight) != (None, None)
+
+    def reason_for(self, data_kinds: frozenset[str]) -> str:
+        """Return why ``objective_for`` chose what it did; nothing where losses are named."""
+        if self.loss_type is not None:
+            return ""
+        if self._weighs_labels:
+            return "no loss_type is given, and desirable_weight is KTO's"
+        return f"no loss_type is given, and the data are {' and '.join(sorted(data_kinds))}"
 
     def _check_loss(self) -> None:
         """Check the loss that is named; where none is, options must suit dpo or kto."""
@@ -354,7 +366,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         known = {name for term in terms for name in term.loss.hyperparameters}
         for name, option in _LOSS_OPTIONS.items():
             value = getattr(self, name)
-            if value is None or (option not in known and value == _SPELT_OUT.get(name)):
+            if value is None or (option not in known and value == self._SPELT_OUT.get(name)):
                 continue
             if name == "beta" and option not in known and "orpo" in {t.loss.name for t in terms}:
                 raise ValueError(

@@ -4,6 +4,7 @@ They fill a store, and score at each step what no store holds. The reference is 
 policy with its adapter switched off, the initial policy, or a copy that follows the policy.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.layout import Example, Layout, in_padded_rows
@@ -54,6 +55,10 @@ class ReferenceModel:
         with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
             return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
 
+    def model(self) -> Any:
+        """Return the reference as a model of its own, to be looked at; None where there is none."""
+        return self.scorer.model
+
     @property
     def in_step(self) -> bool:
         """Whether all processes must score at the same time: weights are spread over them."""
@@ -72,6 +77,10 @@ class AdapterOff(ReferenceModel):
     """
 
     description = "the policy with its adapter switched off"
+
+    def model(self) -> None:
+        """Return None: it is the policy."""
+        return
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
@@ -103,6 +112,17 @@ class FrozenCopy(ReferenceModel):
             for name, parameter in scorer.model.named_parameters()
             if parameter.requires_grad
         }
+
+    def model(self) -> Any:
+        """Return a model of the copies, and of the policy's other weights; None if in parts."""
+        policy = self.scorer.model
+        if self.in_step:
+            return None
+        shared = {
+            id(parameter): nn.Parameter(self._weights.get(name, parameter.detach()), False)
+            for name, parameter in policy.named_parameters()
+        }
+        return copy.deepcopy(policy, shared).eval()
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

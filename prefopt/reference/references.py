@@ -118,6 +118,11 @@ class References:
         digest, facts = self.fingerprint
         return FileStore(self._database, digest, facts, self._origin)
 
+    @property
+    def model(self) -> Any:
+        """The reference as a model, if one is kept for it; None otherwise."""
+        return None if self._live is None else self._live.model()
+
     def __str__(self) -> str:
         if self.store is None:
             return f"{self.source.description}, computed at each step"

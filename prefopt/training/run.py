@@ -193,6 +193,7 @@ class Run:
         eval_dataset: Prepared rows, a dictionary of such, or None.
         console: Prints in the main process.
         named: Models that the user named; code that comes with others is never run.
+        reason: Why these losses, where that is not plain.
     """
 
     model: Any
@@ -204,6 +205,7 @@ class Run:
     eval_dataset: Any
     console: Console
     named: frozenset[str] = frozenset()
+    reason: str = ""
 
     def reference(self, args: PreferenceConfig, launch: Launch) -> ReferenceSetup:
         """Return what chooses the reference, once the model is where ``launch`` computes.
@@ -269,7 +271,8 @@ def prepare_run(
     model = add_adapter(_in_peft(model, peft_config, console), peft_config, args)
     if args.disable_dropout:
         switch_off_dropout(model)
-    objective = args.objective_for(first_kinds(train_dataset, eval_dataset))
+    kinds = first_kinds(train_dataset, eval_dataset)
+    objective, reason = args.objective_for(kinds), args.reason_for(kinds)
     check_reference_asked_for(args, objective, ref_model)
     seed = args.seed if args.data_seed is None else args.data_seed
     vocabulary = embedded_tokens(model)
@@ -281,7 +284,7 @@ def prepare_run(
         eval_dataset = data.prepare(eval_dataset, "eval")
     _check_full_batches(args, train_dataset)
     data_of_run = (data, train_dataset, eval_dataset)
-    return Run(model, tokenizer, objective, max_length, *data_of_run, console, named)
+    return Run(model, tokenizer, objective, max_length, *data_of_run, console, named, reason)
 
 
 def check_hooks(

@@ -179,7 +179,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         compile_policy(self.model, args, self.accelerator)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
-        run.console.print(f"prefopt: loss [bold]{self.objective.name}[/], {self.scorer}")
+        reason = f" ({run.reason})" if run.reason else ""
+        run.say(f"prefopt: loss {self.objective.name}{reason}, {self.scorer}")
 
     # Set-up ---------------------------------------------------------------------------------------
 
