@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from prefopt.config import PreferenceConfig
+from prefopt.data.prepare import NO_ROOM
+from prefopt.data.report import SetAside
 from prefopt.migration import REFUSED, checks_arguments, is_harmless
 from prefopt.objective import Objective, parse_objective
 from prefopt.training.trainer import PreferenceTrainer
@@ -79,6 +81,13 @@ class _TRLConfig(PreferenceConfig):
         """Take what changes nothing, then check as ``PreferenceConfig`` does."""
         if self.bf16 is None:
             self.bf16 = not self.fp16
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            new = old.replace("gradient", "activation")  # its name since transformers 5.20
+            if getattr(self, new, False) is None:
+                setattr(self, new, getattr(self, old))
+        self.keeps_end = self.truncation_mode == "keep_end"
+        if self.keeps_end:
+            self.truncation_mode = None
         self._differences: list[str] = []
         for name, why in _WITHOUT_EFFECT.items():
             value = getattr(self, name, None)
@@ -87,7 +96,7 @@ class _TRLConfig(PreferenceConfig):
                 setattr(self, name, self.__dataclass_fields__[name].default)
             elif name not in REFUSED and value not in (None, False):
                 self._differences.append(f"{name} has no effect: {why}")
-        if self.train_sampling_strategy == "group_by_length":
+        if vars(self)["train_sampling_strategy"] == "group_by_length":
             self._differences.append("rows come in random order: they are not padded")
             self.train_sampling_strategy = "random"
         super().__post_init__()
@@ -299,8 +308,26 @@ class _TRLTrainer(PreferenceTrainer):
         is_module = isinstance(ref_model, nn.Module)
         self._given_reference = weakref.ref(ref_model) if is_module else lambda: None
         super().__init__(model, ref_model, args, *rest, **named)
+        self._check_cut()
         for difference in args.differences:
             self._run.say(f"prefopt.trl: {difference}")
+
+    def _check_cut(self) -> None:
+        """Raise where TRL's ``keep_end`` would cut other tokens than are cut here."""
+        if not self.args.keeps_end or self.max_length is None:
+            return
+        cut = {
+            name: report.cut_rows + report.set_aside.get(NO_ROOM, SetAside(0, ())).count
+            for name, report in self.data_reports.items()
+        }
+        found = [f"{count:,} rows of {name}" for name, count in cut.items() if count]
+        if found or not cut:
+            raise ValueError(
+                f"truncation_mode='keep_end' would cut the beginning of what is longer than "
+                f"max_length={self.max_length} ({' and '.join(found) or 'rows of a stream'}), and "
+                "here the end of completions is cut; raise max_length, or shorten prompts in the "
+                "data, or take 'keep_start'"
+            )
 
     @property
     def ref_model(self) -> nn.Module | None:

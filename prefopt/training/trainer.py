@@ -114,7 +114,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         OSError: If a model, a tokenizer or a reference by id or path is not found.
     """
 
-    _tag_names = ("prefopt",)
+    _tag_names: tuple[str, ...] = ("prefopt",)
     _signature_columns: list[str] | None
     control: Any
 
