@@ -14,11 +14,13 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from os import PathLike
 from pathlib import PurePath
 from typing import Any, ClassVar
 
 from torch import nn
+from transformers.utils import is_torch_bf16_gpu_available
 
 from prefopt.config import PreferenceConfig
 from prefopt.data.prepare import NO_ROOM
@@ -79,8 +81,8 @@ class _TRLConfig(PreferenceConfig):
 
     def __post_init__(self) -> None:
         """Take what changes nothing, then check as ``PreferenceConfig`` does."""
-        if self.bf16 is None:
-            self.bf16 = not self.fp16
+        if self.bf16 is None:  # on, but where TRL raises: without a GPU, if not told to do without
+            self.bf16 = not self.fp16 and (self.use_cpu or is_torch_bf16_gpu_available())
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             new = old.replace("gradient", "activation")  # its name since transformers 5.20
             if getattr(self, new, False) is None:
@@ -94,7 +96,7 @@ class _TRLConfig(PreferenceConfig):
             if name in REFUSED and not is_harmless(REFUSED[name], value):
                 self._differences.append(f"{name} has no effect: {why}")
                 setattr(self, name, self.__dataclass_fields__[name].default)
-            elif name not in REFUSED and value not in (None, False):
+            elif name not in REFUSED and value is not None and value is not False:
                 self._differences.append(f"{name} has no effect: {why}")
         if vars(self)["train_sampling_strategy"] == "group_by_length":
             self._differences.append("rows come in random order: they are not padded")
@@ -160,6 +162,9 @@ class KTOConfig(_TRLConfig):
         default="kto", metadata={"help": "kto, apo_zero_unpaired, or another loss on labels."}
     )
     beta: float | None = field(default=0.1, metadata={"help": "Reward per nat of log-ratio."})
+    train_sampling_strategy: str = field(
+        default="sequential", metadata={"help": "'sequential', or 'random'."}
+    )
     desirable_weight: float | None = field(
         default=1.0, metadata={"help": "Weight of desirable completions."}
     )
@@ -221,13 +226,13 @@ class CPOConfig(_TRLConfig):
 
     def objective_for(self, data_kinds: frozenset[str]) -> Objective:
         """Return CPO's loss and its likelihood term; the kinds do not matter."""
-        if self.loss_type not in _CPO_LOSSES:
+        if not isinstance(self.loss_type, str) or self.loss_type not in _CPO_LOSSES:
             raise ValueError(
                 f"CPOConfig: loss_type must be one of {', '.join(_CPO_LOSSES)}, got "
                 f"{self.loss_type!r}; other losses are those of DPOConfig, KTOConfig or "
                 "prefopt.PreferenceConfig"
             )
-        name = _CPO_LOSSES[str(self.loss_type)]
+        name = _CPO_LOSSES[self.loss_type]
         weight = 0.0 if name == "alphapo" else self.cpo_alpha
         if self.alpha and name not in ("simpo", "alphapo"):
             raise ValueError(
@@ -349,12 +354,14 @@ class DPOTrainer(_TRLTrainer):
     """TRL's ``DPOTrainer``: a ``PreferenceTrainer`` of a ``DPOConfig``."""
 
     config = DPOConfig
+    __signature__ = signature(PreferenceTrainer)
 
 
 class KTOTrainer(_TRLTrainer):
     """TRL's ``KTOTrainer``: a ``PreferenceTrainer`` of a ``KTOConfig``; it takes pairs too."""
 
     config = KTOConfig
+    __signature__ = signature(PreferenceTrainer)
 
 
 class _TrainerWithoutReference(_TRLTrainer):

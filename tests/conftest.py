@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns when CPO and ORPO are imported
 
 # The user's own store of reference log-probs is never touched, by fixtures of modules neither.
 _CACHE = tempfile.TemporaryDirectory(prefix="prefopt-tests-")

@@ -17,8 +17,9 @@ def write_model_card(folder: str | Path, trainer: Any) -> None:
 def model_card(trainer: Any) -> str:
     """Return the text of a model card, with the metadata that the Hub reads."""
     base = getattr(trainer.model.config, "_name_or_path", "") or ""
-    metadata = ["library_name: transformers", "tags:", "- prefopt", "- preference-optimisation"]
-    metadata += [f"- {term.loss.name}" for term in trainer.objective.terms]
+    losses = (term.loss.name for term in trainer.objective.terms)
+    tags = dict.fromkeys([*trainer._tag_names, "preference-optimisation", *losses])
+    metadata = ["library_name: transformers", "tags:", *(f"- {tag}" for tag in tags)]
     if base and not Path(base).exists():  # a folder of the author's machine says nothing on the Hub
         metadata.append(f"base_model: {base}")
     lines = ["---", *metadata, "---", "", f"# {Path(trainer.args.output_dir).name}", ""]
