@@ -3,13 +3,17 @@
 In any page, a line ``{{ name }}`` is replaced by the table of that name (``TABLES``).
 """
 
+import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from prefopt.cli.foreign import alignment_handbook, axolotl, llama_factory
 from prefopt.cli.foreign.conversion import Key
@@ -18,6 +22,7 @@ from prefopt.config import PreferenceConfig
 from prefopt.losses import __all__ as PUBLIC_OF_LOSSES
 from prefopt.losses import get_loss, list_losses
 from prefopt.migration import (
+    DROP_IN_FIELDS,
     OLD_FIELDS,
     OLD_OPTIONS,
     OLD_TRAINER_ARGUMENTS,
@@ -27,6 +32,7 @@ from prefopt.migration import (
     TRL_FIELDS,
     Gone,
 )
+from prefopt.trl import WITHOUT_EFFECT
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
 import golden_targets as golden  # data of the tests, which hold it to the cases
@@ -78,6 +84,34 @@ def trl_table() -> str:
         ("field of DPOConfig or KTOConfig", "here"),
         [(f"`{name}`", markdown(text)) for name, text in TRL_FIELDS.items()],
     )
+
+
+def own_fields_of_trl() -> dict[str, set[str]]:
+    """Return the fields that TRL's configurations add to those of transformers, by trainer."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl import DPOConfig, KTOConfig
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    found = {}
+    for config in (DPOConfig, KTOConfig, CPOConfig, ORPOConfig):
+        own = config.__mro__[: config.__mro__.index(TrainingArguments)]
+        names = {name for part in own for name in get_annotations(part)}
+        found[config.__name__.removesuffix("Config")] = {it for it in names if it[0] != "_"}
+    return found
+
+
+def drop_in_table() -> str:
+    """Return the table of the fields of TRL's four configurations under ``prefopt.trl``."""
+    rows, own = [], own_fields_of_trl()
+    for name in sorted({name for names in own.values() for name in names}):
+        of = ", ".join(trainer for trainer, names in own.items() if name in names)
+        if name in WITHOUT_EFFECT:
+            text = f"taken, without effect: {WITHOUT_EFFECT[name]}"
+        else:
+            text = {**TRL_FIELDS, **DROP_IN_FIELDS}[name]
+        rows.append((f"`{name}`", of, markdown(text)))
+    return table(("field", "of", "here"), rows)
 
 
 def gone_table() -> str:
@@ -197,6 +231,7 @@ def loss_functions() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "config_fields": config_table,
     "trl_fields": trl_table,
+    "drop_in_fields": drop_in_table,
     "gone": gone_table,
     "llama_factory_keys": lambda: foreign_table(llama_factory.KEYS),
     "axolotl_keys": lambda: foreign_table(axolotl.KEYS),

@@ -297,6 +297,27 @@ TRL_FIELDS: dict[str, str] = {
 }
 
 
+# Where ``prefopt.trl`` has more to say of a field: its configurations have TRL's defaults.
+DROP_IN_FIELDS: dict[str, str] = {
+    "loss_type": "TRL's names with the meaning of their trainer: `sigmoid` is `dpo` of DPOConfig "
+    "and `cpo` of CPOConfig; DPOConfig and KTOConfig take all losses of ours too",
+    "beta": "same meaning and default (0.1) for every loss; of ORPOConfig the weight `lambda_`",
+    "cpo_alpha": "same meaning and default (1): the weight of `sft` beside the loss",
+    "simpo_gamma": "same meaning and default (0.5): `gamma` of `simpo` and `alphapo`",
+    "alpha": "same meaning with `simpo` and `alphapo`; refused with others, where TRL overflows",
+    "label_smoothing": "same meaning, and it acts on 'sigmoid' of DPOConfig too (cDPO), where TRL "
+    "ignores it: said at the start",
+    "truncation_mode": "'keep_end' is taken where nothing is longer than max_length, and refused "
+    "elsewhere: completions are cut at their end",
+    "gradient_checkpointing": "same meaning and default (on); off is a quarter faster",
+    "bf16": "same meaning and default (on unless fp16); off on a machine without a GPU, where TRL "
+    "raises unless use_cpu is set",
+    "train_sampling_strategy": "same meaning and defaults; 'group_by_length' is 'random'",
+    "is_encoder_decoder": "taken; such models cannot be trained",
+    "precompute_ref_log_probs": "True is what happens anyway: the reference is computed once",
+}
+
+
 def refuse(given: Mapping[str, Any], gone: Mapping[str, Gone], what: str = "") -> None:
     """Refuse the arguments that are gone, all in one error, unless they change nothing.
 

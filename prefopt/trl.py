@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # Fields that change nothing of what is computed here, whatever they hold, and why.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     "pad_to_multiple_of": "rows are not padded",
     "use_liger_kernel": "the LM head is chunked for every loss",
     "liger_kernel_config": "the LM head is chunked for every loss",
@@ -91,7 +91,7 @@ class _TRLConfig(PreferenceConfig):
         if self.keeps_end:
             self.truncation_mode = None
         self._differences: list[str] = []
-        for name, why in _WITHOUT_EFFECT.items():
+        for name, why in WITHOUT_EFFECT.items():
             value = getattr(self, name, None)
             if name in REFUSED and not is_harmless(REFUSED[name], value):
                 self._differences.append(f"{name} has no effect: {why}")

@@ -171,7 +171,7 @@ def test_whatever_a_script_sets_is_taken(config, name, tmp_path):
     assert config(str(tmp_path), report_to="none", **{name: SET[name]}).objective.terms
 
 
-@pytest.mark.parametrize("name", sorted(prefopt.trl._WITHOUT_EFFECT))
+@pytest.mark.parametrize("name", sorted(prefopt.trl.WITHOUT_EFFECT))
 def test_what_has_no_effect_is_said(name, tmp_path):
     config = next(it for it in (CPOConfig, ORPOConfig) if name in it.__dataclass_fields__)
     given = config(str(tmp_path), report_to="none", **{name: SET[name]}).differences
