@@ -33,7 +33,7 @@ KINDS = {"paired": PAIR, "unpaired": UNPAIRED, "ranked": RANKED, "ids": IDS, "me
 SOME = settings(
     derandomize=True, max_examples=100, deadline=None, suppress_health_check=list(HealthCheck)
 )
-MANY = settings(SOME, max_examples=2000)
+MANY = settings(SOME, max_examples=700)
 
 TEXT = st.one_of(
     st.text(max_size=30),

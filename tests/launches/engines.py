@@ -46,6 +46,17 @@ class Engine:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def started_with(self) -> "list[Engine]":
+        """The rows of the same launch, this one among them: starting takes as long as training."""
+        every = (ENGINES | GPU_ENGINES).values()
+        same = ("processes", "configuration", "environment")
+        return [
+            other
+            for other in every
+            if all(getattr(other, part) == getattr(self, part) for part in same)
+        ]
+
     def command(self) -> list[str]:
         """Return what starts a Python script."""
         return torchrun(self.processes) if self.configuration else [sys.executable]

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.launches.engines import Engine
 
 # Seconds for all cells of a row, on a machine that does other things beside.
-TIMEOUT = 900
+TIMEOUT = 1500
 
 
 class Rows:
@@ -28,24 +28,24 @@ class Rows:
 
     def cell(self, engine: Engine, name: str) -> tuple[dict[str, Any], Path]:
         """Return what a cell gave, and its folder."""
-        folder = self._folder / engine.name
-        folder.mkdir(parents=True, exist_ok=True)
-        said = folder / "said.txt"
-        with (folder / "lock").open("w") as lock:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        launch = engine.started_with[0].name
+        said = self._folder / f"{launch}.said"
+        with (self._folder / f"{launch}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not said.is_file():
                 said.write_text(self._run(engine))
-        place = folder / name.replace(" ", "-")
+        place = self._folder / engine.name / name.replace(" ", "-")
         result = place / "result.json"
         assert result.is_file(), f"{engine.name}, {name}: {said.read_text()}"
         return json.loads(result.read_text()), place
 
     def _run(self, engine: Engine) -> str:
         script = str(ROOT / "tests/launches/run_cells.py")
-        command = [*engine.command(), script, str(self._folder / engine.name), engine.name]
+        names = [row.name for row in engine.started_with]
         try:
             done = subprocess.run(
-                [*command, *engine.cells, *engine.refusals],
+                [*engine.command(), script, str(self._folder), *names],
                 cwd=ROOT,
                 env=engine.variables(),
                 capture_output=True,

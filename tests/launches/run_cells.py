@@ -128,14 +128,16 @@ def train(folder: Path, cell: Cell, engine: Engine) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, engine: Engine, names: list[str]) -> int:
-    """Train cells, and write what each gave; return the exit code."""
+def main(folder: Path, engines: list[Engine]) -> int:
+    """Train the cells of rows, and write what each gave; return the exit code."""
     before = dict(os.environ)
-    for name in names if engine.by_path else ():
-        # Before the processes know each other: later only the first would save.
-        new_policy(ALL_CELLS[name]).save_pretrained(own_policy(folder / name.replace(" ", "-")))
-    for name in names:
-        place = folder / name.replace(" ", "-")
+    cells = [(row, name) for row in engines for name in (*row.cells, *row.refusals)]
+    for engine, name in cells:
+        if engine.by_path:  # before the processes know each other: later only the first would save
+            place = folder / engine.name / name.replace(" ", "-")
+            new_policy(ALL_CELLS[name]).save_pretrained(own_policy(place))
+    for engine, name in cells:
+        place = folder / engine.name / name.replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         os.environ.update(ALL_CELLS[name].environment)
         try:
@@ -157,7 +159,7 @@ if __name__ == "__main__":
     apply_fsdp_on_cpus()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         use_deepspeed_without_building()
-    code = main(Path(sys.argv[1]), (ENGINES | GPU_ENGINES)[sys.argv[2]], sys.argv[3:])
+    code = main(Path(sys.argv[1]), [(ENGINES | GPU_ENGINES)[name] for name in sys.argv[2:]])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # torch's gloo can deadlock when it is torn down: see run_ranks.py

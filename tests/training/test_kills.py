@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from functools import cache
 from multiprocessing import get_context
 
 import pytest
@@ -137,17 +138,29 @@ def finished(folder, name, resume, processes=1, limit=2, engine=None):
     return digest, log
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Return what a case ends with that nobody disturbs, and its folder."""
+
+    @cache
+    def run(name, processes=1, engine=None):
+        folder = tmp_path_factory.mktemp("whole")
+        return finished(folder, name, False, processes, limit=None, engine=engine), folder
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_kill_9_at_random_moments_changes_nothing(tmp_path, name, record_property):
+def test_kill_9_at_random_moments_changes_nothing(tmp_path, undisturbed, name, record_property):
     moments = random.Random(f"{SEED} {name}")
-    wanted = finished(tmp_path / "whole", name, resume=False, limit=None)
+    wanted, whole = undisturbed(name)
     folder, hits, steps = tmp_path / "killed", 0, []
     for _ in range(KILLS):
         hits += killed(folder, name, moments)
         if has_checkpoint(folder):
             newest = checkpoint_folder(True, str(folder))
-            assert weights_of(newest) == weights_of(tmp_path / "whole" / newest.name)
+            assert weights_of(newest) == weights_of(whole / newest.name)
             steps.append(int(newest.name.split("-")[1]))
     assert steps == sorted(steps)
     assert finished(folder, name, resume=True) == wanted
@@ -162,9 +175,9 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path, name, record_propert
     [("dpo", None), ("kto, adapter", None), ("dpo", "fsdp2")],
     ids=["ddp", "ddp-adapter", "fsdp2"],
 )
-def test_so_do_kills_of_two_processes(tmp_path, name, engine, record_property):
+def test_so_do_kills_of_two_processes(tmp_path, undisturbed, name, engine, record_property):
     moments = random.Random(f"{SEED} {name} {engine}")
-    wanted = finished(tmp_path / "whole", name, False, 2, engine=engine)
+    wanted, _ = undisturbed(name, 2, engine)
     folder = tmp_path / "killed"
     hits = sum(killed(folder, name, moments, 2, engine) for _ in range(KILLS_OF_TWO))
     assert finished(folder, name, has_checkpoint(folder), 2, engine=engine) == wanted
@@ -180,9 +193,10 @@ def _fill(folder, name, largest, sender):
 @pytest.mark.slow
 @pytest.mark.parametrize("largest", [0, 5_000, 60_000])
 @pytest.mark.parametrize("name", ["dpo", "kto, adapter"])
-def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(tmp_path, name, largest):
+def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(
+    tmp_path, undisturbed, name, largest
+):
     """The libraries meet it in their own ways: each file is cut at that length."""
-    wanted = finished(tmp_path / "whole", name, resume=False)
     receiver, sender = PROCESSES.Pipe(duplex=False)
     folder = tmp_path / "full"
     process = PROCESSES.Process(target=_fill, args=(folder, name, largest, sender))
@@ -197,13 +211,14 @@ def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(tmp_path, name, 
     assert f"cannot write {folder / 'checkpoint-3'}: " in message
     assert f"resume from {folder / 'checkpoint-2'}, which is whole" in message
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert finished(folder, name, resume=True) == wanted
+    assert finished(folder, name, resume=True) == undisturbed(name)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_of_two_processes_stops_both_behind_one_checkpoint(tmp_path, rank):
-    wanted = finished(tmp_path / "whole", "dpo", False, 2)
+def test_a_signal_to_one_of_two_processes_stops_both_behind_one_checkpoint(
+    tmp_path, undisturbed, rank
+):
     folder = tmp_path / "stopped"
     run = Training(folder, "dpo", False, 2, delay_s=0.004)
     assert [run.told()[0] for _ in range(3)] == ["begun", "step", "saving"]
@@ -216,7 +231,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_behind_one_checkpoint(tmp_p
         by = "SIGTERM" if its == rank else "a signal to another process"
         assert (what, code) == ("stopped", 143)
         assert message.startswith(f"stopped by {by} after step {step}; saved {newest}")
-    assert finished(folder, "dpo", True, 2) == wanted
+    assert finished(folder, "dpo", True, 2) == undisturbed("dpo", 2)[0]
 
 
 @pytest.mark.slow

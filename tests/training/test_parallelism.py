@@ -58,7 +58,6 @@ def test_a_model_that_was_loaded_in_parts_is_neither_policy_nor_reference(tmp_pa
     ("options", "said"),
     [
         (["--model_init_kwargs", '{"tp_plan": "auto"}'], "model was loaded with its weights"),
-        (["--parallelism_config", '{"cp_size": 2}'], "cp_size=2 asks for context parallelism"),
         (["--parallelism_config", '{"tp_size": 2}'], "tp_size=2 asks for tensor parallelism"),
     ],
 )
