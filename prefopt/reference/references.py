@@ -158,7 +158,9 @@ class References:
         if is_stream(dataset):
             if self._mode == "cached":
                 raise ValueError(
-                    f"reference='cached' cannot hold a stream ({name}); use 'auto' or 'live'"
+                    "reference='cached' (precompute_ref_log_probs=True) is not supported with "
+                    f"IterableDataset: a stream ({name}) has no end to compute ahead to; use 'auto' "
+                    "(leave it out), which computes rows when they are first seen, or 'live'"
                 )
             self._live = self._live or self.source.live()
             return 0
