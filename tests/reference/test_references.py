@@ -197,7 +197,9 @@ def test_mismatched_completions_are_computed_where_the_loss_takes_them():
 
 def test_a_stream_cannot_be_computed_ahead():
     served = references(initial(tiny_model("llama")), mode="cached")
-    with pytest.raises(ValueError, match=r"reference='cached' .* IterableDataset: a stream \(train\)"):
+    with pytest.raises(
+        ValueError, match=r"reference='cached' .* IterableDataset: a stream \(train\)"
+    ):
         served.prepare(("train", Stream()))
 
 

@@ -385,7 +385,7 @@ def test_streams_train_as_the_same_rows_in_memory(tmp_path, loss, kind):
 
 
 def test_a_stream_cannot_be_cached(tmp_path):
-    with pytest.raises(ValueError, match=r"precompute_ref_log_probs=True\) is not supported with IterableDataset"):
+    with pytest.raises(ValueError, match=r"precompute_ref_log_probs.* is not supported with Iter"):
         trainer(tmp_path, tiny_rows(4).to_iterable_dataset(), reference="cached")
 
 
