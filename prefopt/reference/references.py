@@ -159,7 +159,7 @@ class References:
             if self._mode == "cached":
                 raise ValueError(
                     "reference='cached' (precompute_ref_log_probs=True) is not supported with "
-                    f"IterableDataset: a stream ({name}) has no end to compute ahead to; use 'auto' "
+                    f"IterableDataset: a stream ({name}) has no known end; use 'auto' "
                     "(leave it out), which computes rows when they are first seen, or 'live'"
                 )
             self._live = self._live or self.source.live()
