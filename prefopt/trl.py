@@ -12,7 +12,7 @@ As of TRL 1.16; ``docs/migration.md`` has every field.
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from inspect import signature
 from os import PathLike
@@ -26,7 +26,7 @@ from prefopt.config import PreferenceConfig
 from prefopt.data.prepare import NO_ROOM
 from prefopt.data.report import SetAside
 from prefopt.migration import REFUSED, checks_arguments, is_harmless
-from prefopt.objective import Objective, parse_objective
+from prefopt.objective import Objective, Term, parse_objective
 from prefopt.training.trainer import PreferenceTrainer
 
 __all__ = [
@@ -135,6 +135,19 @@ class DPOConfig(_TRLConfig):
     label_smoothing: float | None = field(
         default=0.0, metadata={"help": "Probability that a label is wrong."}
     )
+
+    def objective_for(self, data_kinds: frozenset[str]) -> Objective:
+        """Return the losses, a name of TRL's with its meaning there."""
+        found = super().objective_for(data_kinds)
+        return Objective(tuple(self._as_trl(term) for term in found.terms))
+
+    def _as_trl(self, term: Term) -> Term:
+        """Return a loss as TRL has it: a sum where ours is a mean, and no moving threshold."""
+        if term.loss.name == "sppo" and "sppo_hard" in str(self.loss_type):
+            return replace(term, weight=2 * term.weight)
+        if term.loss.name == "bco_pair":
+            return replace(term, hyperparameters={"shift": False} | term.hyperparameters)
+        return term
 
     def _differences_of_loss(self) -> list[str]:
         found, names = [], [term.loss.name for term in self.objective.terms]

@@ -199,6 +199,16 @@ LOSSES = [
         "0.8*dpo + 0.2*bco_pair + sft",
         {"beta": 0.1},
     ),
+    # TRL's bco_pair has no threshold, and its sppo_hard adds the two completions' losses.
+    (DPOConfig, {"loss_type": "bco_pair"}, "bco_pair", {"beta": 0.1, "shift": False}),
+    (
+        DPOConfig,
+        {"loss_type": "bco_pair", "loss_kwargs": {"shift": True}},
+        "bco_pair",
+        {"shift": True},
+    ),
+    (DPOConfig, {"loss_type": ["sppo_hard"]}, "2.0*sppo", {"beta": 0.1}),
+    (DPOConfig, {"loss_type": "sppo"}, "sppo", {"beta": 0.1}),
     (KTOConfig, {"beta": 0.3}, "kto", {"beta": 0.3, "desirable_weight": 1.0}),
     (KTOConfig, {"loss_type": "apo_zero_unpaired"}, "apo_zero_unpaired", {"beta": 0.1}),
     (CPOConfig, {}, "cpo + sft", {"beta": 0.1}),
