@@ -450,8 +450,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the metrics of the optimiser steps since the last time."""
-        if "loss" in logs:
+        if "loss" in logs or "train_loss" in logs:  # in the summary, what was not logged before
             logs |= self._statistics.means_of(self._statistics.metrics)
+        if "loss" in logs:
             logs |= self._safety.progress.logged(logs["loss"])
         if "train_loss" in logs:
             logs |= self._safety.progress.summary()

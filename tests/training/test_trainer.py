@@ -488,3 +488,14 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, loss, kind):
     trained.compute_loss(trained.model, batch).backward()  # what is chosen on first use is chosen
     with waiting_is_an_error():
         trained.compute_loss(trained.model, batch).backward()
+
+
+def test_the_summary_of_a_run_has_what_was_not_logged_before(tmp_path):
+    short = trainer(tmp_path, tiny_rows(12), logging_steps=10)
+    each = trainer(tmp_path, tiny_rows(12))
+    short.train()
+    each.train()
+    *_, summary = short.state.log_history
+    chosen = [entry["rewards/chosen"] for entry in steps(each)]
+    assert summary["rewards/chosen"] == pytest.approx(sum(chosen) / 3)
+    assert "rewards/chosen" not in each.state.log_history[-1]
