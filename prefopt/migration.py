@@ -204,7 +204,7 @@ OLD_OPTIONS: dict[str, Gone] = {
     "log_with": Gone("use report_to={value!r} instead"),
     "not_converted": Gone(
         "it lists what `prefopt convert-config` found no counterpart for; decide on each, and "
-        "remove the list",
+        "remove the list instead",
     ),
     "wandb_entity": Gone("set the environment variable WANDB_ENTITY instead, as under `env`"),
     "wandb_project": Gone("set the environment variable WANDB_PROJECT instead, as under `env`"),

@@ -238,7 +238,7 @@ def test_what_cannot_be_had_is_listed_and_trains_only_when_it_is_removed(
     result = prefopt("train", "--config", ours, "--output_dir", tmp_path / "out", *FAST)
     assert result.code == 2
     assert "not_converted" in result.err
-    assert "decide on each, and remove the list" in result.err
+    assert "decide on each, and remove the list instead" in result.err
 
 
 def test_a_file_of_ours_is_not_converted(prefopt, tmp_path):

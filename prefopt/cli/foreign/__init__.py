@@ -38,5 +38,8 @@ def convert(
     found = [one for one in PROGRAMS if keys & one.MARKS and not keys & one.OURS]
     if len(found) != 1:
         return None
-    made: Conversion = found[0].convert(values, Path(path).expanduser().parent, loss)
+    try:
+        made: Conversion = found[0].convert(values, Path(path).expanduser().parent, loss)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return made

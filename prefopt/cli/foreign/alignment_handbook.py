@@ -21,6 +21,7 @@ from prefopt.cli.foreign.conversion import (
     optimizer,
     put_attention,
     same,
+    saved_text,
     scheduler,
     together,
 )
@@ -184,11 +185,8 @@ def _put_tokenizer(conversion: Conversion, model: Any) -> None:
 
 
 def own_template(model: Any) -> Any:
-    """Return the chat template that is saved with a model in a folder; else None."""
-    try:
-        return (Path(str(model)) / "chat_template.jinja").read_text(encoding="utf-8")
-    except OSError:
-        return own_tokens(model).get("chat_template")
+    """Return the chat template that is saved with a model; None if it has none."""
+    return saved_text(model, "chat_template.jinja") or own_tokens(model).get("chat_template")
 
 
 def _put_data(conversion: Conversion) -> None:

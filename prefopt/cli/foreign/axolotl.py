@@ -3,13 +3,22 @@
 Read from its schemas and trainer builders as of July 2026 (commit 067b021).
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefopt.cli.foreign.axolotl_data import put_data
 from prefopt.cli.foreign.axolotl_keys import KEYS, TOKENIZER, WARMUP
-from prefopt.cli.foreign.conversion import Conversion, names, number, put_attention, scheduler
+from prefopt.cli.foreign.conversion import (
+    Conversion,
+    names,
+    number,
+    put_attention,
+    saved_text,
+    scheduler,
+    whole,
+)
 
 PROGRAM = "Axolotl"
 # Keys that a file of another program does not have.
@@ -220,10 +229,13 @@ def _put_memory(conversion: Conversion) -> None:
     if given.get("torch_compile") in (True, False):
         conversion.put("torch_compile", given["torch_compile"], "torch_compile")
     for plugin in given.get("plugins") or []:
-        if not any(word in str(plugin).lower() for word in ("liger", "cutcrossentropy", "kernels")):
+        if not any(
+            word in str(plugin).lower()
+            for word in ("liger", "cutcrossentropy", "kernels", "swanlab")
+        ):
             conversion.refuse("plugins", f"there are no plugins: {plugin}")
             return
-    conversion.leave("plugins", "kernels, which compute the same")
+    conversion.leave("plugins", "kernels, which compute the same, or logging")
 
 
 def _put_schedule(conversion: Conversion) -> None:
@@ -254,9 +266,9 @@ def _put_schedule(conversion: Conversion) -> None:
         conversion.put("warmup_steps", ratio, "warmup_ratio", note=WARMUP)
     else:
         conversion.put("warmup_steps", 0.03, note="of all steps; there 100 at most")
-    micro = int(given.get("micro_batch_size", 1))
+    micro = whole(given.get("micro_batch_size", 1), "micro_batch_size")
     if given.get("batch_size") and "gradient_accumulation_steps" not in given:
-        steps = max(1, int(given["batch_size"]) // micro)
+        steps = max(1, whole(given["batch_size"], "batch_size") // micro)
         conversion.put("gradient_accumulation_steps", steps, "batch_size")
     conversion.put(
         "per_device_eval_batch_size", given.get("eval_batch_size") or micro, "eval_batch_size"
@@ -330,13 +342,10 @@ def _put_tokens(conversion: Conversion) -> None:
 
 
 def own_tokens(model: Any) -> dict[str, Any]:
-    """Return the special tokens of a tokenizer that is saved in a folder; else nothing."""
-    import json
-
+    """Return the special tokens of the tokenizer that is saved with a model, by name."""
     try:
-        text = (Path(str(model)) / "tokenizer_config.json").read_text(encoding="utf-8")
-        tokens = dict(json.loads(text))
-    except (OSError, ValueError):
+        tokens = dict(json.loads(saved_text(model, "tokenizer_config.json") or "{}"))
+    except ValueError:
         return {}
     return {
         name: value.get("content") if isinstance(value, dict) else value

@@ -71,6 +71,8 @@ def put_data(conversion: Conversion, loss: str, folder: Path) -> None:
         if not given.get(key):
             continue
         try:
+            if not isinstance(given[key], list):
+                raise ValueError("it must be a list of entries, each with a path")
             entries = [_entry(item, loss) for item in given[key]]
         except (ValueError, TypeError) as error:
             conversion.refuse(key, str(error))

@@ -225,6 +225,16 @@ KEYS: dict[str, Key] = {
         )
     },
     **{name: nothing(ATTENTION) for name in _ATTENTION},
+    **dict.fromkeys(
+        words(
+            "use_swanlab swanlab_project swanlab_experiment_name swanlab_description swanlab_mode "
+            "swanlab_workspace swanlab_log_completions swanlab_completion_log_interval "
+            "swanlab_completion_max_buffer swanlab_log_model swanlab_api_key"
+        ),
+        nothing("logging; `report_to: swanlab` does it"),
+    ),
+    **dict.fromkeys(("use_scattermoe", "use_sonicmoe"), nothing("kernels, which compute the same")),
+    "use_onebitllms": cannot("models are trained in 16 or 32 bits, or with an adapter", False),
     **dict.fromkeys(_KERNELS, nothing("kernels, which compute the same")),
     **dict.fromkeys(_IGNORED_WITH_RL, nothing(_ONLY_SFT)),
     **dict.fromkeys(_NO_EFFECT, nothing("nothing that is trained depends on it")),

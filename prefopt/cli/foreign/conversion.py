@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 # The same, the same but for what the note says, nothing is lost by leaving it out, or it is.
@@ -227,6 +228,33 @@ def number(value: Any, what: str) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{what} must be a number, got {value!r}") from None
+
+
+def whole(value: Any, what: str) -> int:
+    """Return a whole number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if number(value, what) != int(number(value, what)):
+        raise ValueError(f"{what} must be a whole number, got {value!r}")
+    return int(number(value, what))
+
+
+def saved_text(model: Any, name: str) -> str | None:
+    """Return the text of a file that is saved with a model; None if there is none, or no network.
+
+    Args:
+        model: Its folder or Hub id.
+        name: Of the file.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(str(model), name)
+        return None if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def names(value: Any) -> list[str]:

@@ -20,6 +20,7 @@ from prefopt.cli.foreign.conversion import (
     scheduler,
     together,
     training_fields,
+    whole,
     words,
 )
 from prefopt.cli.foreign.llama_factory_data import DATA_KEYS, put_data
@@ -221,7 +222,7 @@ def convert(values: Mapping[str, Any], folder: Path, loss: str | None = None) ->
 def _put_loss(conversion: Conversion, stage: str) -> None:
     """Name the loss that the keys imply, and its hyper-parameters."""
     given = conversion.given
-    name = given.get("pref_loss", "sigmoid") if stage == "dpo" else "kto"
+    name = str(given.get("pref_loss", "sigmoid")) if stage == "dpo" else "kto"
     if stage == "kto" and "pref_loss" in given:
         conversion.leave("pref_loss", "the stage kto has one loss")
     if stage == "dpo" and name not in _LOSSES:
@@ -316,7 +317,7 @@ def _put_adapter(conversion: Conversion) -> None:
         if given.get("quantization_bit"):
             conversion.refuse("quantization_bit", "goes with finetuning_type lora, there too")
         return
-    rank = int(given.get("lora_rank", 8))
+    rank = whole(given.get("lora_rank", 8), "lora_rank")
     conversion.put("lora_r", rank, "lora_rank")
     conversion.put("lora_alpha", given.get("lora_alpha") or 2 * rank, "lora_alpha")
     conversion.put("lora_dropout", given.get("lora_dropout", 0.0), "lora_dropout")

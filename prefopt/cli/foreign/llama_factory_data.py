@@ -15,6 +15,7 @@ from prefopt.cli.foreign.conversion import (
     number,
     same,
     together,
+    whole,
     words,
 )
 from prefopt.data.roles import known_role
@@ -148,6 +149,8 @@ def _read_infos(dataset_dir: Any, folder: Path) -> _Infos:
         return _Infos(Path("."), dataset_dir)
     if dataset_dir == "ONLINE":
         return _Infos(Path("."), None)
+    if not isinstance(dataset_dir, str):
+        raise ValueError(f"dataset_dir must be a folder, got {dataset_dir!r}")
     places = [Path(dataset_dir).expanduser(), folder / dataset_dir, folder]
     found = next((place for place in places if (place / INFO).is_file()), None)
     if found is None:
@@ -217,7 +220,7 @@ def _limited(
     conversion: Conversion, entry: dict[str, Any], info: Mapping[str, Any]
 ) -> dict[str, Any]:
     given = (info.get("num_samples"), conversion.given.get("max_samples"))
-    limits = [int(value) for value in given if value]
+    limits = [whole(value, "max_samples") for value in given if value]
     return entry | ({"limit": min(limits)} if limits else {})
 
 

@@ -84,6 +84,37 @@ def test_a_file_of_ours_or_of_none_is_left_alone(values):
     assert convert(values, "x.yaml") is None
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"stage": "dpo", "pref_beta": "high"}, "pref_beta must be a number, got 'high'"),
+        ({"stage": "dpo", "lora_rank": "many"}, "lora_rank must be a number"),
+        ({"stage": "dpo", "lora_rank": 8.5}, "lora_rank must be a whole number"),
+        ({"rl": "dpo", "base_model": "m", "micro_batch_size": "two"}, "micro_batch_size must be"),
+        ({"dataset_mixer": {"d": 1}, "beta": "x"}, "beta must be a number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_names_file_and_key(values, said):
+    with pytest.raises(ValueError, match=rf"^x.yaml: {said}"):
+        convert(values, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stage": ["dpo"]},
+        {"stage": "dpo", "pref_loss": ["sigmoid"]},
+        {"stage": "dpo", "dataset": "d", "dataset_dir": 7},
+        {"rl": ["dpo"], "base_model": "m"},
+        {"rl": "dpo", "base_model": "m", "datasets": "d.jsonl"},
+        {"dataset_mixer": ["a"]},
+        {"dataset_mixture": {"datasets": ["a"]}},
+    ],
+)
+def test_a_value_of_the_wrong_shape_cannot_be_had(values):
+    assert convert(values, "x.yaml").lost
+
+
 def test_no_mark_is_of_two_programs():
     marks = [mark for one in PROGRAMS for mark in one.MARKS]
     assert len(marks) == len(set(marks))
