@@ -75,6 +75,11 @@ class _TRLConfig(PreferenceConfig):
         metadata={"help": "Compute activations again in the backward pass; saves memory."},
     )
 
+    log_token_metrics: bool = field(
+        default=True,
+        metadata={"help": "Log entropy, mean_token_accuracy and logits/* too; off is faster."},
+    )
+
     # How TRL calls the trainer, and the fields that choose its loss.
     method: ClassVar[str]
     _chosen_by: ClassVar[tuple[str, ...]] = ("loss_type",)

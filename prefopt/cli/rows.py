@@ -139,10 +139,12 @@ class DatasetEntry:
     def load_all(self, split: str | None = None, streaming: bool = False) -> Any:
         """Return the rows of a split; without one, all splits if there are several."""
         from prefopt.data import load_rows
+        from prefopt.data.load import TEXT_COLUMNS
 
+        texts = [old for old, new in (self.rename or {}).items() if new in TEXT_COLUMNS]
         files = self.data_files
         if self.path in _TYPES and isinstance(files, str) and Path(files).is_file():
-            return load_rows(files, split, streaming=streaming)
+            return load_rows(files, split, streaming=streaming, text_columns=texts)
         return load_rows(
             self.path,
             split,
@@ -150,6 +152,7 @@ class DatasetEntry:
             streaming=streaming,
             data_dir=self.data_dir,
             data_files=self.data_files,
+            text_columns=texts,
         )
 
 

@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,7 @@ def load_rows(
     streaming: bool = False,
     data_dir: str | None = None,
     data_files: Any = None,
+    text_columns: Collection[str] = (),
 ) -> Dataset | DatasetDict | IterableDataset:
     """Load a data set from a file, a folder or the Hub, whichever the name is.
 
@@ -53,6 +55,8 @@ def load_rows(
         streaming: Whether to read it as a stream.
         data_dir: Folder within the data set, as ``datasets.load_dataset`` takes it.
         data_files: Files within it; ``path_or_name`` may then be their type, as ``json``.
+        text_columns: Further columns of a csv file that hold text, also where it looks like a
+            number or a missing value: those that will be renamed to one that does.
 
     Returns:
         The split; without ``split``, a dictionary of all of them if there are several.
@@ -62,19 +66,19 @@ def load_rows(
     """
     if not isinstance(path_or_name, str | Path) or not str(path_or_name).strip():
         raise DataError(f"data are a file, a folder or an id on the Hub, got {path_or_name!r}")
-    path = Path(path_or_name)
+    path, texts = Path(path_or_name), (*TEXT_COLUMNS, *text_columns)
     try:
         path = path.expanduser()
         if data_dir is not None or data_files is not None:
             within = {"data_dir": data_dir, "data_files": data_files, "streaming": streaming}
             loaded = load_dataset(str(path_or_name), config, split=split, **within)
         elif path.is_file():
-            loaded = _load_file(path, split, streaming)
+            loaded = _load_file(path, split, streaming, texts)
         elif path.is_dir() and _is_saved(path):
             loaded = _split_of(load_from_disk(str(path)), split, path)
             loaded = loaded.to_iterable_dataset() if streaming else loaded
         elif path.is_dir():
-            options = _check_folder(path, streaming)
+            options = _check_folder(path, streaming, texts)
             loaded = load_dataset(str(path), config, split=split, streaming=streaming, **options)
         elif _looks_like_a_path(str(path_or_name)):
             raise DataError(f"there is no file or folder {path_or_name}{_near(path, '')}")
@@ -150,15 +154,15 @@ class _Bytes:
         return "\n".join([*lines, "assistant: " if add_generation_prompt else ""])
 
 
-def _load_file(path: Path, split: str | None, streaming: bool) -> Any:
+def _load_file(path: Path, split: str | None, streaming: bool, text_columns: Sequence[str]) -> Any:
     builder = builder_of(path)
     if builder is None:
         raise DataError(f"{path} is of no known type; known are {KNOWN}")
     if streaming and builder != "parquet" and split in (None, "train"):
-        rows = {"path": str(path), "text_columns": TEXT_COLUMNS}
+        rows = {"path": str(path), "text_columns": text_columns}
         return IterableDataset.from_generator(iter_rows, gen_kwargs=rows)
-    columns = _check_file(path, builder)
-    options = _csv_options(columns) if builder == "csv" else {}
+    columns = _check_file(path, builder, text_columns)
+    options = _csv_options(columns, text_columns) if builder == "csv" else {}
     try:
         return load_dataset(
             builder, data_files=str(path), split=split or "train", streaming=streaming, **options
@@ -175,23 +179,23 @@ def _load_file(path: Path, split: str | None, streaming: bool) -> Any:
         return _load_ragged(path, split)
 
 
-def _check_file(path: Path, builder: str) -> list[str]:
+def _check_file(path: Path, builder: str, text_columns: Sequence[str]) -> list[str]:
     """Read a json or csv file to its end, the plan of a parquet file; return the columns."""
     if builder == "parquet":
         if path.suffix == ".parquet":
             ParquetFile(path)  # of a stream, what is cut off would be met when it is read
         return []
     columns: dict[str, None] = {}
-    for row in iter_rows(path, TEXT_COLUMNS):
+    for row in iter_rows(path, text_columns):
         columns.update(dict.fromkeys(row))
     if not columns:
         raise DataError(f"{path} has no rows")
     return list(columns)
 
 
-def _csv_options(columns: list[str]) -> dict[str, Any]:
+def _csv_options(columns: list[str], text_columns: Sequence[str]) -> dict[str, Any]:
     """Return how pandas is to read a csv file: text as it stands, and no column as an index."""
-    texts = [column for column in columns if column in TEXT_COLUMNS]
+    texts = [column for column in columns if column in text_columns]
     return {
         "index_col": False,
         "converters": dict.fromkeys(texts, text_or_none),
@@ -219,7 +223,7 @@ def _is_saved(path: Path) -> bool:
     )
 
 
-def _check_folder(folder: Path, streaming: bool) -> dict[str, Any]:
+def _check_folder(folder: Path, streaming: bool, text_columns: Sequence[str]) -> dict[str, Any]:
     """Check that a folder has data files, all of one type and none broken; return how to load."""
     found = defaultdict(list)
     for file in sorted(folder.rglob("*")):
@@ -236,8 +240,10 @@ def _check_folder(folder: Path, streaming: bool) -> dict[str, Any]:
     builder, files = found.popitem()
     if builder not in ("json", "csv") or streaming:
         return {}
-    columns = dict.fromkeys(column for file in files for column in _check_file(file, builder))
-    return _csv_options([*columns]) if builder == "csv" else {}
+    columns = dict.fromkeys(
+        column for file in files for column in _check_file(file, builder, text_columns)
+    )
+    return _csv_options([*columns], text_columns) if builder == "csv" else {}
 
 
 def _split_of(loaded: Dataset | DatasetDict, split: str | None, path: Path) -> Any:

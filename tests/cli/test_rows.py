@@ -67,6 +67,20 @@ def test_columns_are_renamed_and_rows_limited(tmp_path):
     assert len(part.dataset) == 5
 
 
+def test_a_column_of_csv_that_becomes_text_is_read_as_text(tmp_path):
+    """A prompt "NA" or "007" is no missing value and no number."""
+    path = tmp_path / "other.csv"
+    path.write_text("ask,good,rejected\nNA,007,null\nnan,1e3,8\n")
+    entry = f"{{path: {path}, rename: {{ask: prompt, good: chosen}}}}"
+    for folder in (path, tmp_path / "folder"):
+        (part,), _ = splits(tmp_path, f"datasets: [{entry.replace(str(path), str(folder))}]\n")
+        assert part.dataset["prompt"][:] == ["NA", "nan"]
+        assert part.dataset["chosen"][:] == ["007", "1e3"]
+        assert part.dataset["rejected"][:] == ["null", "8"]
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "train.csv").write_text(path.read_text())
+
+
 def test_datasets_to_evaluate_on_are_named(tmp_path, two):
     a, b = two
     for text in (f"dataset: {a}\n", f"datasets: [{a}]\n"):
