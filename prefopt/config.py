@@ -28,7 +28,7 @@ from prefopt.migration import checks_arguments
 from prefopt.objective import LossOptions, Objective, parse_objective
 
 # Options that are hyper-parameters of losses, by the field that sets them.
-_LOSS_OPTIONS = {
+LOSS_OPTIONS = {
     "beta": "beta",
     "label_smoothing": "label_smoothing",
     "discopop_tau": "tau",
@@ -63,6 +63,9 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         "model_init_kwargs",
         "loss_kwargs",
     ]
+
+    # Whether options that no loss has are passed over.
+    _TAKES_UNUSED: ClassVar[bool] = False
 
     # TRL's defaults: scripts and YAML files spell them out where the loss has no such option, too.
     _SPELT_OUT: ClassVar[dict[str, float]] = {
@@ -364,15 +367,17 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         options: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
         terms = parse_objective(loss_type, self.loss_weights).terms
         known = {name for term in terms for name in term.loss.hyperparameters}
-        for name, option in _LOSS_OPTIONS.items():
-            value = getattr(self, name)
-            if value is None or (option not in known and value == self._SPELT_OUT.get(name)):
+        for name, option in LOSS_OPTIONS.items():
+            value, is_known = getattr(self, name), option in known
+            if value is None or (not is_known and value == self._SPELT_OUT.get(name)):
                 continue
-            if name == "beta" and option not in known and "orpo" in {t.loss.name for t in terms}:
+            if name == "beta" and not is_known and "orpo" in {t.loss.name for t in terms}:
                 raise ValueError(
                     f"beta={value} of TRL's ORPOConfig is lambda_ here: use loss_kwargs="
                     f"{{'lambda_': {value}}} instead (hyper-parameters: orpo: lambda_)"
                 )
+            if not is_known and self._TAKES_UNUSED:
+                continue
             if option in options and options[option] != value:
                 raise ValueError(
                     f"{option} is given twice: {name}={value} and loss_kwargs[{option!r}]="

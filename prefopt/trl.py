@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers.utils import is_torch_bf16_gpu_available
 
-from prefopt.config import PreferenceConfig
+from prefopt.config import LOSS_OPTIONS, PreferenceConfig
 from prefopt.data.prepare import NO_ROOM
 from prefopt.data.report import SetAside
 from prefopt.migration import REFUSED, checks_arguments, is_harmless
@@ -55,6 +55,12 @@ WITHOUT_EFFECT = {
     "max_completion_length": "nor has it in TRL but for encoder-decoder models",
     "padding_value": "rows are not padded",
 }
+# Options that TRL reads only at one value of another, each with its default.
+_OTHERS_OPTIONS = (
+    ("ref_model_mixup_alpha", 0.6, "sync_ref_model", True),
+    ("ref_model_sync_steps", 512, "sync_ref_model", True),
+    ("f_alpha_divergence_coef", 0.5, "f_divergence_type", "alpha_divergence"),
+)
 # TRL's loss types of CPOConfig, which are other losses in DPOConfig.
 _CPO_LOSSES = {
     "sigmoid": "cpo",
@@ -63,6 +69,10 @@ _CPO_LOSSES = {
     "simpo": "simpo",
     "alphapo": "alphapo",
 }
+_OTHER_ENDS = (
+    "BOS is the tokenizer's to add and a chat ends as its template ends it; TRL's CPO and ORPO add "
+    "BOS before each prompt and EOS behind each completion"
+)
 
 
 @checks_arguments
@@ -79,6 +89,8 @@ class _TRLConfig(PreferenceConfig):
         default=True,
         metadata={"help": "Log entropy, mean_token_accuracy and logits/* too; off is faster."},
     )
+
+    _TAKES_UNUSED: ClassVar[bool] = True
 
     # How TRL calls the trainer, and the fields that choose its loss.
     method: ClassVar[str]
@@ -106,6 +118,14 @@ class _TRLConfig(PreferenceConfig):
         if vars(self)["train_sampling_strategy"] == "group_by_length":
             self._differences.append("rows come in random order: they are not padded")
             self.train_sampling_strategy = "random"
+        for name, default, other, read_at in _OTHERS_OPTIONS:
+            if getattr(self, other) != read_at and getattr(self, name) not in (None, default):
+                needed = f"{other}={read_at!r}"
+                self._differences.append(f"{name} has no effect without {needed}, nor in TRL")
+                setattr(self, name, None)
+        if self.ld_alpha is not None and self.loss_type in ("sft", ["sft"]):
+            self._differences.append("ld_alpha has no effect on 'sft', nor in TRL")
+            self.ld_alpha = None
         super().__post_init__()
 
     def reason_for(self, data_kinds: frozenset[str]) -> str:
@@ -116,7 +136,15 @@ class _TRLConfig(PreferenceConfig):
     @property
     def differences(self) -> list[str]:
         """What of the given fields acts otherwise than in TRL, a sentence each."""
-        return [*self._differences, *self._differences_of_loss()]
+        known = {name for term in self.objective.terms for name in term.loss.hyperparameters}
+        unused = [
+            f"{name}={getattr(self, name)} has no effect: no loss of these has it, nor in TRL"
+            for name, option in LOSS_OPTIONS.items()
+            if option not in known
+            and name not in self._chosen_by
+            and getattr(self, name) not in (None, self._SPELT_OUT.get(name))
+        ]
+        return [*self._differences, *unused, *self._differences_of_loss()]
 
     def _differences_of_loss(self) -> list[str]:
         return []
@@ -201,6 +229,8 @@ class KTOConfig(_TRLConfig):
             )
 
     def _differences_of_loss(self) -> list[str]:
+        if not self.objective.needs_kl:
+            return []
         return [
             "KTO's KL estimate is that of the whole optimiser step, its mismatched completions "
             "from other rows by a fixed rule; TRL's is that of a micro-batch and its neighbours"
@@ -264,11 +294,17 @@ class CPOConfig(_TRLConfig):
             options["gamma"] = self.simpo_gamma
         if name == "alphapo":
             options["alpha"] = self.alpha
-        if self.label_smoothing:
+        if self.label_smoothing and name not in ("cpo_hinge", "cpo_ipo"):
             options["label_smoothing"] = self.label_smoothing
         given: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
         names = f"{name} + {weight}*sft" if weight else name
         return parse_objective(names, None, options | given, self._loss_options)
+
+    def _differences_of_loss(self) -> list[str]:
+        found = [_OTHER_ENDS]
+        if self.cpo_alpha and self.gradient_accumulation_steps > 1:
+            found.append("the likelihood term is a mean over the tokens of the optimiser step")
+        return found
 
 
 @checks_arguments
@@ -306,8 +342,9 @@ class ORPOConfig(_TRLConfig):
 
     def _differences_of_loss(self) -> list[str]:
         return [
+            _OTHER_ENDS,
             "ORPO's likelihood term is the mean over the chosen completion, then over pairs; TRL's "
-            "is a mean over all tokens of the batch, those of the prompts too"
+            "is a mean over all tokens of the batch, those of the prompts too",
         ]
 
 
@@ -332,7 +369,9 @@ class _TRLTrainer(PreferenceTrainer):
         self._given_reference = weakref.ref(ref_model) if is_module else lambda: None
         super().__init__(model, ref_model, args, *rest, **named)
         self._check_cut()
-        for difference in args.differences:
+        kinds = [kind for report in self.data_reports.values() for kind in report.kinds]
+        of_pairs = ["a row is a pair, both of whose completions are in a batch; TRL makes two rows"]
+        for difference in args.differences + of_pairs * (method == "KTO" and "paired" in kinds):
             self._run.say(f"prefopt.trl: {difference}")
 
     def _check_cut(self) -> None:

@@ -248,7 +248,8 @@ def test_names_of_losses_mean_what_they_mean_to_the_trainer(
         (CPOConfig, {"loss_type": "dpo"}, "CPOConfig: loss_type must be one of sigmoid, hinge"),
         (CPOConfig, {"loss_type": ["sigmoid"]}, "CPOConfig: loss_type must be one of sigmoid"),
         (CPOConfig, {"alpha": 0.5}, "alpha=0.5 bends the reward of 'simpo' and 'alphapo' alone"),
-        (CPOConfig, {"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
+        (CPOConfig, {"loss_type": "alphapo", "label_smoothing": 0.1}, "label_smoothing"),
+        (DPOConfig, {"loss_type": "orpo", "beta": 0.3}, "beta=0.3 of TRL's ORPOConfig is lambda_"),
         (ORPOConfig, {"loss_type": "sigmoid"}, "loss_type='sigmoid', and only 'orpo' is ORPO"),
         (KTOConfig, {"loss_type": "sigmoid"}, "'sigmoid' is dpo, which compares two completions"),
         (DPOConfig, {"loss_type": "exo_pair"}, "label_smoothing"),  # as TRL 1.16
@@ -257,6 +258,37 @@ def test_names_of_losses_mean_what_they_mean_to_the_trainer(
 def test_a_loss_of_another_trainer_is_refused(config, options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         config(str(tmp_path), report_to="none", **options)
+
+
+UNUSED = [
+    (DPOConfig, {"loss_type": "sft", "beta": 0.3}, "beta=0.3 has no effect"),
+    (DPOConfig, {"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effe"),
+    (DPOConfig, {"discopop_tau": 0.1}, "discopop_tau=0.1 has no effect"),
+    (DPOConfig, {"f_alpha_divergence_coef": 0.7}, "f_alpha_divergence_coef has no effect without"),
+    (
+        DPOConfig,
+        {"f_divergence_type": "forward_kl", "f_alpha_divergence_coef": 0.7},
+        "f_alpha_divergence_coef has no effect without f_divergence_type='alpha_divergence'",
+    ),
+    (DPOConfig, {"loss_type": "sft", "ld_alpha": 0.3}, "ld_alpha has no effect on 'sft'"),
+    (DPOConfig, {"ref_model_mixup_alpha": 0.3}, "ref_model_mixup_alpha has no effect without"),
+    (KTOConfig, {"ref_model_sync_steps": 64}, "ref_model_sync_steps has no effect without"),
+    (CPOConfig, {"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effe"),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "words"), UNUSED)
+def test_an_option_that_trl_does_not_read_is_taken_and_said(config, options, words, tmp_path):
+    args = config(str(tmp_path), report_to="none", **options)
+    assert sum(words in text for text in args.differences) == 1
+    for name, value in options.items():
+        if name in ("beta", "label_smoothing", "discopop_tau"):
+            assert getattr(args, name) == value
+    kept = ("loss_type", "f_divergence_type")
+    without = {name: value for name, value in options.items() if name in kept}
+    plain = config(str(tmp_path), report_to="none", **without)
+    assert not any("has no effect" in text for text in plain.differences)
+    assert plain.objective.name == args.objective.name
 
 
 def test_a_configuration_of_another_trainer_is_refused(tmp_path):
