@@ -183,6 +183,7 @@ def test_the_table_of_losses_has_each_once_and_only_it_is_rewritten(generate, tm
     assert path.read_text() == "no table\n"
 
 
+@pytest.mark.slow
 def test_the_readme_runs_when_pasted(tmp_path):
     (code,) = python_blocks((ROOT / "README.md").read_text())
     assert len([line for line in code.splitlines() if line.strip()]) <= 11

@@ -43,7 +43,7 @@ def test_a_model_without_layers_cannot_be_compiled():
 def test_backend_and_mode_are_passed_on(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "prefopt.training.trainer.compile_layers", lambda model, **options: asked.append(options)
+        "prefopt.training.model.compile_layers", lambda model, **options: asked.append(options)
     )
     trainer(
         tmp_path, tiny_rows(4), torch_compile_backend="eager", torch_compile_mode="max-autotune"

@@ -26,17 +26,23 @@ ALL = sorted(path.stem for path in SCRIPTS.glob("*_*.py"))
 QUICK = {"dpo_evaluate", "kto_full", "cpo_lora", "orpo_evaluate"}
 
 _LOGPS = {"logps/chosen", "logps/rejected"}
+_LOGITS = {"logits/chosen", "logits/rejected"}
+# Under accumulation TRL logs means of the micro-batches' means, ours are over the step's tokens.
+_TOKENS = _LOGITS | {"entropy", "mean_token_accuracy"}
 # What has one name and two meanings: see DIFFERENCES.
 OTHERWISE = {
-    "cpo_lora": _LOGPS,
-    "cpo_evaluate": _LOGPS,
-    "orpo_full": _LOGPS,
-    "orpo_lora": _LOGPS,
-    "orpo_evaluate": _LOGPS,
-    "kto_lora": _LOGPS | {"rewards/chosen", "rewards/rejected", "rewards/margins"},
+    "cpo_full": _LOGITS,
+    "cpo_lora": _LOGPS | _LOGITS,
+    "cpo_evaluate": _LOGPS | _LOGITS,
+    "orpo_full": _LOGPS | _LOGITS,
+    "orpo_lora": _LOGPS | _LOGITS,
+    "orpo_evaluate": _LOGPS | _LOGITS,
+    "dpo_lora": _TOKENS,
+    "kto_lora": _TOKENS | _LOGPS | {"rewards/chosen", "rewards/rejected", "rewards/margins"},
 }
 # TRL logs these too, of every trainer or of one.
-ONLY_TRL = {"entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected", "num_tokens"} | {
+ONLY_TRL = {
+    "num_tokens",  # of evaluations
     "nll_loss",
     "log_odds_chosen",
     "log_odds_ratio",

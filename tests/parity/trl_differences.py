@@ -162,6 +162,14 @@ DIFFERENCES = {
         1.0,
         value="logps/chosen",
     ),
+    "logits that CPO and ORPO log": Difference(
+        "TRL's mean is over all positions, those of the prompt and of padding too, ours is over "
+        "those that predict the completion, as TRL's DPO and KTO have it",
+        "cpo_lora",
+        (),
+        1e-3,
+        value="logits/chosen",
+    ),
     "rewards of 'sigmoid_norm'": Difference(
         "ours are beta times the log-ratio per token, which the loss compares; TRL logs the sum's",
         "dpo_evaluate",

@@ -372,6 +372,7 @@ def flat(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dpo", "bco", "aot"])
 def test_a_batch_size_that_is_found_changes_no_number(tmp_path, loss):
     found = []
