@@ -158,11 +158,11 @@ def check_types(config: TrainingArguments) -> None:
 def plain_fields(config: type[Any]) -> dict[str, frozenset[type]]:
     """Return the types of every field that takes numbers or switches, or (of our own) text."""
     inherited = {item.name for item in fields(TrainingArguments)}
-    found = {}
-    for name, hint in get_type_hints(config).items():
-        kinds = frozenset(get_args(hint) or (hint,))
+    hints, found = get_type_hints(config), {}
+    for name in (item.name for item in fields(config)):  # the class variables are left out
+        kinds = frozenset(get_args(hints[name]) or (hints[name],))
         known = {int, float, bool, NoneType} | (set() if name in inherited else {str})
-        if name in config.__dataclass_fields__ and kinds <= known:
+        if kinds <= known:
             found[name] = kinds
     return found
 
