@@ -1,6 +1,7 @@
 """Fixtures every test may use: where the shared data lies, and a machine set to be repeatable."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns when CPO and ORPO are imported
+
+# A shell that starts tests in the background may have them ignore what some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The user's own store of reference log-probs is never touched, by fixtures of modules neither.
 _CACHE = tempfile.TemporaryDirectory(prefix="prefopt-tests-")

@@ -50,6 +50,7 @@ def test_training_goes_towards_these_ends(claims):
     assert (dpo.mean <= dpo.high).all()
 
 
+@pytest.mark.slow
 def test_the_script_writes_figures_and_numbers(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "paper_claims.py"), "--out", str(tmp_path)]
     command += ["--steps", "50", "--allow-dirty"]

@@ -38,6 +38,7 @@ print(before, within, small, kept, resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_used_again_within_and_given_back_afterwards():
     root = Path(__file__).resolve().parents[2]
