@@ -69,10 +69,6 @@ _CPO_LOSSES = {
     "simpo": "simpo",
     "alphapo": "alphapo",
 }
-_OTHER_ENDS = (
-    "BOS is the tokenizer's to add and a chat ends as its template ends it; TRL's CPO and ORPO add "
-    "BOS before each prompt and EOS behind each completion"
-)
 
 
 @checks_arguments
@@ -110,11 +106,15 @@ class _TRLConfig(PreferenceConfig):
         self._differences: list[str] = []
         for name, why in WITHOUT_EFFECT.items():
             value = getattr(self, name, None)
-            if name in REFUSED and not is_harmless(REFUSED[name], value):
+            gone = REFUSED.get(name)
+            if gone is None:
+                is_set = value is not None and value is not False
+            else:
+                is_set = not is_harmless(gone, value)
+            if is_set:
                 self._differences.append(f"{name} has no effect: {why}")
+            if is_set and gone is not None:
                 setattr(self, name, self.__dataclass_fields__[name].default)
-            elif name not in REFUSED and value is not None and value is not False:
-                self._differences.append(f"{name} has no effect: {why}")
         if vars(self)["train_sampling_strategy"] == "group_by_length":
             self._differences.append("rows come in random order: they are not padded")
             self.train_sampling_strategy = "random"
@@ -239,7 +239,32 @@ class KTOConfig(_TRLConfig):
 
 @checks_arguments
 @dataclass
-class CPOConfig(_TRLConfig):
+class _ConfigWithoutReference(_TRLConfig):
+    """What the configurations of CPO and ORPO have in common."""
+
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Taken; of encoder-decoder models."}
+    )
+    generate_during_eval: bool = field(default=False, metadata={"help": "Taken; without effect."})
+    is_encoder_decoder: bool | None = field(
+        default=None, metadata={"help": "Taken; such models cannot be trained."}
+    )
+
+    def _objective(self, names: str, options: dict[str, Any]) -> Objective:
+        """Return losses with these hyper-parameters, and those of ``loss_kwargs``."""
+        given: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
+        return parse_objective(names, None, options | given, self._loss_options)
+
+    def _differences_of_loss(self) -> list[str]:
+        return [
+            "BOS is the tokenizer's to add and a chat ends as its template ends it; TRL's CPO and "
+            "ORPO add BOS before each prompt and EOS behind each completion"
+        ]
+
+
+@checks_arguments
+@dataclass
+class CPOConfig(_ConfigWithoutReference):
     """TRL's ``CPOConfig``, ``loss_type`` with its meaning there.
 
     Raises:
@@ -264,13 +289,6 @@ class CPOConfig(_TRLConfig):
         default=0.5, metadata={"help": "Reward by which simpo's chosen completion should lead."}
     )
     alpha: float = field(default=0.0, metadata={"help": "How AlphaPO's reward is bent; 0: not."})
-    max_completion_length: int | None = field(
-        default=None, metadata={"help": "Taken; of encoder-decoder models."}
-    )
-    generate_during_eval: bool = field(default=False, metadata={"help": "Taken; without effect."})
-    is_encoder_decoder: bool | None = field(
-        default=None, metadata={"help": "Taken; such models cannot be trained."}
-    )
 
     def objective_for(self, data_kinds: frozenset[str]) -> Objective:
         """Return CPO's loss and its likelihood term; the kinds do not matter."""
@@ -296,12 +314,10 @@ class CPOConfig(_TRLConfig):
             options["alpha"] = self.alpha
         if self.label_smoothing and name not in ("cpo_hinge", "cpo_ipo"):
             options["label_smoothing"] = self.label_smoothing
-        given: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
-        names = f"{name} + {weight}*sft" if weight else name
-        return parse_objective(names, None, options | given, self._loss_options)
+        return self._objective(f"{name} + {weight}*sft" if weight else name, options)
 
     def _differences_of_loss(self) -> list[str]:
-        found = [_OTHER_ENDS]
+        found = super()._differences_of_loss()
         if self.cpo_alpha and self.gradient_accumulation_steps > 1:
             found.append("the likelihood term is a mean over the tokens of the optimiser step")
         return found
@@ -309,7 +325,7 @@ class CPOConfig(_TRLConfig):
 
 @checks_arguments
 @dataclass
-class ORPOConfig(_TRLConfig):
+class ORPOConfig(_ConfigWithoutReference):
     """TRL's ``ORPOConfig``: ``beta`` is the weight of the odds ratio, lambda in the paper."""
 
     method = "ORPO"
@@ -321,14 +337,7 @@ class ORPOConfig(_TRLConfig):
     beta: float | None = field(
         default=0.1, metadata={"help": "Weight of the odds-ratio term; the paper's lambda."}
     )
-    max_completion_length: int | None = field(
-        default=None, metadata={"help": "Taken; of encoder-decoder models."}
-    )
     padding_value: int | None = field(default=None, metadata={"help": "Taken; without effect."})
-    generate_during_eval: bool = field(default=False, metadata={"help": "Taken; without effect."})
-    is_encoder_decoder: bool | None = field(
-        default=None, metadata={"help": "Taken; such models cannot be trained."}
-    )
 
     def objective_for(self, data_kinds: frozenset[str]) -> Objective:
         """Return ORPO's loss; the kinds do not matter."""
@@ -337,12 +346,11 @@ class ORPOConfig(_TRLConfig):
                 f"ORPOConfig: loss_type={self.loss_type!r}, and only 'orpo' is ORPO; for others "
                 "use the configuration of their trainer"
             )
-        given: dict[str, Any] = dict(self.loss_kwargs or {})  # type: ignore[arg-type] # read
-        return parse_objective("orpo", None, {"lambda_": self.beta} | given, self._loss_options)
+        return self._objective("orpo", {"lambda_": self.beta})
 
     def _differences_of_loss(self) -> list[str]:
         return [
-            _OTHER_ENDS,
+            *super()._differences_of_loss(),
             "ORPO's likelihood term is the mean over the chosen completion, then over pairs; TRL's "
             "is a mean over all tokens of the batch, those of the prompts too",
         ]

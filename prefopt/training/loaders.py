@@ -126,10 +126,11 @@ def mixed_labels(dataset: Any, args: PreferenceConfig) -> MixedLabels | None:
     if args.train_sampling_strategy != "random" or not isinstance(dataset, Dataset):
         return None
     labels = unpaired_labels(dataset)
-    return None if labels is None else MixedLabels(labels, _seed(args))
+    return None if labels is None else MixedLabels(labels, seed_of_data(args))
 
 
-def _seed(args: PreferenceConfig) -> int:
+def seed_of_data(args: PreferenceConfig) -> int:
+    """Return from what the order of rows, and the choice of those that a weight takes, follow."""
     seed: int = args.seed if args.data_seed is None else args.data_seed
     return seed
 
@@ -138,7 +139,7 @@ def _seeded(sampler: Sampler[int], args: PreferenceConfig) -> Sampler[int]:
     """Return a random order as one that follows from seed and epoch, in each process alike."""
     if type(sampler) is not RandomSampler:
         return sampler
-    seeded: Sampler[int] = SeedableRandomSampler(sampler.data_source, data_seed=_seed(args))
+    seeded: Sampler[int] = SeedableRandomSampler(sampler.data_source, data_seed=seed_of_data(args))
     return seeded
 
 

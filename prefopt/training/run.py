@@ -30,6 +30,7 @@ from prefopt.data.resumable import check_same_tokens
 from prefopt.objective import Objective
 from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
 from prefopt.training.launch import Launch
+from prefopt.training.loaders import seed_of_data
 from prefopt.training.loading import check_causal
 from prefopt.training.model import (
     learned_positions,
@@ -274,7 +275,7 @@ def prepare_run(
     kinds = first_kinds(train_dataset, eval_dataset)
     objective, reason = args.objective_for(kinds), args.reason_for(kinds)
     check_reference_asked_for(args, objective, ref_model)
-    seed = args.seed if args.data_seed is None else args.data_seed
+    seed = seed_of_data(args)
     vocabulary = embedded_tokens(model)
     data = DataPreparation(
         tokenizer, objective, max_length, args.dataset_num_proc, console, vocabulary, seed

@@ -20,6 +20,7 @@ from prefopt.cli.foreign.conversion import (
     number,
     optimizer,
     put_attention,
+    put_environment,
     same,
     saved_text,
     scheduler,
@@ -34,6 +35,11 @@ MARKS = frozenset(
     {"dataset_mixer", "dataset_mixture", "dataset_splits", "dataset_configs", "torch_dtype"}
 )
 OURS = frozenset({"datasets", "loss_kwargs"})
+# Why a loss is taken that no key names.
+_IMPLIED = {
+    "orpo": "orpo: the recipe says so of its folder or output",
+    "dpo": "`--loss_type orpo` where it is that of ORPO",
+}
 _ALIASES = ("model", "dataset", "env")
 
 KEYS: dict[str, Key] = {
@@ -97,13 +103,8 @@ def convert(values: Mapping[str, Any], folder: Path, loss: str | None = None) ->
     _put_adapter(conversion)
     put_attention(conversion, "attn_implementation")
     _put_tokenizer(conversion, model)
-    env = {
-        key.upper(): str(given[key])
-        for key in ("wandb_project", "wandb_entity", "wandb_run_group")
-        if given.get(key)
-    }
-    if env:
-        conversion.put("env", {**given.get("env", {}), **env}, *map(str.lower, env), "env")
+    wandb = ("wandb_project", "wandb_entity", "wandb_run_group")
+    put_environment(conversion, wandb, beside="env")
     if "max_length" in values and values["max_length"] is None:
         conversion.put("max_length", None, note="no limit")
     conversion.apply(KEYS, (*our_options(), *_ALIASES))
@@ -124,27 +125,16 @@ def our_options() -> frozenset[str]:
 
 def _put_loss(conversion: Conversion, folder: Path, loss: str | None) -> None:
     """Name the loss, which the recipe's script may imply: DPO, or ORPO in a recipe of ORPO."""
-    given = conversion.given
-    named = given.get("loss_type")
+    given, note = conversion.given, ""
+    chosen: Any = given.get("loss_type") if loss is None else loss
     if loss is not None:
-        chosen: Any = loss
         conversion.leave("loss_type", f"the command line says {loss}")
-    elif named is not None:
-        chosen = named
-    else:
+    elif chosen is None:
         places = [folder.resolve().name, *map(str, map(given.get, ("output_dir", "hub_model_id")))]
         chosen = "orpo" if any("orpo" in place.lower() for place in places) else "dpo"
+        note = f"the recipe's script is not named; {_IMPLIED[chosen]}"
     alpha = number(given.get("rpo_alpha") or 0.0, "rpo_alpha")
     if loss is None:
-        note = (
-            ""
-            if named is not None
-            else (
-                "the recipe's script is not named; orpo: the recipe says so of its folder or output"
-                if chosen == "orpo"
-                else "the recipe's script is not named; `--loss_type orpo` where it is that of ORPO"
-            )
-        )
         if alpha and isinstance(chosen, str):
             chosen = f"{chosen} + {alpha:.12g}*sft"
         elif alpha:

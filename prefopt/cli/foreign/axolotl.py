@@ -15,6 +15,7 @@ from prefopt.cli.foreign.conversion import (
     names,
     number,
     put_attention,
+    put_environment,
     saved_text,
     scheduler,
     whole,
@@ -308,13 +309,7 @@ def _put_logging(conversion: Conversion) -> None:
     wandb = given.get("use_wandb", bool(given.get("wandb_project")))
     if wandb:
         chosen = ["wandb", *chosen]
-        env = {
-            key.upper(): str(given[key])
-            for key in ("wandb_project", "wandb_entity", "wandb_mode")
-            if given.get(key)
-        }
-        if env:
-            conversion.put("env", env, *(key.lower() for key in env))
+        put_environment(conversion, ("wandb_project", "wandb_entity", "wandb_mode"))
         if given.get("wandb_name"):
             conversion.put("run_name", given["wandb_name"], "wandb_name")
     report = ["comet_ml" if name == "comet" else name for name in chosen] or ["none"]

@@ -7,7 +7,7 @@ the data) the function reads itself; the table does the rest.
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -307,6 +307,20 @@ def attention(value: Any) -> str | None:
 
 
 ATTENTION = "all compute the same attention: attn_backend picks the fastest that there is"
+
+
+def put_environment(conversion: Conversion, keys: Sequence[str], beside: str = "") -> None:
+    """Set the environment variables that keys name in small letters.
+
+    Args:
+        conversion: What is made.
+        keys: Those that may be given.
+        beside: A key that holds further variables.
+    """
+    given = conversion.given
+    env = {key.upper(): str(given[key]) for key in keys if given.get(key)}
+    if env:
+        conversion.put("env", {**given.get(beside, {}), **env}, *map(str.lower, env), beside)
 
 
 def put_attention(conversion: Conversion, key: str) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.alignment_handbook import KEYS, our_options, own_template
 from prefopt.migration import OLD_FIELDS
+from tests.cli.foreign.files import converter, options_of
 
 BASE = {"model_name_or_path": "m", "torch_dtype": "bfloat16", "dataset_name": "d"}
 MIXER = {"dataset_mixer": {"org/a": 1.0, "org/b": 0.5}, "dataset_name": None}
@@ -18,18 +18,11 @@ MIXTURE = {
 LORA = {"use_peft": True}
 
 
-def converted(path="recipes/x/dpo/x.yaml", loss=None, **values):
-    """Return the conversion of a small recipe with other values."""
-    made = convert({**BASE, **values}, path, loss)
-    assert made is not None
-    assert made.program == "alignment-handbook"
-    return made
+converted = converter("alignment-handbook", BASE, "recipes/x/dpo/x.yaml")
 
 
 def options(**values):
-    made = converted(**values)
-    assert not made.lost, made.message("x.yaml")
-    return made.options
+    return options_of(converted(**values))
 
 
 def entry(path, **more):

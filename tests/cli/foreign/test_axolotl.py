@@ -2,9 +2,9 @@
 
 import pytest
 
-from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.axolotl import own_tokens
 from prefopt.cli.foreign.axolotl_keys import KEYS
+from tests.cli.foreign.files import converter, options_of
 
 PAIRS = [{"path": "pairs.jsonl", "type": "chat_template.argilla_chat"}]
 ENTRY = {"path": "pairs.jsonl", "columns": ["chosen", "rejected"]}
@@ -15,18 +15,11 @@ SIMPO = {"rl": "simpo", "rl_beta": 2.0}
 HELD_OUT = {"val_set_size": 0.1}
 
 
-def converted(**values):
-    """Return the conversion of a small file with other values."""
-    made = convert({**BASE, **values}, "x.yml")
-    assert made is not None
-    assert made.program == "Axolotl"
-    return made
+converted = converter("Axolotl", BASE, "x.yml")
 
 
 def options(**values):
-    made = converted(**values)
-    assert not made.lost, made.message("x.yml")
-    return made.options
+    return options_of(converted(**values))
 
 
 # What a key with this value becomes, with the other values that it goes with.

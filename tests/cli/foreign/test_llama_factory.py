@@ -6,6 +6,7 @@ import pytest
 
 from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.llama_factory import KEYS
+from tests.cli.foreign.files import converter, options_of
 
 PAIRS = {
     "file_name": "pairs.json",
@@ -28,18 +29,11 @@ KTO = {"stage": "kto", "dataset": "thumbs"}
 FULL = {"finetuning_type": "full"}
 
 
-def converted(**values):
-    """Return the conversion of a small file with other values."""
-    made = convert({**BASE, **values}, "x.yaml")
-    assert made is not None
-    assert made.program == "LLaMA-Factory"
-    return made
+converted = converter("LLaMA-Factory", BASE, "x.yaml")
 
 
 def options(**values):
-    made = converted(**values)
-    assert not made.lost, made.message("x.yaml")
-    return made.options
+    return options_of(converted(**values))
 
 
 def entry(path, **more):
