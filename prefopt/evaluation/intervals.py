@@ -8,6 +8,7 @@ statistical inference".
 """
 
 import math
+from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -18,7 +19,9 @@ __all__ = [
     "Estimate",
     "bootstrap_interval",
     "mean_interval",
+    "normal_quantile",
     "preference_accuracy",
+    "resamples_of",
     "wilson_interval",
     "win_rate",
 ]
@@ -56,7 +59,7 @@ def wilson_interval(successes: float, count: int, *, confidence: float = 0.95) -
     """
     if count <= 0 or not 0 <= successes <= count:
         raise ValueError(f"need 0 <= successes <= count and count > 0, got {successes} of {count}")
-    z = _quantile(confidence)
+    z = normal_quantile(confidence)
     share = successes / count
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
@@ -77,7 +80,7 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Estimate:
     """
     values = _flat(values, least=2)
     mean = values.mean().item()
-    spread = _quantile(confidence) * values.std().item() / math.sqrt(len(values))
+    spread = normal_quantile(confidence) * values.std().item() / math.sqrt(len(values))
     return Estimate(mean, mean - spread, mean + spread, len(values))
 
 
@@ -96,11 +99,9 @@ def bootstrap_interval(
         ValueError: If there are no values.
     """
     values = _flat(values, least=1)
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(resamples, dtype=values.dtype)
-    for index in range(resamples):
-        picks = torch.randint(len(values), (len(values),), generator=generator)
-        means[index] = values[picks].mean()
+    means = torch.cat(
+        [values[picks].mean(1) for picks in resamples_of(len(values), resamples, seed)]
+    )
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
     return Estimate(values.mean().item(), low, high, len(values))
@@ -146,7 +147,33 @@ def win_rate(scores: Tensor, other_scores: Tensor, *, confidence: float = 0.95) 
     return preference_accuracy(scores, other_scores, confidence=confidence)
 
 
-def _quantile(confidence: float) -> float:
+def resamples_of(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """Yield bootstrap resamples, as many at a time as fit into 32 MB.
+
+    Args:
+        count: Number of observations.
+        resamples: Number of resamples.
+        seed: Of the resampling.
+
+    Yields:
+        Numbers of observations, with replacement; (rows, count) each, ``resamples`` rows in all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = max(1, 2**22 // max(count, 1))
+    for start in range(0, resamples, rows):
+        size = (min(rows, resamples - start), count)
+        yield torch.randint(count, size, generator=generator)
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return how many standard errors an interval reaches to either side.
+
+    Raises:
+        ValueError: If the confidence is not between 0 and 1.
+
+    >>> round(normal_quantile(0.95), 3)
+    1.96
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     return NormalDist().inv_cdf(0.5 + confidence / 2)
