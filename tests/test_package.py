@@ -25,6 +25,12 @@ def test_importing_the_package_imports_no_heavy_library():
     assert run_python(f"import sys, prefopt; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+def test_evaluating_plain_numbers_imports_no_library_of_models():
+    heavy = "{'transformers', 'datasets', 'trl', 'peft', 'accelerate'}"
+    code = f"import sys, prefopt.evaluation; print(sorted({heavy} & set(sys.modules)))"
+    assert run_python(code) == "[]"
+
+
 def test_importing_the_package_opens_no_file_beyond_its_own_source():
     code = (
         "import sys, importlib, importlib.metadata\n"

@@ -1,14 +1,19 @@
 """From text and messages to token ids, split into prompt and completions."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
+from prefopt.data.messages import Message
 from prefopt.data.prefix import shared_length
 from prefopt.data.template import Rendered, Tokenizer, render_messages
 
-__all__ = ["Tokenized", "split_prompt", "tokenize"]
+__all__ = ["Tokenized", "split_prompt", "tokenize", "tokenize_prompts"]
+
+# Stands for the answer that a prompt has not got yet: templates are tried on whole conversations.
+_AN_ANSWER: Message = {"role": "assistant", "content": "answer"}
 
 
 class Tokenized(NamedTuple):
@@ -106,6 +111,52 @@ def tokenize(
     return [
         _split(example, row, ids, special) for example, row in zip(examples, rendered, strict=True)
     ]
+
+
+def tokenize_prompts(
+    examples: Sequence[PreferenceExample], numbers: Sequence[int], tokenizer: Tokenizer | None
+) -> list[list[int]]:
+    """Return the token ids of prompts alone, as a model gets them that is to answer.
+
+    They are made like those of training: BOS where the tokenizer puts it, messages rendered by the
+    chat template in the same form, with what it puts before an answer.
+
+    Args:
+        examples: The prompts; completions may be missing.
+        numbers: Their numbers, for errors.
+        tokenizer: That of the model; None will do for token ids.
+
+    Raises:
+        DataError: As ``tokenize``, or if the template leaves out a part of a prompt, or a prompt
+            has no token.
+    """
+    special = _special_tokens(examples, tokenizer)
+    texts = [
+        None if example.form == "ids" else _prompt_text(example, number, tokenizer)
+        for example, number in zip(examples, numbers, strict=True)
+    ]
+    encoded = iter(_encode(tokenizer, [text for text in texts if text is not None]))
+    prompts = []
+    for example, number, text in zip(examples, numbers, texts, strict=True):
+        ids = list(example.prompt) if text is None else next(encoded)
+        if special and example.form == "text" and not begins_itself(example.prompt, special):
+            ids = special.before + ids
+        if not ids:
+            raise DataError("has no token: nothing to begin an answer with", number, "prompt")
+        prompts.append(ids)
+    return prompts
+
+
+def _prompt_text(example: PreferenceExample, number: int, tokenizer: Tokenizer | None) -> str:
+    if tokenizer is None:
+        raise DataError("holds text, so a tokenizer is needed", number)
+    if example.form == "text":
+        return str(example.prompt)
+    answered = replace(example, completions=example.completions or [[_AN_ANSWER]])
+    rendered = render_messages(answered, number, tokenizer)
+    if rendered.lost:
+        raise DataError(rendered.lost, number)
+    return rendered.prompt
 
 
 def _special_tokens(

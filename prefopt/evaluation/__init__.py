@@ -1,4 +1,11 @@
-"""How good a policy is: preference accuracy, win rate, sequence KL, and the reward frontier."""
+"""How good a policy is: preference accuracy, win rate, sequence KL, and the reward frontier.
+
+What works on plain numbers costs no import of transformers; what loads or runs a model is imported
+when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from prefopt.evaluation.frontier import FrontierPoint, reward_frontier
 from prefopt.evaluation.intervals import (
@@ -10,6 +17,7 @@ from prefopt.evaluation.intervals import (
     win_rate,
 )
 from prefopt.evaluation.rewards import PairLogps, PairRewards, implicit_rewards
+from prefopt.evaluation.sampling import Generation
 from prefopt.evaluation.sequences import (
     TokenBatch,
     completion_logps,
@@ -33,13 +41,23 @@ from prefopt.evaluation.statistics import (
     paired_test,
     sign_flip_test,
 )
+from prefopt.evaluation.text import TextStatistics, distinct_ngrams, text_statistics
+
+if TYPE_CHECKING:
+    from prefopt.evaluation.generation import generate
+
+_HOMES = {
+    "generate": "prefopt.evaluation.generation",
+}
 
 __all__ = [
     "Estimate",
     "FrontierPoint",
+    "Generation",
     "LengthBaselines",
     "PairLogps",
     "PairRewards",
+    "TextStatistics",
     "TokenBatch",
     "agreement",
     "bootstrap_interval",
@@ -47,6 +65,8 @@ __all__ = [
     "completion_logps",
     "correct_pairs",
     "correlation",
+    "distinct_ngrams",
+    "generate",
     "holm",
     "implicit_rewards",
     "length_balanced",
@@ -62,7 +82,21 @@ __all__ = [
     "sample_completions",
     "sequence_kl",
     "sign_flip_test",
+    "text_statistics",
     "token_logps",
     "wilson_interval",
     "win_rate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module it lives in, once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefopt.evaluation' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

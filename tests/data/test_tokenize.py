@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data import DataError, prepare_dataset, read_example
-from prefopt.data.tokenize import split_prompt, tokenize
+from prefopt.data.tokenize import split_prompt, tokenize, tokenize_prompts
 
 from .conftest import TEMPLATES, Words, read_template
 from .templates import CHATML, bytes_tokenizer, pair
@@ -224,10 +225,43 @@ def test_what_a_template_refuses_is_told_with_its_row(shared_dir, gpt2):
         prepare_dataset(Dataset.from_list(rows), gpt2)
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompts_alone_are_rendered_as_with_answers(shared_dir, gpt2, name):
+    gpt2.chat_template = read_template(shared_dir, name)
+    asked = [{"role": "user", "content": "What is it?"}]
+    row = {"prompt": asked, "completion": "It is well.", "label": True}
+    example = read_example({**row, "completion": [{"role": "assistant", "content": "Well."}]}, 0)
+    (whole,) = tokenize([example], [0], gpt2)
+    expected = gpt2.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert gpt2.decode(whole.prompt_ids + whole.unused_ids) == expected
+    for form in (example, replace(example, completions=[])):
+        assert tokenize_prompts([form], [0], gpt2) == [whole.prompt_ids + whole.unused_ids]
+
+
+def test_prompts_alone_begin_as_whole_texts_do():
+    tokenizer = bytes_tokenizer(bos="<s>", adds="<s> $A")
+    bos = tokenizer.bos_token_id
+    for text in ("Hi", f"{tokenizer.bos_token}Hi"):
+        example = read_example({"prompt": text, "completion": " you", "label": 1}, 0)
+        (whole,) = tokenize([example], [0], tokenizer)
+        assert tokenize_prompts([example], [0], tokenizer) == [whole.prompt_ids]
+        assert whole.prompt_ids.count(bos) == 1
+    assert tokenize_prompts([replace(example, prompt="")], [0], tokenizer) == [[bos]]
+
+
+def test_what_a_template_leaves_out_of_a_prompt_is_an_error(gpt2):
+    gpt2.chat_template = "{% for m in messages[1:] %}{{ m.content }}{% endfor %}"
+    example = read_example({"prompt": [{"role": "user", "content": "a"}], "responses": ["b"]}, 4)
+    with pytest.raises(DataError, match=r"row 4: the chat template leaves out"):
+        tokenize_prompts([replace(example, completions=[])], [4], gpt2)
+
+
 def test_text_needs_a_tokenizer():
     example = read_example({"prompt": "a", "completion": "b", "label": 1}, 5)
     with pytest.raises(DataError, match=r"row 5: .*tokenizer"):
         tokenize([example], [5], None)
+    with pytest.raises(DataError, match=r"row 5: .*tokenizer"):
+        tokenize_prompts([example], [5], None)
 
 
 @given(tokens, st.lists(tokens, min_size=1, max_size=4))

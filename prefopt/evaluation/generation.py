@@ -1,0 +1,301 @@
+"""Answers of a model to prompts: batches through transformers' ``generate``, or through vLLM.
+
+What a model is asked is rendered as in training, and what it says is drawn from its own
+distribution: of the settings that come with a checkpoint (``generation_config.json`` may ask for
+top-k 50, a temperature, a repetition penalty) only the end tokens are used.
+
+Each answer has random numbers of its own, one for each token, so the same seed gives the same
+answers whatever the batches (as far as rounding lets it).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from prefopt.data.audit import stop_tokens
+from prefopt.data.tokenize import tokenize_prompts
+from prefopt.engine.guard import undisturbed
+from prefopt.engine.probe import causal_lm_of
+from prefopt.evaluation.progress import progress_bar
+from prefopt.evaluation.prompts import Prompt, as_example
+from prefopt.evaluation.sampling import Generation, Sampling
+from prefopt.evaluation.vllm_backend import VllmModel
+
+__all__ = ["end_tokens", "generate"]
+
+_QUESTION = [{"role": "user", "content": "question"}]
+_ANSWER = "prefoptanswer"
+_BEFORE = 8  # tokens
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 8,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    progress: bool | None = None,
+) -> list[Generation]:
+    """Return a model's answers to prompts.
+
+    Args:
+        model: A causal language model of transformers, quantised or not, with or without adapters
+            of peft; or what ``load_vllm`` returns. It is left as it was.
+        tokenizer: Its tokenizer.
+        prompts: Plain text, which is continued; conversations, which are answered; token ids; or
+            examples of data.
+        temperature: What logits are divided by; 0 takes the most likely token each time.
+        max_new_tokens: Most tokens of an answer, its end included.
+        samples: Answers to each prompt; at temperature 0 they are all the same.
+        seed: Of the random numbers. The global generators are left as they were.
+        batch_size: Answers that are written together; vLLM decides itself.
+        top_p: Least probability that the tokens drawn from have together; 1 for all tokens.
+        top_k: Most tokens drawn from; 0 for all.
+        progress: Whether to show a bar on stderr; None for where that is a terminal.
+
+    Returns:
+        Answers in the order of the prompts; all to the first, then all to the second...
+
+    Raises:
+        ValueError: If a setting is out of its range, or a prompt with ``max_new_tokens`` more is
+            longer than the model's window.
+        DataError: If a prompt cannot be rendered.
+    """
+    sampling = Sampling(temperature, max_new_tokens, samples, seed, top_p, top_k)
+    sampling.check()
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    numbers = range(len(prompts))
+    examples = list(map(as_example, prompts, numbers))
+    prompt_ids = tokenize_prompts(examples, numbers, tokenizer)
+    _check_window(prompt_ids, max_new_tokens, _window_of(model))
+    ends = end_tokens(model, tokenizer)
+    once = sampling if temperature else sampling._replace(samples=1)
+    if isinstance(model, VllmModel):
+        written = model.write(prompt_ids, once, ends, progress)
+    else:
+        written = _write(model, prompt_ids, once, ends, batch_size, progress)
+    # Where text is continued, its end says how the first word is spaced.
+    before = [
+        [] if example.form == "messages" else ids[-_BEFORE:]
+        for example, ids in zip(examples, prompt_ids, strict=True)
+    ]
+    answers = [
+        _generation(tokenizer, before[place // once.samples], ids, ends)
+        for place, ids in enumerate(written)
+    ]
+    return [answer for answer in answers for _ in range(samples // once.samples)]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that end an answer, any of them.
+
+    Those of the model's generation configuration, the tokenizer's EOS, and the special token that
+    the chat template puts behind an answer.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+    """
+    config = None if isinstance(model, VllmModel) else causal_lm_of(model).generation_config
+    named = getattr(config, "eos_token_id", None)
+    of_model = named if isinstance(named, list | tuple) else [named]
+    found = {*stop_tokens(tokenizer), *of_model, _end_of_turn(tokenizer)}
+    return sorted(token for token in found if token is not None)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """Return the special token that a chat template puts behind an answer; None for none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    for content in (_ANSWER, [{"type": "text", "text": _ANSWER}]):
+        turns = [*_QUESTION, {"role": "assistant", "content": content}]
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:  # a template may raise anything
+            continue
+        behind = text.rpartition(_ANSWER)[2].lstrip()
+        ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+        special = set(tokenizer.all_special_ids)
+        special |= {index for index, it in tokenizer.added_tokens_decoder.items() if it.special}
+        return ids[0] if ids and ids[0] in special else None
+    return None
+
+
+def _window_of(model: Any) -> int | None:
+    """Return how many tokens a model reads at most; None where it does not say."""
+    if isinstance(model, VllmModel):
+        return model.window
+    config = causal_lm_of(model).config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None)
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def _check_window(prompt_ids: Sequence[list[int]], new: int, window: int | None) -> None:
+    too_long = [number for number, ids in enumerate(prompt_ids) if len(ids) + new > (window or new)]
+    if window is None or not too_long:
+        return
+    longest = max(len(ids) for ids in prompt_ids)
+    advice = f"take max_new_tokens of at most {window - longest}, or " if longest < window else ""
+    raise ValueError(
+        f"prompt {too_long[0]} has {len(prompt_ids[too_long[0]])} tokens, and with "
+        f"max_new_tokens={new} that is more than the {window} that the model reads at most "
+        f"(so for {len(too_long)} of {len(prompt_ids)} prompts): {advice}leave those out"
+    )
+
+
+# Transformers -------------------------------------------------------------------------------------
+
+
+def _write(
+    model: Any,
+    prompt_ids: Sequence[list[int]],
+    sampling: Sampling,
+    ends: list[int],
+    batch_size: int,
+    progress: bool | None,
+) -> list[list[int]]:
+    """Return the token ids of all answers, what follows an end token included."""
+    rows = [
+        (number, sample) for number in range(len(prompt_ids)) for sample in range(sampling.samples)
+    ]
+    # The longest first: if memory does not suffice, that shows at once.
+    order = sorted(range(len(rows)), key=lambda row: -len(prompt_ids[rows[row][0]]))
+    written: list[list[int]] = [[] for _ in rows]
+    with (
+        undisturbed(causal_lm_of(model)),
+        _own_settings(model),
+        progress_bar("Answers", len(rows), progress) as advance,
+    ):
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            asked = [prompt_ids[rows[row][0]] for row in picked]
+            draws = [_random_numbers(sampling, *rows[row]) for row in picked]
+            for row, ids in zip(picked, _batch(model, asked, draws, sampling, ends), strict=True):
+                written[row] = ids
+            advance(len(picked))
+    return written
+
+
+def _random_numbers(sampling: Sampling, number: int, sample: int) -> Any:
+    """Return a number in [0, 1) for each token of an answer, its own whatever else is drawn."""
+    generator = np.random.default_rng([sampling.seed, number, sample])
+    return generator.random(sampling.max_new_tokens)
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Let no setting of the checkpoint, as top-k or a repetition penalty, take part."""
+    inner = causal_lm_of(model)
+    kept = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = kept
+
+
+@torch.no_grad()
+def _batch(
+    model: Any,
+    asked: Sequence[list[int]],
+    draws: Sequence[Any],
+    sampling: Sampling,
+    ends: list[int],
+) -> list[list[int]]:
+    """Return the token ids of the answers to prompts, written together."""
+    width, device = max(map(len, asked)), model.device
+    padding = [width - len(ids) for ids in asked]
+    pad = ends[0] if ends else 0  # any token: it is masked
+    ids = torch.tensor([[pad] * gap + row for gap, row in zip(padding, asked, strict=True)])
+    mask = torch.arange(width) >= torch.tensor(padding)[:, None]
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0:
+        processors.append(_Draw(torch.as_tensor(np.stack(draws)), width, sampling))
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,  # of what ``_Draw`` leaves: one token
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    output = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.long().to(device),
+        generation_config=config,
+        logits_processor=processors,
+    )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return rows
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc] # transformers is untyped
+    """Draws the next token of each row with that row's own random number.
+
+    The token is the first whose cumulative probability exceeds the number (inverse transform).
+
+    Args:
+        numbers: One in [0, 1) for each row and token; (B, N), float64.
+        width: Tokens of the padded prompts.
+        sampling: Temperature, top-k and top-p.
+    """
+
+    def __init__(self, numbers: Tensor, width: int, sampling: Sampling) -> None:
+        self._numbers = numbers
+        self._width = width
+        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
+        if sampling.top_k:
+            self._warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (B, V): 0 for the token that a row gets, minus infinity for all others."""
+        scores = self._warpers(input_ids, scores)
+        precise = scores if scores.device.type == "mps" else scores.double()  # which has no float64
+        cumulative = precise.softmax(1).cumsum(1)
+        number = self._numbers[:, input_ids.shape[1] - self._width, None].to(cumulative)
+        # Rounding may leave the sum below 1.
+        drawn = (cumulative <= number * cumulative[:, -1:]).sum(1, keepdim=True)
+        only = torch.full_like(scores, -math.inf)
+        return only.scatter(1, drawn.clamp(max=scores.shape[1] - 1), 0.0)
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def _generation(tokenizer: Any, before: list[int], ids: list[int], ends: list[int]) -> Generation:
+    """Return an answer whose tokens may go on after its end."""
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    said = ids if end is None else ids[:end]
+    kept = ids if end is None else ids[: end + 1]
+    return Generation(_text(tokenizer, before, said), tuple(kept), len(kept), end is None)
+
+
+def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """Return the text of tokens that come after others.
+
+    Alone, some tokenizers drop the space before the first word.
+    """
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    head = tokenizer.decode(before, **options)
+    whole = tokenizer.decode([*before, *ids], **options)
+    text: str = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, **options)
+    return text
