@@ -9,7 +9,17 @@ import pytest
 
 import prefopt
 
-PACKAGES = ["data", "engine", "evaluation", "losses", "objective", "reference", "toy", "training"]
+PACKAGES = [
+    "compare",
+    "data",
+    "engine",
+    "evaluation",
+    "losses",
+    "objective",
+    "reference",
+    "toy",
+    "training",
+]
 
 
 def run_python(code: str) -> str:
