@@ -7,7 +7,13 @@ when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prefopt.evaluation.frontier import FrontierPoint, reward_frontier
+from prefopt.evaluation.frontier import (
+    FrontierPoint,
+    best_reward,
+    frontier_at,
+    gain_share,
+    reward_frontier,
+)
 from prefopt.evaluation.intervals import (
     Estimate,
     bootstrap_interval,
@@ -60,12 +66,15 @@ __all__ = [
     "TextStatistics",
     "TokenBatch",
     "agreement",
+    "best_reward",
     "bootstrap_interval",
     "cluster_interval",
     "completion_logps",
     "correct_pairs",
     "correlation",
     "distinct_ngrams",
+    "frontier_at",
+    "gain_share",
     "generate",
     "holm",
     "implicit_rewards",

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prefopt.evaluation import reward_frontier
+from prefopt.evaluation import best_reward, frontier_at, gain_share, reward_frontier
 
 
 def closed_form(
@@ -67,3 +67,55 @@ def test_wrong_input_is_an_error():
         reward_frontier(torch.zeros(3), [1.0])
     with pytest.raises(ValueError, match="greater than 0"):
         reward_frontier(torch.zeros(1, 3), [1.0, 0.0])
+
+
+def normal_rewards(prompts: int = 1, samples: int = 40_001) -> torch.Tensor:
+    """Return the quantiles of a normal of mean 1 and deviation 2: samples without noise."""
+    levels = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
+    return (1 + 2 * torch.special.ndtri(levels)).repeat(prompts, 1)
+
+
+@pytest.mark.parametrize("kl", [0.1, 0.5, 1.0])
+def test_the_frontier_of_normal_rewards_is_known(kl):
+    # exp(r / beta) moves N(m, s) to N(m + s^2 / beta, s), whose KL is s^2 / (2 beta^2).
+    point = frontier_at(normal_rewards(prompts=3), kl)
+    assert point.beta == pytest.approx(2 / math.sqrt(2 * kl), rel=2e-3)
+    assert point.reward == pytest.approx(1 + 2 * math.sqrt(2 * kl), rel=2e-3)
+    assert point.kl == pytest.approx(kl, rel=1e-9)
+
+
+def test_the_interval_of_the_best_reward_holds_what_the_delta_method_says():
+    generator = torch.Generator().manual_seed(1)
+    rewards = 1 + 2 * torch.randn(4, 2000, generator=generator)
+    estimate = best_reward(rewards, 0.5)
+    # log-mean of exp(z) over M samples: variance (e - 1) / M; beta = s at KL 0.5, 4 prompts.
+    error = 2 * math.sqrt((math.e - 1) / (4 * 2000))
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert estimate.low < 3.0 < estimate.high
+    assert estimate.value == pytest.approx(frontier_at(rewards, 0.5).reward)
+
+
+def test_the_share_of_a_policy_between_start_and_optimum():
+    reference = normal_rewards(prompts=2)
+    generator = torch.Generator().manual_seed(2)
+    # At KL 0.5 the optimum gains 2; this policy gains 1.
+    rewards = 2 + torch.randn(2, 3000, generator=generator)
+    kls = 0.5 + 0.1 * torch.randn(2, 3000, generator=generator)
+    share = gain_share(reference, rewards, kls, resamples=200)
+    assert share.value == pytest.approx(0.5, abs=0.03)
+    # The rewards' error is 1 / sqrt(6000), over a gain of 2; other errors are smaller.
+    assert share.high - share.low == pytest.approx(2 * 1.96 / math.sqrt(6000) / 2, rel=0.3)
+    assert share.size == 6000
+
+
+def test_a_share_needs_a_kl_that_the_samples_reach():
+    reference = torch.tensor([[0.0, 0.0, 0.0, 1.0]])  # at most log 4
+    policy, kls = torch.ones(1, 2), torch.full((1, 2), 1.5)
+    with pytest.raises(ValueError, match=r"KL of 1\.5 nats"):
+        gain_share(reference, policy, kls)
+    with pytest.raises(ValueError, match="KL of 0 nats"):
+        gain_share(reference, policy, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="KL of 1 nats"):
+        frontier_at(torch.ones(1, 4), 1.0)
+    with pytest.raises(ValueError, match="shapes must be"):
+        gain_share(reference, torch.ones(2, 2), torch.ones(2, 2))
