@@ -48,6 +48,11 @@ from prefopt.evaluation.statistics import (
     sign_flip_test,
 )
 from prefopt.evaluation.text import TextStatistics, distinct_ngrams, text_statistics
+from prefopt.evaluation.win_rates import (
+    JudgedWinRate,
+    length_controlled_win_rate,
+    win_rate_of_judgements,
+)
 
 if TYPE_CHECKING:
     from prefopt.evaluation.generation import generate
@@ -60,6 +65,7 @@ __all__ = [
     "Estimate",
     "FrontierPoint",
     "Generation",
+    "JudgedWinRate",
     "LengthBaselines",
     "PairLogps",
     "PairRewards",
@@ -80,6 +86,7 @@ __all__ = [
     "implicit_rewards",
     "length_balanced",
     "length_baselines",
+    "length_controlled_win_rate",
     "mcnemar_test",
     "mean_interval",
     "pad_sequences",
@@ -95,6 +102,7 @@ __all__ = [
     "token_logps",
     "wilson_interval",
     "win_rate",
+    "win_rate_of_judgements",
 ]
 
 
