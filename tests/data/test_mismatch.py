@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import DataError, prepare_dataset
-from prefopt.data.prepared import examples_of, read_examples
 from prefopt.data.mismatch import find_donors
+from prefopt.data.prepared import examples_of, read_examples
 
 # Rows as (prompt, completions), of few values so that they often clash.
 rows_strategy = st.lists(
