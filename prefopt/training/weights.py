@@ -156,7 +156,8 @@ def train_in_float32(model: nn.Module, keeps_float32: bool) -> None:
         check_trainable_dtype(model, keeps_float32)
     if keeps_float32 or not _trained_halves(model):
         return
-    for tensor in (*model.parameters(), *model.buffers()):
+    # Buffers that are not saved stay as they are: that they were rounded, the fingerprint must see.
+    for tensor in model.state_dict(keep_vars=True).values():
         if tensor.dtype == torch.float16:
             tensor.data = tensor.data.float()
     logger.warning(
