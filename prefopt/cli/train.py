@@ -81,9 +81,16 @@ def make_parser() -> Any:
         prog="prefopt train",
         usage="prefopt train --model MODEL --dataset DATA [--loss_type NAME] [options]",
         description=_DESCRIPTION,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    return with_common_options(parser)
+
+
+def with_common_options(parser: Any) -> Any:
+    """Add ``--model`` and ``--config`` to a ``TrlParser``, and let it read what YAML says too."""
+    from prefopt.config import PreferenceConfig
+
     parser.add_argument(
         "--model",
         dest="model_name_or_path",
@@ -107,8 +114,38 @@ def make_parser() -> Any:
 
 def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     """Return data arguments, ``PreferenceConfig`` and TRL's ``ModelConfig`` of a command line."""
-    options = {
-        name.removeprefix("--") for action in parser._actions for name in action.option_strings
+    data_args, config, model_args = read_arguments(parser, argv)
+    check_named(model_args, data_args)
+    return data_args, config, model_args
+
+
+def check_named(model_args: Any, data_args: DataArguments) -> None:
+    """Raise where no model or no data are named.
+
+    Raises:
+        UserError: Saying which.
+    """
+    if model_args.model_name_or_path is None:
+        raise UserError("--model is missing: a folder or a Hub id")
+    if data_args.dataset_name is None and data_args.datasets is None:
+        raise UserError("--dataset is missing: a Hub id, a folder, or a file")
+
+
+def read_arguments(parser: Any, argv: list[str]) -> list[Any]:
+    """Return the dataclasses of a parser; a file of options comes before their defaults.
+
+    Args:
+        parser: From ``with_common_options``.
+        argv: The command line.
+
+    Raises:
+        UserError: If an option is unknown, or has a wrong value.
+    """
+    dests = {
+        name.removeprefix("--"): action.dest
+        for action in parser._actions
+        for name in action.option_strings
+        if action.const is not False  # `--no_...`, whose value is the other one
     }
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config")
@@ -118,37 +155,15 @@ def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     path = known.config
     if path is not None:
         values = read_config_file(path, " ".join(known.loss_type or []) or None)
-        parser.set_defaults_with_config(**_known_only(values, options, path))
+        options = _known_only(values, dests, path)
+        parser.set_defaults_with_config(**{dests[name]: its for name, its in options.items()})
     with user_errors():
-        data_args, config, model_args, *_, rest = parser.parse_args_into_dataclasses(
+        *arguments, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
-    _known_only(_values_of(rest), options)
-    if model_args.model_name_or_path is None:
-        raise UserError("--model is missing: a folder or a Hub id")
-    if data_args.dataset_name is None and data_args.datasets is None:
-        raise UserError("--dataset is missing: a Hub id, a folder, or a file")
-    return data_args, config, model_args
-
-
-def given_options(parser: Any, argv: list[str]) -> dict[str, Any]:
-    """Return the options of a command line, and none that it leaves at its default.
-
-    Args:
-        parser: From ``make_parser``; it is not used again.
-        argv: The words; ``--config`` is not read.
-
-    Raises:
-        UserError: If there is no such option, or its value is wrong.
-    """
-    options = {
-        name.removeprefix("--") for action in parser._actions for name in action.option_strings
-    }
-    for action in parser._actions:
-        action.default, action.required = argparse.SUPPRESS, False
-    found, rest = argparse.ArgumentParser.parse_known_args(parser, argv, argparse.Namespace())
-    _known_only(_values_of(rest), options)
-    return vars(found)
+    _known_only(_values_of(rest), dests)
+    # Options that belong to no dataclass are returned in a namespace.
+    return [one for one in arguments if not isinstance(one, argparse.Namespace)]
 
 
 def _values_of(rest: Sequence[str]) -> dict[str, Any]:
@@ -337,7 +352,7 @@ def print_metrics(metrics: Mapping[str, float], output_dir: str, code: str) -> N
     )
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and leaves the description's lines as they are."""
 
 

@@ -12,7 +12,11 @@ from prefopt.objective.inputs import Completions, term_output
 from prefopt.objective.objective import Term
 from prefopt.objective.preference_index import PreferenceIndex, Ranking
 
-__all__ = ["PairLogps", "PairRewards", "implicit_rewards"]
+__all__ = ["NoRewardsError", "PairLogps", "PairRewards", "implicit_rewards"]
+
+
+class NoRewardsError(ValueError):
+    """A loss defines no rewards on pairs, or none that log-probs alone determine."""
 
 
 class PairLogps(NamedTuple):
@@ -60,9 +64,9 @@ def implicit_rewards(
         reference: The reference's log-probs of them; None where the loss needs none.
 
     Raises:
-        ValueError: If the loss needs a reference or log-probs of tokens and there are none, if no
-            loss of the sum defines rewards on pairs, or if they depend on numbers that only
-            training has.
+        NoRewardsError: If no loss of the sum defines rewards on pairs, or they depend on numbers
+            that only training has.
+        ValueError: If the loss needs a reference or log-probs of tokens and there are none.
     """
     for term in objective.terms:
         loss = term.loss
@@ -74,7 +78,7 @@ def implicit_rewards(
         rewards = _rewards(term, policy, reference)
         if rewards is not None:
             return rewards
-    raise ValueError(f"{objective.name!r} defines no rewards on pairs")
+    raise NoRewardsError(f"{objective.name!r} defines no rewards on pairs")
 
 
 def _rewards(term: Term, policy: PairLogps, reference: PairLogps | None) -> PairRewards | None:
@@ -102,7 +106,7 @@ def _rewards(term: Term, policy: PairLogps, reference: PairLogps | None) -> Pair
     if of_chosen is None or of_rejected is None:
         return None
     if torch.isnan(of_chosen + of_rejected).any():
-        raise ValueError(
+        raise NoRewardsError(
             f"the rewards of {term.loss.name!r} depend on numbers that only training has"
         )
     return PairRewards(of_chosen, of_rejected)

@@ -140,6 +140,7 @@ class FillOptions:
         rows_per_batch: Rows of one forward pass, at most; None for no such limit.
         processes: Who shares the work.
         show_progress: Whether to show a progress bar, with an estimate of the time left.
+        whose: Whose log-probs are computed, for people: ``the reference``, or ``the policy``.
         context: Makes the context of a forward pass.
     """
 
@@ -147,6 +148,7 @@ class FillOptions:
     rows_per_batch: int | None = None
     processes: Processes = field(default_factory=Processes)
     show_progress: bool = True
+    whose: str = "the reference"
     context: Callable[[], Any] = nullcontext
 
 
@@ -194,7 +196,7 @@ class Filler:
         mine = partial(_by_row, wanted, indices, self._processes)
         bar = tqdm(
             total=sum(int(wanted.tokens[group].sum()) for group in mine()),
-            desc=f"Reference log-probs{f' ({name})' if name else ''}",
+            desc=f"Log-probs of {self._options.whose}{f' ({name})' if name else ''}",
             unit="tok",
             unit_scale=True,
             disable=not self._options.show_progress,
@@ -232,7 +234,7 @@ class Filler:
         values = score_completions(examples, reference, self._options.context)
         indices = np.concatenate(groups)
         for index, logps in zip(indices, values, strict=True):
-            check_finite(logps, f"row {wanted.rows[index]}")
+            check_finite(logps, f"row {wanted.rows[index]}", self._options.whose)
         self.store.add(list(zip(wanted.keys_at(indices), values, strict=True)))
 
     def _exchange(self, wanted: CompletionIndex, indices: NDArray[np.int64]) -> None:
@@ -265,15 +267,20 @@ def _by_row(
         yield indices[starts[i] : ends[i]]
 
 
-def check_finite(logps: Floats, where: str) -> None:
+def check_finite(logps: Floats, where: str, whose: str = "the reference") -> None:
     """Raise for log-probs that no loss can be computed of; they are not to be kept.
+
+    Args:
+        logps: Of the tokens of a completion; (n,), nats.
+        where: Whose completion it is, for people.
+        whose: Who gives them.
 
     Raises:
         ValueError: Saying where.
     """
     if not np.isfinite(logps).all():
         raise ValueError(
-            f"the reference gives a completion of {where} a log-prob of "
+            f"{whose} gives a completion of {where} a log-prob of "
             f"{logps[~np.isfinite(logps)][0]:g} for a token, which is not used: its weights hold "
             "NaN or infinite numbers, or overflow in its dtype (float16 does; use bfloat16 or "
             "float32). What the store has of it, `prefopt cache prune` deletes"

@@ -1,0 +1,135 @@
+"""``prefopt eval``: everything that is measured of one model on held-out data, in three files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.scoring import data_name, make_parser, read, read_rows
+
+if TYPE_CHECKING:
+    from prefopt.evaluation import Estimate
+    from prefopt.evaluation.policy import PolicyEvaluation
+
+_DESCRIPTION = """\
+Measure a model on held-out preferences, beside what length and the start alone make of them.
+
+  prefopt eval --model aligned --dataset held_out.jsonl --output_dir evaluation
+  prefopt eval --config eval.yaml --reward rewards.py:score --temperatures 0 1
+
+MODEL is a folder or a Hub id, of a whole model or an adapter. Pairs and rankings are scored by the
+model and its reference; prompts are answered by the model. Without --loss_type the implicit reward
+is the log-ratio, in nats.
+"""
+
+
+@dataclass
+class EvalArguments:
+    """The own options of ``prefopt eval``."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for evaluation.json, pairs.jsonl, samples.jsonl."}
+    )
+    reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "FILE.py:function or package.module:function that takes prompts and "
+            "completions, lists of texts, and returns a number for each."
+        },
+    )
+    temperatures: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Of the answers; KL, reward and lengths are measured at 1."},
+    )
+    samples_per_prompt: int = field(
+        default=1, metadata={"help": "Answers to each prompt, at each temperature but 0."}
+    )
+    max_prompts: int = field(
+        default=100,
+        metadata={"help": "Most prompts that are answered, drawn by --seed; 0 for none."},
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of an answer."})
+    batch_size: int = field(default=8, metadata={"help": "Answers that are written together."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate, write the files, print a table; return the exit code."""
+    asked = read(make_parser("eval", _DESCRIPTION, EvalArguments), argv)
+    own: EvalArguments = asked.own
+    if own.output_dir is None:
+        raise UserError("--output_dir is missing: the folder to write to")
+    with user_errors():
+        from prefopt.evaluation.answers import SamplingPlan
+        from prefopt.evaluation.judges import FunctionJudge, load_function
+        from prefopt.evaluation.policy import evaluate_policy
+        from prefopt.evaluation.scoring import PolicyScorer
+
+        plan = SamplingPlan(
+            tuple(own.temperatures),
+            own.samples_per_prompt,
+            own.max_prompts,
+            own.max_new_tokens,
+            own.batch_size,
+            asked.config.seed,
+        )
+        reward = None
+        if own.reward is not None:
+            reward = FunctionJudge(load_function(own.reward), own.reward)
+        rows = read_rows(asked.data, asked.config)
+        evaluation = evaluate_policy(
+            PolicyScorer(asked.model, asked.config, asked.ref_model),
+            rows,
+            objective=asked.config.objective if asked.has_loss else None,
+            plan=plan,
+            reward=reward,
+            name=data_name(asked.data),
+            model_name=asked.model,
+        )
+        evaluation.save(Path(own.output_dir))
+    print_evaluation(evaluation)
+    print(f"Saved to {own.output_dir}")
+    return 0
+
+
+def print_evaluation(evaluation: "PolicyEvaluation") -> None:
+    """Print what was measured: beside every accuracy what length and the start alone score."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    for column in ("value", "low", "high", "n", "longer", "shorter", "start"):
+        table.add_column(column, justify="right", no_wrap=True)
+    baselines = dict(evaluation.data_baselines)
+    alone = [baselines.pop(name, None) for name in ("longer", "shorter", "start")]
+    for name, estimate in evaluation.metrics.items():
+        beside = [_number(None if one is None else one.value) for one in alone]
+        if name == "balanced_accuracy":  # of fewer pairs: here length says nothing
+            beside = [_number(0.5), _number(0.5), ""]
+        table.add_row(name, *_cells(estimate), *(beside if "accuracy" in name else []))
+    for name, estimate in baselines.items():
+        table.add_row(f"data: {name}", *_cells(estimate))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{evaluation.model} on {evaluation.dataset}", markup=False)
+    console.print(table)
+    console.print(
+        "low, high: 95% interval. longer, shorter, start: accuracy of choosing the longer or the "
+        "shorter completion, or what the start finds likelier."
+    )
+    for note in evaluation.notes:
+        console.print(f"Note: {note}", markup=False)
+
+
+def _cells(estimate: "Estimate") -> tuple[str, str, str, str]:
+    value, low, high = (_number(one) for one in estimate[:3])
+    return value, low, high, f"{estimate.size:,}"
+
+
+def _number(value: float | None) -> str:
+    """Return a number in six characters or so, as many digits as fit behind the point."""
+    if value is None:
+        return ""
+    digits = next((3 - n for n in range(3) if abs(value) < 10 ** (n + 1)), 0)
+    return f"{value:,.{digits}f}"
