@@ -16,19 +16,19 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
     Raises:
         ImportError: If what draws charts is not installed.
+        ValueError: If two methods have one name.
     """
     try:
-        from prefopt.compare.report.page import render
+        from prefopt.compare.report.page import make_page
         from prefopt.compare.report.pictures import draw_pictures
     except ModuleNotFoundError as error:
         raise ImportError(
             f"a report needs {error.name}: pip install 'prefopt[report]'", name=error.name
         ) from None
-    from prefopt.compare.report.charts import all_charts
     from prefopt.compare.report.spreadsheet import write_csv
 
     folder.mkdir(parents=True, exist_ok=True)
-    charts = all_charts(comparison)
-    (folder / "report.html").write_text(render(comparison, charts), encoding="utf-8")
-    draw_pictures(charts, folder)
+    page = make_page(comparison)
+    (folder / "report.html").write_text(page.html, encoding="utf-8")
+    draw_pictures(page.charts, folder)
     write_csv(comparison, folder / "results.csv")

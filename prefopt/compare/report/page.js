@@ -20,6 +20,7 @@ async function draw(figure) {
   const labels = Math.min(220, Math.round(place.clientWidth * 0.36));
   const own = { ...config, axisY: { labelLimit: labels }, axisX: { labelOverlap: true, tickCount: { expr: "ceil(width / 70)" } } };
   const spec = { width: "container", ...specs[figure.dataset.chart] };
+  spec.params = (spec.params ?? []).map((it) => it.name === "letters" ? { ...it, value: Math.max(8, Math.floor(labels / 8.5)) } : it);
   try {
     // `ast`: expressions are interpreted, so that the page need not allow scripts to make scripts.
     const result = await vegaEmbed(place, spec, { actions: false, renderer: "svg", ast: true, config: own });
@@ -32,7 +33,7 @@ async function draw(figure) {
 }
 
 function tell(view) {
-  try { view.signal("hidden", [...hidden]).runAsync(); } catch { /* a chart without colours */ }
+  view.signal("hidden", [...hidden]).runAsync();
 }
 
 async function drawOpen(root) {

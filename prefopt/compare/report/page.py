@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from prefopt.compare.report.charts import Chart
+from prefopt.compare.report.charts import all_charts
 from prefopt.compare.report.marks import SIGNIFICANT
 from prefopt.compare.report.metrics import decimals, find_metric, number
+from prefopt.compare.report.names import short_names, with_all_methods, with_names
 from prefopt.compare.report.palette import SHAPES, looks
+from prefopt.compare.report.samples import MOST_BYTES as SAMPLE_BYTES
 from prefopt.compare.report.samples import shown_samples
 from prefopt.compare.report.tables import (
     detail_table,
@@ -28,21 +30,45 @@ from prefopt.compare.report.tables import (
     opponent_title,
     win_rate_table,
 )
+from prefopt.compare.report.vega import Chart
 from prefopt.compare.results import Comparison, Diagnosis
 
-__all__ = ["missing_parts", "render"]
+__all__ = ["MOST_BYTES", "Page", "make_page", "missing_parts"]
 
+MOST_BYTES = 4_800_000  # of a page; where it would have more, it shows fewer samples
 _HERE = Path(__file__).parent
 
 
-def render(comparison: Comparison, charts: Sequence[Chart]) -> str:
-    """Return the page as HTML.
+class Page(NamedTuple):
+    """A page and the charts on it."""
+
+    html: str
+    charts: list[Chart]
+
+
+def make_page(comparison: Comparison) -> Page:
+    """Return the page of a comparison.
 
     Args:
         comparison: What was found.
-        charts: Its charts.
+
+    Raises:
+        ValueError: If two methods have one name.
     """
-    scripts = [_bundle(), (_HERE / "page.js").read_text(encoding="utf-8")]
+    comparison = with_all_methods(comparison)
+    full_names = [it.name for it in comparison.methods]
+    comparison = with_names(comparison, short_names(full_names))
+    charts = all_charts(comparison)
+    contents = _contents(comparison, charts, full_names)
+    room = MOST_BYTES
+    if comparison.samples:
+        room -= len(_html(contents | {"samples": shown_samples(comparison, 0)}).encode("utf-8"))
+    samples = shown_samples(comparison, min(SAMPLE_BYTES, max(room, 0)))
+    return Page(_html(contents | {"samples": samples}), charts)
+
+
+def _html(contents: Mapping[str, Any]) -> str:
+    """Return the template, filled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -51,24 +77,21 @@ def render(comparison: Comparison, charts: Sequence[Chart]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["duration"] = _duration
-    page = environment.get_template("page.html.jinja").render(
-        _contents(comparison, charts),
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=[_hash(script) for script in scripts],
-        specs={chart.name: chart.spec for chart in charts},
-    )
-    return page.lstrip()
+    return environment.get_template("page.html.jinja").render(contents).lstrip()
 
 
-def _contents(comparison: Comparison, charts: Sequence[Chart]) -> dict[str, Any]:
-    """Return what the template shows."""
+def _contents(
+    comparison: Comparison, charts: Sequence[Chart], full_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the template shows, without samples."""
     sections: dict[str, list[Chart]] = defaultdict(list)
     for chart in charts:
         sections[chart.section].append(chart)
     opponents = sorted({it.against for it in comparison.win_rates})
+    scripts = [_bundle(), (_HERE / "page.js").read_text(encoding="utf-8")]
     return {
         "it": comparison,
+        "created": comparison.created.replace("T", " ")[:16],
         "verdict": comparison.verdict or _no_verdict(comparison),
         "facts": _facts(comparison),
         "missing": missing_parts(comparison),
@@ -79,9 +102,13 @@ def _contents(comparison: Comparison, charts: Sequence[Chart]) -> dict[str, Any]
         "charts": sections,
         "key": _key(comparison),
         "diagnoses": _diagnoses(comparison),
-        "samples": shown_samples(comparison),
         "spec": json.dumps(comparison.spec, indent=2, default=str, ensure_ascii=False),
         "states": _states(comparison),
+        "methods": list(zip(comparison.methods, full_names, strict=True)),
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "scripts": [Markup(script) for script in scripts],
+        "hashes": [_hash(script) for script in scripts],
+        "specs": {chart.name: chart.spec for chart in charts},
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import vl_convert
 
-from prefopt.compare.report.charts import Chart
+from prefopt.compare.report.vega import Chart
 
 __all__ = ["draw_pictures"]
 

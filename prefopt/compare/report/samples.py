@@ -10,7 +10,7 @@ from prefopt.compare.results import Comparison, Sample
 
 __all__ = ["LONGEST_ANSWER", "MOST_BYTES", "Prompt", "Samples", "shown_samples"]
 
-MOST_BYTES = 1_500_000  # of all prompts and answers on the page, as HTML
+MOST_BYTES = 1_500_000  # of all prompts and answers on a page, as HTML
 LONGEST_ANSWER = 8_000  # characters of one text; what is cut is said at its end
 
 
@@ -37,17 +37,18 @@ class Samples(NamedTuple):
     left_out: int
 
 
-def shown_samples(comparison: Comparison) -> Samples:
-    """Return the samples of the first prompts, whole prompts only, up to ``MOST_BYTES``.
+def shown_samples(comparison: Comparison, most_bytes: int = MOST_BYTES) -> Samples:
+    """Return the samples of the first prompts, whole prompts only.
 
     Args:
         comparison: What was found.
+        most_bytes: What they may take of the page.
     """
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in comparison.samples:
         groups[sample.prompt].append(sample)
     order = {"chosen": -1} | {it.name: place for place, it in enumerate(comparison.methods)}
-    prompts, room = [], MOST_BYTES
+    prompts, room = [], most_bytes
     for text, answers in groups.items():
         answers.sort(key=lambda it: (order.get(it.method, len(order)), it.temperature or 0.0))
         prompt = Prompt(
@@ -70,7 +71,8 @@ def _samples(prompts: Sequence[Prompt], order: dict[str, int], count: int) -> Sa
 def _bytes(prompt: Prompt) -> int:
     """Return about how much of the page a prompt takes."""
     texts = [prompt.text, *(answer.completion for answer in prompt.answers)]
-    markup = 400 * len(texts)
+    texts += 2 * [answer.method for answer in prompt.answers]
+    markup = 400 * (1 + len(prompt.answers))
     return markup + sum(len(escape(text).encode()) for text in texts)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from prefopt.compare.report.names import with_all_methods
 from prefopt.compare.results import Comparison, MethodResult
 from prefopt.evaluation import Estimate
 
@@ -36,6 +37,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         comparison: What was found.
         path: The file, replaced if it exists.
     """
+    comparison = with_all_methods(comparison)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()

@@ -3,8 +3,7 @@
 import pytest
 
 from prefopt.compare import Comparison
-from prefopt.compare.report.charts import all_charts
-from prefopt.compare.report.page import render
+from prefopt.compare.report.page import make_page
 from tests.compare.report.browser import Browser
 from tests.compare.report.test_page import HOSTILE, crowded
 
@@ -28,7 +27,7 @@ COLOUR = "getComputedStyle(document.querySelector('.drawing svg text')).fill"
 def crowded_page(tmp_path_factory):
     comparison = crowded()
     path = tmp_path_factory.mktemp("crowded") / "report.html"
-    path.write_text(render(comparison, all_charts(comparison)), encoding="utf-8")
+    path.write_text(make_page(comparison).html, encoding="utf-8")
     return path
 
 
@@ -40,22 +39,22 @@ def opened(browser: Browser, path, width: int = 1280, *, dark: bool = False) -> 
     return browser
 
 
-def test_every_chart_is_drawn_and_nothing_is_asked_for(browser, written):
-    opened(browser, written / "report.html")
-    assert browser.requests == [(written / "report.html").as_uri()]
+def test_every_chart_is_drawn_and_nothing_is_asked_for(browser, html_file):
+    opened(browser, html_file)
+    assert browser.requests == [html_file.as_uri()]
     assert browser.problems == []
     browser.value("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
     browser.value("new Promise((done) => setTimeout(done, 1500))")
     assert browser.value("document.querySelectorAll('figure').length") == 15
     assert browser.value("document.querySelectorAll('figure svg.marks').length") == 15
-    assert browser.requests == [(written / "report.html").as_uri()]
+    assert browser.requests == [html_file.as_uri()]
     assert browser.problems == []
 
 
-def test_a_request_would_be_seen_and_is_forbidden_by_the_page(browser, written, tmp_path):
+def test_a_request_would_be_seen_and_is_forbidden_by_the_page(browser, html_file, tmp_path):
     """What the test above relies on: the browser tells of requests, and the policy stops them."""
     address = "https://example.org/picture.png"
-    html = (written / "report.html").read_text(encoding="utf-8")
+    html = html_file.read_text(encoding="utf-8")
     own = f'<body><img src="{address}">'
     (tmp_path / "strict.html").write_text(html.replace("<body>", own), encoding="utf-8")
     opened(browser, tmp_path / "strict.html")
@@ -66,8 +65,8 @@ def test_a_request_would_be_seen_and_is_forbidden_by_the_page(browser, written, 
     assert address in browser.requests
 
 
-def test_filters_of_method_temperature_and_text_hide_answers(browser, written):
-    opened(browser, written / "report.html")
+def test_filters_of_method_temperature_and_text_hide_answers(browser, html_file):
+    opened(browser, html_file)
     assert browser.value(SHOWN) == 5 * 12  # of five prompts, at the lowest temperature
     browser.value("document.querySelector('[name=method][value=discopop]').click()")
     assert browser.value(SHOWN) == 5 * 11
@@ -97,8 +96,8 @@ def type_text(browser: Browser, text: str) -> None:
     browser.call("Input.insertText", text=text or " ")
 
 
-def test_a_click_on_the_key_hides_a_method_in_the_charts(browser, written):
-    opened(browser, written / "report.html")
+def test_a_click_on_the_key_hides_a_method_in_the_charts(browser, html_file):
+    opened(browser, html_file)
     blue = "[data-chart=frontier] .mark-symbol path[fill='#3C8FC4']"
     points = f'document.querySelectorAll("{blue}").length'
     assert browser.value(points) == 1
@@ -110,8 +109,8 @@ def test_a_click_on_the_key_hides_a_method_in_the_charts(browser, written):
     assert browser.value(points) == 1
 
 
-def test_a_click_on_a_head_sorts_the_table(browser, written):
-    opened(browser, written / "report.html")
+def test_a_click_on_a_head_sorts_the_table(browser, html_file):
+    opened(browser, html_file)
     browser.value("document.querySelectorAll('#main-table .sort')[4].click()")
     first = "document.querySelector('#main-table tbody tr .name').textContent"
     assert browser.value(first) == "dpo beta=0.1"
@@ -121,24 +120,24 @@ def test_a_click_on_a_head_sorts_the_table(browser, written):
     assert browser.value(first) == "best of 4"
 
 
-def test_a_command_is_copied(browser, written):
-    opened(browser, written / "report.html")
+def test_a_command_is_copied(browser, html_file):
+    opened(browser, html_file)
     browser.value("document.querySelector('#again .copy').click()")
     browser.value("new Promise((done) => setTimeout(done, 300))")
     assert browser.value("document.querySelector('#again .copy').textContent") == "Copied"
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_is_wider_than_the_window_or_its_chart(browser, written, crowded_page, width):
-    for path in (written / "report.html", crowded_page):
+def test_nothing_is_wider_than_the_window_or_its_chart(browser, html_file, crowded_page, width):
+    for path in (html_file, crowded_page):
         opened(browser, path, width)
         assert browser.value("document.documentElement.scrollWidth") == width
         assert browser.value(OVERFLOW) <= 2
         assert browser.problems == []
 
 
-def test_text_of_charts_follows_the_theme_and_print_is_black_on_white(browser, written):
-    opened(browser, written / "report.html")
+def test_text_of_charts_follows_the_theme_and_print_is_black_on_white(browser, html_file):
+    opened(browser, html_file)
     assert browser.value(COLOUR) == "rgb(27, 31, 36)"
     browser.screen(1280, dark=True)
     assert browser.value(COLOUR) == "rgb(230, 232, 235)"
@@ -149,7 +148,7 @@ def test_text_of_charts_follows_the_theme_and_print_is_black_on_white(browser, w
     assert browser.value("getComputedStyle(document.querySelector('nav')).display") == "none"
 
 
-def test_text_of_others_runs_nothing(browser, written, comparison, tmp_path):
+def test_text_of_others_runs_nothing(browser, html_file, comparison, tmp_path):
     from dataclasses import replace
 
     hostile = replace(
@@ -161,7 +160,7 @@ def test_text_of_others_runs_nothing(browser, written, comparison, tmp_path):
         samples=tuple(replace(it, completion=HOSTILE) for it in comparison.samples),
     )
     path = tmp_path / "report.html"
-    path.write_text(render(hostile, all_charts(hostile)), encoding="utf-8")
+    path.write_text(make_page(hostile).html, encoding="utf-8")
     opened(browser, path)
     assert browser.value("window.hacked") is None
     assert browser.value("document.querySelector('.answer .text').textContent") == HOSTILE
@@ -171,6 +170,8 @@ def test_text_of_others_runs_nothing(browser, written, comparison, tmp_path):
 
 def test_a_page_of_nothing_has_no_problems(browser, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(render(Comparison("Nothing yet", "", "prefopt compare"), []), encoding="utf-8")
+    path.write_text(
+        make_page(Comparison("Nothing yet", "", "prefopt compare")).html, encoding="utf-8"
+    )
     opened(browser, path, 390)
     assert browser.problems == []

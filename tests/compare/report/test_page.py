@@ -7,8 +7,7 @@ import pytest
 
 from prefopt.compare import Comparison, Diagnosis, MethodResult, RunRecord, Sample
 from prefopt.compare.report import write_report
-from prefopt.compare.report.charts import all_charts
-from prefopt.compare.report.page import missing_parts, render
+from prefopt.compare.report.page import make_page, missing_parts
 from prefopt.evaluation import Estimate
 from tests.compare.report.made import made_comparison
 from tests.compare.report.parsed import Page
@@ -20,16 +19,16 @@ HOSTILE = (
 
 
 def page_of(comparison: Comparison) -> Page:
-    return Page(render(comparison, all_charts(comparison)))
+    return Page(make_page(comparison).html)
 
 
 @pytest.fixture(scope="module")
-def page(written):
-    return Page((written / "report.html").read_text(encoding="utf-8"))
+def page(made):
+    return Page(made.html)
 
 
-def test_the_page_is_one_file_under_5_megabytes_that_names_no_address(written):
-    html = (written / "report.html").read_text(encoding="utf-8")
+def test_the_page_is_one_file_under_5_megabytes_that_names_no_address(made):
+    html = made.html
     assert len(html.encode()) < 2_000_000
     tags = Page(html).tags
     loading = {"src", "srcset", "data", "poster", "action", "background"}
@@ -124,11 +123,11 @@ def test_everything_that_others_wrote_is_escaped():
         samples=(Sample(HOSTILE, HOSTILE, HOSTILE, 1.0, 0.5, 3),),
         runs=(RunRecord(HOSTILE, HOSTILE, 0, "failed", HOSTILE, error=HOSTILE),),
     )
-    html = render(hostile, all_charts(hostile))
+    html = make_page(hostile).html
     assert "<script>window" not in html
     assert "<img src=x" not in html
     page = Page(html)
-    harmless = Page(render(made_comparison(), []))
+    harmless = page_of(Comparison("", "", ""))
     assert sum(tag == "script" for tag, _ in page.tags) == 3
     assert sum(tag == "script" for tag, _ in harmless.tags) == 3
     assert not any("onerror" in own for _, own in page.tags)
@@ -152,11 +151,11 @@ def test_everything_that_others_wrote_is_escaped():
         "runs",
     ],
 )
-def test_a_page_without_a_part_still_has_the_others(comparison, charts, part):
+def test_a_page_without_a_part_still_has_the_others(comparison, part):
     bare = Comparison(comparison.title, comparison.created, comparison.command)
-    lesser = replace(comparison, **{part: getattr(bare, part)})
-    drawn = part in ("methods", "frontier", "curves", "win_rates")
-    page = Page(render(lesser, all_charts(lesser) if drawn else charts))
+    page = page_of(
+        replace(comparison, **{"curves": comparison.curves[:1], part: getattr(bare, part)})
+    )
     assert comparison.title in page.text
     assert "None" not in page.text.replace("AllNone", "")  # two buttons
     links = {own["href"][1:] for tag, own in page.tags if tag == "a"}
@@ -202,8 +201,7 @@ def test_runs_that_all_failed_leave_their_methods_in_the_table():
 
 
 def test_forty_methods_with_long_names_and_curves_fit_into_5_megabytes():
-    comparison = crowded()
-    html = render(comparison, all_charts(comparison))
+    html = make_page(crowded()).html
     assert len(html.encode()) < 5_000_000
     page = Page(html)
     assert len(page.table("main-table")) == 40 + 3
@@ -238,16 +236,17 @@ def crowded() -> Comparison:
     )
 
 
-def test_a_comparison_that_was_saved_and_loaded_gives_the_same_page(comparison, written, tmp_path):
+def test_a_comparison_that_was_saved_and_loaded_gives_the_same_page(comparison, made, tmp_path):
     comparison.save(tmp_path / "results.json")
     loaded = Comparison.load(tmp_path / "results.json")
-    html = render(loaded, all_charts(loaded))
-    assert html == (written / "report.html").read_text(encoding="utf-8")
+    assert make_page(loaded).html == made.html
 
 
-def test_a_report_is_written_over_the_one_before(comparison, written, tmp_path, monkeypatch):
-    assert (written / "results.csv").is_file()
-    monkeypatch.setattr("prefopt.compare.report.pictures.draw_pictures", lambda *_: None)
+def test_a_report_is_written_with_all_its_files_over_the_one_before(written, tmp_path):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    drawn = {f"{own['data-chart']}.png" for _, own in page.tags if "data-chart" in own}
+    assert len(drawn) == 7
+    assert {path.name for path in written.iterdir()} == drawn | {"report.html", "results.csv"}
     (tmp_path / "report.html").write_text("old")
     write_report(Comparison("new", "", ""), tmp_path)
     assert "<h1>new</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -263,3 +262,16 @@ def test_without_the_library_of_charts_the_error_says_what_to_install(tmp_path, 
         ImportError, match=r"a report needs altair: pip install 'prefopt\[report\]'"
     ):
         write_report(Comparison("t", "", ""), tmp_path)
+
+
+def test_a_page_shows_fewer_samples_where_it_would_be_too_large(monkeypatch):
+    bare = Comparison(
+        "", "", "", samples=tuple(Sample(f"{it}", "dpo", "a" * 900) for it in range(99))
+    )
+    whole = page_of(bare)
+    assert "did not fit" not in whole.text
+    empty = len(make_page(replace(bare, samples=())).html.encode())
+    monkeypatch.setattr("prefopt.compare.report.page.MOST_BYTES", empty + 50_000)
+    html = make_page(bare).html
+    assert len(html.encode()) < empty + 50_000
+    assert re.search(r"\d\d of 99 answers did not fit on this page", html)

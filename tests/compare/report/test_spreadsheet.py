@@ -28,7 +28,7 @@ def test_each_number_is_a_row(tmp_path):
         data_baselines={"longer": HALF},
         win_rates=(
             WinRate(method.name, "start", 0.7, HALF, HALF),
-            WinRate("other", "start", 1, HALF),
+            WinRate("other", "chosen", 1, HALF),
         ),
         runs=(
             RunRecord("a", method.name, 7, "done", ""),
@@ -44,12 +44,13 @@ def test_each_number_is_a_row(tmp_path):
         ("kl", "9", 2.5, ""),
         ("win_rate", "", HALF.value, "100"),
         ("length_controlled_win_rate", "", HALF.value, "100"),
+        ("win_rate", "", HALF.value, "100"),
         ("accuracy", "", HALF.value, "100"),
     ]
     assert {it["method"] for it in rows[:5]} == {method.name}
     assert json.loads(rows[0]["options"]) == {"beta": 0.1}
     assert (rows[3]["against"], rows[3]["temperature"]) == ("start", "0.7")
-    assert rows[5]["method"] == "longer"
+    assert [it["method"] for it in rows[5:]] == ["other", "longer"]
 
 
 def test_seeds_that_no_run_names_are_numbered(tmp_path):
