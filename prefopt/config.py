@@ -233,6 +233,14 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "too, as TRL does; they take a pass over the logits of their own."
         },
     )
+    diagnostics: bool = field(
+        default=False,
+        metadata={
+            "help": "Log what tells a run that goes wrong (`diagnostics/*`), and say it once: "
+            "likelihood displacement, length bias, over-optimisation, over-fitting, drift, "
+            "saturated pairs."
+        },
+    )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={

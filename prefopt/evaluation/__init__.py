@@ -7,6 +7,13 @@ when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prefopt.evaluation.diagnostics import (
+    DIAGNOSTICS,
+    Diagnostic,
+    PairSummary,
+    diagnose,
+    summary_of_pairs,
+)
 from prefopt.evaluation.frontier import (
     FrontierPoint,
     best_reward,
@@ -62,6 +69,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "DIAGNOSTICS",
+    "Diagnostic",
     "Estimate",
     "FrontierPoint",
     "Generation",
@@ -69,6 +78,7 @@ __all__ = [
     "LengthBaselines",
     "PairLogps",
     "PairRewards",
+    "PairSummary",
     "TextStatistics",
     "TokenBatch",
     "agreement",
@@ -78,6 +88,7 @@ __all__ = [
     "completion_logps",
     "correct_pairs",
     "correlation",
+    "diagnose",
     "distinct_ngrams",
     "frontier_at",
     "gain_share",
@@ -98,6 +109,7 @@ __all__ = [
     "sample_completions",
     "sequence_kl",
     "sign_flip_test",
+    "summary_of_pairs",
     "text_statistics",
     "token_logps",
     "wilson_interval",

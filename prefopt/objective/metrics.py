@@ -32,6 +32,18 @@ class MetricSums:
         else:
             self.add(name, torch.where(mask, values.detach(), 0).sum(), mask.sum())
 
+    def add_columns(self, columns: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
+        """Add values of several metrics, each (n,), that one mask, (n,), counts; in few steps."""
+        table = torch.stack([column.detach().double() for column in columns.values()])
+        totals = (table if mask is None else torch.where(mask, table, 0)).sum(1)
+        if mask is None:
+            counts = torch.full_like(totals, table.shape[1])
+        else:
+            counts = mask.sum().double().expand_as(totals)
+        pairs = torch.stack([totals, counts], 1).unbind()
+        for name, pair in zip(columns, pairs, strict=True):
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
     @property
     def names(self) -> list[str]:
         """Names of all metrics that are known, in alphabetical order."""
@@ -67,6 +79,13 @@ class MetricSums:
     def means(self, reduce: Any = None) -> dict[str, float]:
         """Return sum / count of every metric that has a count, and forget everything.
 
+        ``reduce`` is that of ``totals``.
+        """
+        return {name: total / count for name, (total, count) in self.totals(reduce).items()}
+
+    def totals(self, reduce: Any = None) -> dict[str, tuple[float, float]]:
+        """Return sum and count of every metric that has a count, and forget everything.
+
         ``reduce`` sums a tensor over all processes, which must know the same names; None for one
         process.
         """
@@ -77,7 +96,7 @@ class MetricSums:
         table = table if reduce is None else reduce(table)
         self._sums.clear()
         rows = table.tolist()
-        return {name: row[0] / row[1] for name, row in zip(names, rows, strict=True) if row[1]}
+        return {name: (row[0], row[1]) for name, row in zip(names, rows, strict=True) if row[1]}
 
 
 def add_batch_metrics(
@@ -102,7 +121,7 @@ def add_batch_metrics(
     if len(outputs) > 1:
         for term, output, count in zip(objective.terms, outputs, counts, strict=True):
             sums.add(f"loss/{term.loss.name}", output.losses.sum(), count)
-    for side, numbers, mask in _sides(objective, index):
+    for side, numbers, mask in sides(objective, index):
         sums.add_values(f"logps/{side}", logps.index_select(0, numbers), mask)
         sums.add_values(f"lengths/{side}", lengths.index_select(0, numbers), mask)
     for term, output in zip(objective.terms, outputs, strict=True):
@@ -139,7 +158,7 @@ def add_token_metrics(
     in nats, ``hits`` how many tokens were the most probable ones, ``mean_logits``.
     """
     sums.add("entropy", entropies.sum(), lengths.sum())
-    for side, numbers, mask in _sides(objective, index):
+    for side, numbers, mask in sides(objective, index):
         tokens, right, logits = (
             of_completions.index_select(0, numbers)
             if mask is None
@@ -152,7 +171,7 @@ def add_token_metrics(
         sums.add(f"logits/{side}", logits.sum(), tokens.sum())
 
 
-def _sides(
+def sides(
     objective: Objective, index: PreferenceIndex
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield the sides of a batch: its name, its completions, and which of these belong to it.

@@ -16,6 +16,7 @@ from prefopt.batch import Batch, StepContext
 from prefopt.data import DataError
 from prefopt.objective.metrics import BatchRewards, MetricSums, batch_rewards
 from prefopt.objective.objective import Objective
+from prefopt.objective.pair_statistics import PAIR_STATISTICS
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.training.step import Scored, StepStatistics
 
@@ -99,6 +100,7 @@ def check_best_metric(
     terms = [f"loss/{term.loss.name}" for term in objective.terms if len(objective.terms) > 1]
     names = [*_METRICS, *terms, *(_OF_KL if objective.needs_kl else ())]
     names += _OF_TOKENS if args.log_token_metrics else ()
+    names += PAIR_STATISTICS if args.diagnostics else ()
     known = [f"{prefix}_{name}" for prefix in prefixes for name in names]
     name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
     if name not in known:
@@ -156,7 +158,7 @@ class Evaluator:
             for number, output in enumerate(outputs):
                 sums_of_metrics.add(f"term/{number}", output.losses.sum(), one.counts[number])
             self._statistics.add_metrics(
-                sums_of_metrics, one.index, outputs, one.scored.scores, one.counts
+                sums_of_metrics, one.index, outputs, one.scored, one.counts
             )
             rewards.append(batch_rewards(self._objective, outputs, one.index))
             rows.append(one.rows)

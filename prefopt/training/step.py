@@ -40,6 +40,7 @@ from prefopt.objective.metrics import (
     with_margins,
 )
 from prefopt.objective.objective import Term
+from prefopt.objective.pair_statistics import add_pair_statistics, pair_statistics
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.objective.running_means import RunningMeans, running_sums
 from prefopt.reference.processes import Processes
@@ -180,6 +181,7 @@ class StepStatistics:
         score: Scores batches.
         processes: Those that share the steps.
         progress: Returns the share of the optimiser steps that are done, from 0 to 1.
+        of_pairs: Whether metrics have what diagnostics need to know of pairs.
 
     Attributes:
         metrics: Of training, since they were last logged.
@@ -192,7 +194,9 @@ class StepStatistics:
         score: BatchScorer,
         processes: Processes,
         progress: Callable[[], float] = lambda: 0.0,
+        of_pairs: bool = False,
     ) -> None:
+        self._of_pairs = of_pairs
         self.metrics = MetricSums()
         self.objective = objective
         self.score = score
@@ -320,7 +324,7 @@ class StepStatistics:
             share = context.counts[-1] / context.denominators[-1].clamp(min=1)
             loss = loss + balancing.weight * share * found
         if training:
-            self.add_metrics(self.metrics, batch.index, outputs, scored.scores, context.counts)
+            self.add_metrics(self.metrics, batch.index, outputs, scored, context.counts)
             if self.watch is not None:
                 self.watch(batch, scored, outputs)
         return loss, outputs
@@ -353,13 +357,16 @@ class StepStatistics:
         metrics: MetricSums,
         index: PreferenceIndex,
         outputs: Sequence[LossOutput],
-        scores: Scores,
+        scored: Scored,
         counts: Tensor,
     ) -> None:
         """Add the metrics of a batch."""
-        objective, logps = self.objective, scores.logps.detach()
-        of_terms = counts[: len(outputs)]
-        add_batch_metrics(metrics, objective, outputs, of_terms, index, logps, scores.lengths)
+        objective, scores = self.objective, scored.scores
+        logps, lengths, of_terms = scores.logps.detach(), scores.lengths, counts[: len(outputs)]
+        add_batch_metrics(metrics, objective, outputs, of_terms, index, logps, lengths)
+        if self._of_pairs:
+            known = logps, scored.ref_logps, lengths
+            add_pair_statistics(metrics, objective, outputs, of_terms, index, *known)
         if self.score.token_metrics and scores.statistics is not None:
             of_tokens = {name: getattr(scores.statistics, name) for name in TOKEN_METRICS}
             add_token_metrics(metrics, objective, index, scores.lengths, **of_tokens)
@@ -373,7 +380,7 @@ class StepStatistics:
         """
         for names in self.processes.all(metrics.names):
             metrics.know(names, self.score.device)
-        return with_margins(metrics.means(self.processes.sum))
+        return with_margins(pair_statistics(self.objective, metrics.totals(self.processes.sum)))
 
     def _running_sums(self, index: PreferenceIndex, scored: Scored) -> Tensor:
         """Return what a micro-batch adds to the running means of each term; (terms, 4)."""

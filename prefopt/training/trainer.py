@@ -36,6 +36,7 @@ from prefopt.reference.references import References
 from prefopt.training.adapter import check_trained
 from prefopt.training.checkpoints import is_checkpoint
 from prefopt.training.collation import collator_of
+from prefopt.training.diagnostics import DiagnosticsCallback
 from prefopt.training.evaluation import Evaluator, check_best_metric
 from prefopt.training.fsdp import (
     as_many_everywhere,
@@ -217,7 +218,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self._score,
             self._launch.processes,
             progress=lambda: self.state.global_step / max(self.state.max_steps, 1),
+            of_pairs=self.args.diagnostics,
         )
+        if self.args.diagnostics:
+            self.add_callback(DiagnosticsCallback(self._run.say))
         self._evaluator = Evaluator(self._statistics)
         self._safety = Safety(self, self._statistics, self._launch, self._run)
 

@@ -98,8 +98,9 @@ def test_options_reach_their_places(model_folder, tmp_path):
         *("--model", model_folder, "--dataset=rows.jsonl", "--output_dir", tmp_path),
         *("--loss_type", "dpo + 0.2*sft", "--beta", "0.3", "--loss_kwargs", '{"sft": {}}'),
         *("--lora-r", "4", "--load_in_4bit", "--max_length", "none", "--no_disable_dropout"),
-        "--report_to=none",
+        *("--report_to=none", "--diagnostics"),
     )
+    assert config.diagnostics
     assert data_args.dataset_name == "rows.jsonl"
     assert model_args.model_name_or_path == str(model_folder)
     assert (model_args.lora_r, model_args.load_in_4bit) == (4, True)

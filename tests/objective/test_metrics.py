@@ -19,6 +19,18 @@ def test_means_weigh_every_value_alike():
     assert sums.means() == {"x": 4.0}
 
 
+def test_columns_are_added_as_each_alone():
+    values, mask = torch.arange(6.0).view(2, 3), torch.tensor([True, False, True])
+    for counted in (None, mask):
+        together, alone = MetricSums(), MetricSums()
+        for _ in range(2):
+            together.add_columns({"x": values[0], "y": values[1] > 3}, counted)
+            alone.add_values("x", values[0], counted)
+            alone.add_values("y", values[1] > 3, counted)
+        assert together.state_dict() == alone.state_dict()
+        assert together.names == ["x", "y"]
+
+
 def test_means_are_forgotten_once_read():
     sums = MetricSums()
     sums.add_values("x", torch.ones(2))
