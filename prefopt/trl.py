@@ -28,6 +28,7 @@ from prefopt.data.report import SetAside
 from prefopt.migration import REFUSED, checks_arguments, is_harmless
 from prefopt.objective import Objective, Term, parse_objective
 from prefopt.training.trainer import PreferenceTrainer
+from prefopt.training.weights import train_in_float32
 
 __all__ = [
     "CPOConfig",
@@ -360,6 +361,7 @@ class _TRLTrainer(PreferenceTrainer):
     """What the trainers have in common, and what TRL's users read from one."""
 
     config: ClassVar[type[_TRLConfig]]
+    _fit_dtype = staticmethod(train_in_float32)
 
     def __init__(
         self, model: Any, ref_model: Any = None, args: Any = None, *rest: Any, **named: Any

@@ -357,6 +357,46 @@ def test_kto_learns_from_pairs_too(tmp_path):
     assert steps(both)[0]["loss"] == pytest.approx(0.5, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:train data. every label is True")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_kto_trains_a_single_row_whose_kl_estimate_is_0(accumulation, tmp_path, capsys):
+    row = tiny_rows(1, "unpaired")
+    options = {"gradient_accumulation_steps": accumulation, "learning_rate": 1e-2}
+    alone = trainer(KTOConfig, tmp_path, rows=row, eval_dataset=row, **options)
+    assert "KTO's KL estimate is 0" in capsys.readouterr().err
+    alone.train()
+    first, second = steps(alone)
+    assert (first["kl"], second["kl"]) == (0, 0)
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6)  # sigmoid(0)
+    assert second["loss"] < first["loss"]
+    assert alone.evaluate()["eval_kl"] == 0
+
+
+@pytest.mark.parametrize("loaded", ["by the script", "by name"])
+def test_a_policy_in_float16_is_trained_in_float32_and_that_is_said(loaded, tmp_path, caplog):
+    half = tiny_model("llama").half()
+    half.save_pretrained(tmp_path / "half")
+    same = type(half).from_pretrained(tmp_path / "half", dtype=torch.float32)
+    options = {"learning_rate": 1e-2}
+    wanted = trainer(DPOConfig, tmp_path, model=same, **options)
+    assert "float16" not in caplog.text
+    if loaded == "by name":
+        options["model_init_kwargs"] = {"dtype": "float16"}
+    else:
+        half = type(half).from_pretrained(tmp_path / "half", dtype=torch.float16)
+    given = half if loaded == "by the script" else str(tmp_path / "half")
+    found = trainer(DPOConfig, tmp_path, model=given, **options)
+    said = [record.getMessage() for record in caplog.records if record.name == "prefopt"]
+    assert [text[:60] for text in said] == [
+        "the model is in float16 and is trained in float32: in float1"
+    ]
+    for one in (wanted, found):
+        one.train()
+    assert [step["loss"] for step in steps(found)] == [step["loss"] for step in steps(wanted)]
+    for name, weight in found.model.named_parameters():
+        assert torch.equal(weight, wanted.model.get_parameter(name)), name
+
+
 # What is read from a trainer ----------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``prefopt demo | train | losses | data | cache | convert-config``.
+"""The command line: ``prefopt demo | train | compare | losses | data | cache | convert-config``.
 
 A command is a module of this package with a function ``main`` that takes its arguments as a list
 and returns the exit code. It is imported when it is called for, so that help costs no import of
@@ -20,6 +20,7 @@ __all__ = ["UserError", "main"]
 COMMANDS: dict[str, str] = {
     "demo": "align a tiny language model on embedded data; no download, minutes on a CPU",
     "train": "train a model on preference data",
+    "compare": "which loss for these data: train several alike, and measure them",
     "eval": "measure a model on held-out preferences: accuracy, length, KL, reward, answers",
     "losses": "list the losses: what each needs, and its hyper-parameters",
     "data": "report what a dataset holds and what training would make of it",

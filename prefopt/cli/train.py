@@ -166,6 +166,26 @@ def read_arguments(parser: Any, argv: list[str]) -> list[Any]:
     return [one for one in arguments if not isinstance(one, argparse.Namespace)]
 
 
+def given_options(parser: Any, argv: list[str]) -> dict[str, Any]:
+    """Return the options of a command line, and none that it leaves at its default.
+
+    Args:
+        parser: From ``make_parser``; it is not used again.
+        argv: The words; ``--config`` is not read.
+
+    Raises:
+        UserError: If there is no such option, or its value is wrong.
+    """
+    options = {
+        name.removeprefix("--") for action in parser._actions for name in action.option_strings
+    }
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    found, rest = argparse.ArgumentParser.parse_known_args(parser, argv, argparse.Namespace())
+    _known_only(_values_of(rest), options)
+    return vars(found)
+
+
 def _values_of(rest: Sequence[str]) -> dict[str, Any]:
     """Return the values of options that the parser does not know, by the option's name.
 

@@ -1,5 +1,9 @@
-"""Which loss for my data? A matrix of runs from one start, measured alike, and what it shows."""
+"""Which loss for my data? A matrix of runs from one start, measured alike, and what it shows.
 
+``prefopt.compare.compare(...)`` is the command ``prefopt compare`` as a function.
+"""
+
+from prefopt.compare.comparison import Resources, compare
 from prefopt.compare.results import (
     Comparison,
     Curve,
@@ -17,7 +21,9 @@ __all__ = [
     "Diagnosis",
     "MethodResult",
     "PairedTest",
+    "Resources",
     "RunRecord",
     "Sample",
     "WinRate",
+    "compare",
 ]

@@ -91,13 +91,13 @@ class PreferenceCollator:
         )
         if self.mismatched is None:
             return Batch(self._texts(examples), index, rows=sources)
-        others = [_example(row, "kl_completion_ids") for row in rows]
+        others = [_mismatched_example(row) for row in rows]
+        some = tuple(example for example in others if example.completion_ids)
         if not (alone and self.mismatched == "continued"):
-            return Batch(self._texts(examples), index, self._texts(others), sources)
+            return Batch(self._texts(examples), index, self._texts(some), sources)
         texts = self._texts(examples, continued=others)
         assert texts.tokens.continuation is not None  # laid out with it
-        mismatched = Texts(texts.tokens.continuation, tuple(others))
-        return Batch(texts, index, mismatched, sources)
+        return Batch(texts, index, Texts(texts.tokens.continuation, some), sources)
 
     def _texts(
         self, examples: Sequence[Example], continued: Sequence[Example] | None = None
@@ -115,10 +115,19 @@ def _tokens(batch: Batch) -> Tensor:
     return ids.flatten() if mask is None else ids[mask]
 
 
-def _example(row: Row, completions: str = "completion_ids") -> Example:
-    masks = row.get("completion_masks") if completions == "completion_ids" else None
+def _example(row: Row) -> Example:
+    masks = row.get("completion_masks")
     return Example(
         prompt_ids=np.asarray(row["prompt_ids"], dtype=np.int64),
-        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row[completions]],
+        completion_ids=[np.asarray(ids, dtype=np.int64) for ids in row["completion_ids"]],
         completion_masks=[np.asarray(mask, dtype=bool) for mask in masks] if masks else None,
+    )
+
+
+def _mismatched_example(row: Row) -> Example:
+    """Return the mismatched completions of a row; one that is empty stands for none."""
+    completions = [np.asarray(ids, dtype=np.int64) for ids in row["kl_completion_ids"]]
+    return Example(
+        prompt_ids=np.asarray(row["prompt_ids"], dtype=np.int64),
+        completion_ids=[ids for ids in completions if len(ids)],
     )

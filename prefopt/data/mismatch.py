@@ -2,27 +2,26 @@
 
 Every completion gets a completion of another prompt: that of the row before it (of the last row
 for the first). If that row has the same prompt or the same completion, the one before it is used.
-Nothing is drawn at random, so nothing depends on batch size, shuffling or seed.
+Nothing is drawn at random, so nothing depends on batch size, shuffling or seed. A completion for
+which no row fits gets none and has no part in the estimate, which is 0 where nothing has a part.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 
-from prefopt.data.errors import DataError
 from prefopt.data.prepared import OPTIONAL, VERSION, Ints, list_lengths, read_chunks
 
 __all__ = ["Donors", "StreamMismatch", "add_mismatched", "find_donors"]
 
 REMEMBERED_ROWS = 32  # of a stream, each of another prompt
-NO_DONOR = (
-    "no other row has a mismatched completion for the KL estimate: that needs rows of at least two "
-    "prompts with different completions"
-)
+
+logger = getLogger(__name__)
 
 
 class Donors(NamedTuple):
@@ -31,12 +30,17 @@ class Donors(NamedTuple):
     Attributes:
         rows: Its row; (N,). -1 where there is none.
         places: Which of that row's completions it is; (N,).
-        skipped: How many of the N could not be taken from the row before.
+        skipped: How many of the N were taken from another row than the one before.
     """
 
     rows: Ints
     places: Ints
     skipped: int
+
+    @property
+    def lacking(self) -> int:
+        """How many of the N have none."""
+        return int((self.rows < 0).sum())
 
 
 def find_donors(
@@ -67,10 +71,10 @@ def find_donors(
         receivers = np.flatnonzero(counts > place)
         donors = (receivers - 1) % len(counts)
         clash = (prompts[donors] == prompts[receivers]) | (column[donors] == column[receivers])
-        skipped += int(clash.sum())
         runs = (prompt_runs, _run_lengths(column))
         for index in np.flatnonzero(clash):
             donors[index] = _search(int(receivers[index]), prompts, column, runs)
+        skipped += int((donors[clash] >= 0).sum())
         rows[starts[receivers] + place] = donors
         places[starts[receivers] + place] = np.where(donors < 0, 0, place % counts[donors])
     return Donors(rows, places, skipped)
@@ -104,21 +108,18 @@ def _run_lengths(values: Ints) -> Ints:
 
 def add_mismatched(
     dataset: Dataset, max_length: int | None, num_proc: int | None = None
-) -> tuple[Dataset, int]:
+) -> tuple[Dataset, Donors]:
     """Add ``kl_completion_ids`` to prepared rows: a mismatched completion for each completion.
 
-    Returns:
-        The rows, and how many completions could not get theirs from the row before.
+    It is empty for a completion for which there is none.
 
-    Raises:
-        DataError: If a completion has none.
+    Returns:
+        The rows, and where the mismatched completions are from.
     """
     chunks = list(read_chunks(dataset, "_keys"))
     lengths = np.concatenate([list_lengths(chunk) for chunk in chunks])
     keys = np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks])
     donors, counts = _donors_of(lengths, keys)
-    if (donors.rows < 0).any():
-        raise DataError(NO_DONOR)
     features = Features({**dataset.features, "kl_completion_ids": OPTIONAL["kl_completion_ids"]})
     mapped = dataset.map(
         _mismatched_batch,
@@ -137,7 +138,7 @@ def add_mismatched(
         new_fingerprint=Hasher.hash((dataset._fingerprint, "mismatched", max_length, VERSION)),
         desc="Adding mismatched completions",
     )
-    return mapped, donors.skipped
+    return mapped, donors
 
 
 def _donors_of(lengths: Ints, keys: Ints) -> tuple[Donors, Ints]:
@@ -158,8 +159,10 @@ def _mismatched_batch(
 ) -> dict[str, list[Any]]:
     """Return the mismatched completions of a batch of rows; the function that ``datasets`` maps."""
     slots = [range(starts[number], starts[number + 1]) for number in numbers]
-    wanted = sorted({int(donors.rows[slot]) for row in slots for slot in row})
-    completions_of = dict(zip(wanted, source[wanted]["completion_ids"], strict=True))
+    wanted = sorted({int(donors.rows[slot]) for row in slots for slot in row} - {-1})
+    found = source[wanted]["completion_ids"] if wanted else []
+    completions_of = dict(zip(wanted, found, strict=True))
+    completions_of[-1] = [[]]  # of none, whose place is 0
     mismatched = [
         [completions_of[int(donors.rows[s])][donors.places[s]] for s in row] for row in slots
     ]
@@ -183,12 +186,14 @@ class StreamMismatch:
     """Adds mismatched completions to the rows of a stream.
 
     A row gets them from rows before it, the first rows of the stream from the end of its first
-    batch. ``before`` holds the keys and completions of those rows.
+    batch; the first that gets none is warned of. ``before`` holds the keys and completions of those
+    rows.
     """
 
     max_length: int | None
     name: str
     before: list[tuple[list[int], list[list[int]]]] = field(default_factory=list)
+    warned: bool = False
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], numbers: Sequence[int]
@@ -201,13 +206,32 @@ class StreamMismatch:
         donors, counts = _donors_of(np.asarray([len(row_keys) for row_keys, _ in rows]), keys)
         ends = np.cumsum(counts)
         mismatched = [
-            [rows[donors.rows[slot]][1][donors.places[slot]] for slot in range(end - count, end)]
+            [self._mismatched(rows, donors, slot) for slot in range(end - count, end)]
             for end, count in zip(ends[len(self.before) :], counts[len(self.before) :], strict=True)
         ]
-        if (donors.rows[len(donors.rows) - sum(map(len, mismatched)) :] < 0).any():
-            raise DataError(f"{NO_DONOR} among {len(rows)} successive rows", dataset=self.name)
+        self._warn(numbers, mismatched)
         last_of_prompt: dict[int, tuple[list[int], list[list[int]]]] = {}
         for row_keys, completions in reversed(rows):
             last_of_prompt.setdefault(row_keys[0], (row_keys, completions))
         self.before = list(last_of_prompt.values())[:REMEMBERED_ROWS][::-1]
         return {"kl_completion_ids": _cut_to_room(batch["prompt_ids"], mismatched, self.max_length)}
+
+    @staticmethod
+    def _mismatched(
+        rows: Sequence[tuple[list[int], list[list[int]]]], donors: Donors, slot: int
+    ) -> list[int]:
+        donor = donors.rows[slot]
+        return [] if donor < 0 else rows[donor][1][donors.places[slot]]
+
+    def _warn(self, numbers: Sequence[int], mismatched: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Warn of the first row one of whose completions gets none."""
+        pairs = zip(numbers, mismatched, strict=True)
+        row = next((number for number, found in pairs if not all(found)), None)
+        if row is not None and not self.warned:
+            self.warned = True
+            logger.warning(
+                "%s data: row %d has no part in KTO's KL estimate: no row near it has another "
+                "prompt with another completion (later such rows are not reported)",
+                self.name,
+                row,
+            )

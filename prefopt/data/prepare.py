@@ -108,8 +108,8 @@ def prepare_dataset(
         Prepared rows in the order of the data, and the report.
 
     Raises:
-        DataError: If a row is none of the formats, if no row is left, or if there is no mismatched
-            completion for a row that needs one. A stream raises it when it meets the row.
+        DataError: If a row is none of the formats, or if no row is left. A stream raises it when it
+            meets the row.
         ValueError: If ``max_length`` or ``batch_size`` is no number of at least 1, or ``num_proc``
             none of at least 0.
     """
@@ -136,9 +136,13 @@ def prepare_dataset(
         if check_kinds is not None:
             check_kinds(prepared.kinds)
         if needs_kl and "kl_completion_ids" not in prepared.dataset.column_names:
-            rows, skipped = add_mismatched(prepared.dataset, max_length, num_proc)
+            rows, donors = add_mismatched(prepared.dataset, max_length, num_proc)
             assert prepared.report is not None
-            report = replace(prepared.report, mismatched_skipped=skipped)
+            report = replace(
+                prepared.report,
+                mismatched_skipped=donors.skipped,
+                mismatched_lacking=donors.lacking,
+            )
             prepared = replace(prepared, dataset=rows, report=report)
     except DataError as error:
         raise error.within(name) from error.__cause__

@@ -119,13 +119,16 @@ def list_lengths(lists: pa.Array) -> Ints:
 
 
 def examples_of(rows: Iterable[Row], with_kl: bool) -> Iterator[Example]:
-    """Return the prompts and completions of prepared rows, those of KTO's KL estimate included."""
+    """Return the prompts and completions of prepared rows, those of KTO's KL estimate included.
+
+    A completion that has no part in the estimate has an empty one there, which is left out.
+    """
     for row in rows:
         prompt = np.asarray(row["prompt_ids"], dtype=np.int64)
         completions = list(row["completion_ids"])
         if with_kl:
             completions += row["kl_completion_ids"]
-        yield Example(prompt, [np.asarray(ids, dtype=np.int64) for ids in completions])
+        yield Example(prompt, [np.asarray(ids, dtype=np.int64) for ids in completions if len(ids)])
 
 
 def read_examples(
@@ -145,7 +148,7 @@ def _examples(table: pa.Table, columns: Sequence[str]) -> Iterator[Example]:
     prompt, *completions = (_joined(table[name]) for name in columns)
     lists = [list(_lists_of_lists(column)) for column in completions]
     for row, prompt_ids in enumerate(_lists(prompt)):
-        yield Example(prompt_ids, [ids for column in lists for ids in column[row]])
+        yield Example(prompt_ids, [ids for column in lists for ids in column[row] if len(ids)])
 
 
 def _joined(column: pa.ChunkedArray) -> pa.Array:

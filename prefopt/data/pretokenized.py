@@ -154,5 +154,6 @@ def _read_kl(row: Cells, order: Sequence[int]) -> list[list[int]] | None:
             given = [given]
         if not isinstance(given, list) or len(given) != count:
             raise row.wrong(column, f"needs {count} lists of token ids, one a completion")
-        return [_ids(row, column, given[place]) for place in order]
+        # Of prepared rows it is empty where no other row had one.
+        return [_ids(row, column, given[place], may_be_empty=True) for place in order]
     return None

@@ -110,6 +110,7 @@ class DataReport:
         unit: What is counted: ``tokens``, or ``bytes`` where no tokenizer was given.
         eos_missing: Whether text ends without end-of-sequence token, since the tokenizer has none.
         mismatched_skipped: Mismatched completions that could not come from the row before.
+        mismatched_lacking: Completions for which there is no mismatched one.
         weight: How often each row is used in an epoch, where there are several datasets.
         used: Rows of an epoch that are so used; None where each row is used once.
     """
@@ -144,6 +145,7 @@ class DataReport:
     unit: str = "tokens"
     eos_missing: bool = False
     mismatched_skipped: int = 0
+    mismatched_lacking: int = 0
     weight: float = 1.0
     used: int | None = None
 
@@ -215,9 +217,23 @@ class DataReport:
             completions = _plural(self.mismatched_skipped, "completion")
             text = f"{completions} could not come from the row before"
             lines.append(("mismatched", text))
+        if self.mismatched_lacking:
+            lines.append(("mismatched", self._lacking()))
         if self.eos_missing:
             lines.append(("note", "the tokenizer has no end-of-sequence token; none was appended"))
         return lines
+
+    def _lacking(self) -> str:
+        """Return what completions without a mismatched one mean for KTO's KL estimate."""
+        if self.mismatched_lacking == self.completions.count:
+            few, estimate = "no completion has one", "0"
+        else:
+            few = f"{self.mismatched_lacking:,} of {_plural(self.completions.count, 'completion')}"
+            few, estimate = f"{few} have none", "that of the others"
+        return (
+            f"{few}: it takes a row of another prompt with another completion; "
+            f"KTO's KL estimate is {estimate}"
+        )
 
     def _lengths(self, lengths: Lengths) -> str:
         return (

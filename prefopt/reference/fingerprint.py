@@ -1,7 +1,9 @@
 """What a reference is, as a digest: references that may score differently have different digests.
 
 It is made of content: every weight, what is quantised how, the active adapters, the precision of
-the computation, and the configuration but for fields that are known to change no score. Paths,
+the computation, tables that were rounded with the weights (``model.bfloat16()`` rounds the
+frequencies of rotary positions, loading in bfloat16 does not), and the configuration but for fields
+that are known to change no score. Paths,
 seeds, optimisers and losses do not change it. A policy whose adapter is switched off has the digest
 of its base model, so neither rank nor seed of an adapter changes it.
 """
@@ -13,7 +15,7 @@ from hashlib import blake2b, sha256
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.engine.partitioned import is_partitioned, whole, whole_shape
 from prefopt.engine.probe import inside_peft
@@ -120,6 +122,8 @@ def fingerprint_of(
         "scalings": _digest_json({} if adapter_off else _scalings(model)),
         "autocast": autocast,
     }
+    if rounded := _rounded_buffers(base):
+        parts["buffers"] = rounded
     facts = parts | {
         "model": type(base).__name__,
         "model_type": getattr(base.config, "model_type", ""),
@@ -155,6 +159,21 @@ def weights_digest(model: Any, adapter_off: bool = False) -> str:
             line = (name, str(tensor.dtype), list(whole_shape(tensor)), known[place])
             lines.add(json.dumps(line))
     return sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
+
+
+def _rounded_buffers(model: nn.Module) -> dict[str, str]:
+    """Return digests of the buffers in half precision that are not saved with the weights.
+
+    In float32 they follow from the configuration, to the rounding of the device.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return {
+            f"{path}.{name}": f"{buffer.dtype} {_tensor_digest(buffer, pool)}"
+            for path, module in model.named_modules()
+            for name in sorted(module._non_persistent_buffers_set)
+            if isinstance(buffer := module._buffers[name], Tensor)
+            and buffer.dtype in (torch.float16, torch.bfloat16)
+        }
 
 
 def _named_tensors(model: Any, adapter_off: bool) -> Iterator[tuple[str, Tensor]]:

@@ -30,7 +30,7 @@ from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
 logger = logging.getLogger("prefopt")
 
 # The facts of a fingerprint that say which model it is; the others, how it is computed.
-_SAME_MODEL = ("class", "weights", "config", "quantization", "adapters", "scalings")
+_SAME_MODEL = ("class", "weights", "config", "quantization", "adapters", "scalings", "buffers")
 
 
 class ReferenceLogps(NamedTuple):

@@ -116,6 +116,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     """
 
     _tag_names: tuple[str, ...] = ("prefopt",)
+    _fit_dtype = staticmethod(check_trainable_dtype)
     _signature_columns: list[str] | None
     control: Any
 
@@ -165,7 +166,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._launch = Launch.of(self.accelerator, show_progress=not args.disable_tqdm)
         check_launch(args, self._launch)
         ready_for_engine(self.model, self.accelerator)
-        check_trainable_dtype(self.model, self._launch.keeps_float32)
+        self._fit_dtype(self.model, self._launch.keeps_float32)
         make_ready(self.model, args, run.objective, self._launch)
         self.neftune_noise_alpha = None  # added by our scorer, as to each text alone
         # Losses are normalised over the optimiser step here, so nothing is left to scale.

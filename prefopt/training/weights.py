@@ -1,5 +1,6 @@
 """Weights that are not finite, or would not stay so: named before training and before saving."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from prefopt.engine.quantised import inner_tensors
 from prefopt.reference.processes import Processes
+
+logger = logging.getLogger("prefopt")
 
 # What to do about weights that are not finite.
 BROKEN = "it was saved by a run that failed, or its file is damaged: take an earlier one"
@@ -110,6 +113,15 @@ def _not_finite(tensors: Sequence[tuple[str, Tensor]]) -> list[str]:
     ]
 
 
+def _trained_halves(model: nn.Module) -> list[str]:
+    """Return the names of weights in float16 that are trained."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.dtype == torch.float16
+    ]
+
+
 def check_trainable_dtype(model: nn.Module, keeps_float32: bool) -> None:
     """Raise where weights in float16 are to be trained: their updates under- and overflow.
 
@@ -121,14 +133,34 @@ def check_trainable_dtype(model: nn.Module, keeps_float32: bool) -> None:
     Raises:
         ValueError: Saying what to do instead.
     """
-    halves = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.dtype == torch.float16
-    ]
+    halves = _trained_halves(model)
     if halves and not keeps_float32:
         raise ValueError(
             f"{len(halves)} tensors of the model are to be trained in float16, the first is "
             f"{halves[0]}: small gradients vanish in it and large weights overflow. Load the model "
             "in float32 (the default; with fp16=True it computes in float16) or in bfloat16"
         )
+
+
+def train_in_float32(model: nn.Module, keeps_float32: bool) -> None:
+    """Cast a model that would be trained in float16 to float32, in place, and warn of it.
+
+    Args:
+        model: The policy.
+        keeps_float32: As for ``check_trainable_dtype``; then nothing is cast.
+
+    Raises:
+        ValueError: If it is quantised, as ``check_trainable_dtype`` does.
+    """
+    if getattr(model, "is_quantized", False):
+        check_trainable_dtype(model, keeps_float32)
+    if keeps_float32 or not _trained_halves(model):
+        return
+    # Buffers that are not saved stay as they are: that they were rounded, the fingerprint must see.
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.dtype == torch.float16:
+            tensor.data = tensor.data.float()
+    logger.warning(
+        "the model is in float16 and is trained in float32: in float16 small gradients vanish, and "
+        "AdamW soon makes NaN of the weights. With fp16=True it computes in float16"
+    )

@@ -476,14 +476,6 @@ DATASETS = [
         loss_type="odpo",
         train=Later(lambda: tiny_rows(4).add_column("score_chosen", [1.0] * 4)),
     ),
-    row_refused(
-        "no completion of another prompt",
-        "rows of at least two prompts",
-        None,
-        None,
-        loss_type="kto",
-        train=rows(*[{"prompt": "w3", "completion": " w4", "label": True}] * 4),
-    ),
     *(
         row_refused(
             f"prepared rows, {name}",

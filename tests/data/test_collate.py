@@ -45,6 +45,17 @@ def test_mismatched_completions_are_laid_out_under_their_prompts():
     assert batch.mismatched.tokens.lengths.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("mismatched", ["separate", "continued"])
+def test_an_empty_mismatched_completion_is_left_out(mismatched):
+    rows = [row(1, [], [True], kl_completion_ids=[ids]) for ids in ([], [7, 8])]
+    batch = batch_of(*rows, mismatched=mismatched)
+    assert [len(example.completion_ids) for example in batch.mismatched.examples] == [1]
+    assert batch.mismatched.tokens.lengths.tolist() == [2]
+    nothing = batch_of(rows[0], mismatched=mismatched)
+    assert nothing.mismatched.examples == ()
+    assert nothing.continues == batch.continues == (mismatched == "continued")
+
+
 def test_a_batch_holds_its_examples_and_counts_the_tokens_of_its_sequences():
     texts = batch_of(row(2, [0, 1], [True, False]), row(1, [], [True])).texts
     assert [len(example.completion_ids) for example in texts.examples] == [2, 1]

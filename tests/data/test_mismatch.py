@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from prefopt.data import DataError, prepare_dataset
 from prefopt.data.mismatch import find_donors
+from prefopt.data.prepared import examples_of, read_examples
 
 # Rows as (prompt, completions), of few values so that they often clash.
 rows_strategy = st.lists(
@@ -103,13 +104,42 @@ def test_rows_set_aside_give_nothing(words):
     ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("same", [{"prompt": "p"}, {"completion": "yes"}])
-def test_one_prompt_or_one_completion_only_is_an_error(words, same, stream):
-    dataset = Dataset.from_list([row | same for row in unpaired(4)])
-    dataset = dataset.to_iterable_dataset() if stream else dataset
-    with pytest.raises(DataError, match=r"train data.*at least two prompts"):
-        list(prepare_dataset(dataset, words, needs_kl=True).dataset)
+@pytest.mark.parametrize("count", [1, 4])
+def test_rows_of_one_prompt_or_one_completion_have_no_part_in_the_estimate(words, same, count):
+    dataset = Dataset.from_list([row | same for row in unpaired(count)])
+    prepared = prepare_dataset(dataset, words, needs_kl=True)
+    assert prepared.dataset["kl_completion_ids"][:] == [[[]]] * count
+    assert (prepared.report.mismatched_skipped, prepared.report.mismatched_lacking) == (0, count)
+    assert "no completion has one" in prepared.report.render()
+    assert "KTO's KL estimate is 0" in prepared.report.render()
+
+
+def test_a_stream_warns_of_the_first_row_without_a_part_in_the_estimate(words, caplog):
+    rows = unpaired(3)
+    rows[1]["completion"] = rows[2]["completion"] = rows[0]["completion"]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    prepared = prepare_dataset(stream, words, needs_kl=True).dataset
+    assert [row["kl_completion_ids"] for row in prepared] == [[[]]] * 3
+    assert [record.getMessage()[:50] for record in caplog.records] == [
+        "train data: row 0 has no part in KTO's KL estimate"
+    ]
+
+
+def test_a_row_that_only_its_own_prompt_or_completion_surrounds_lacks_one(words):
+    cells = [("p", " x"), ("q", " x"), ("p", " y")]  # the first has nothing, the others each other
+    rows = [{"prompt": p, "completion": c, "label": True} for p, c in cells]
+    prepared = prepare_dataset(Dataset.from_list(rows), words, needs_kl=True)
+    x, _, y = (row[0] for row in prepared.dataset["completion_ids"][:])
+    assert prepared.dataset["kl_completion_ids"][:] == [[[]], [y], [x]]
+    assert prepared.report.mismatched_lacking == 1
+    assert "1 of 3 completions have none" in prepared.report.render()
+    # What is scored by the reference, and rows that are prepared already.
+    counts = [1, 2, 2]
+    for examples in (examples_of(prepared.dataset, True), read_examples(prepared.dataset, True)):
+        assert [len(example.completion_ids) for example in examples] == counts
+    again = prepare_dataset(prepared.dataset, None, needs_kl=True)
+    assert again.dataset[:] == prepared.dataset[:]
 
 
 def test_rows_of_the_same_prompt_are_passed_over_and_counted(words):
@@ -157,7 +187,7 @@ def test_prepared_rows_never_get_their_own_completion_or_prompt(rows, max_length
             Dataset.from_list(table), None, needs_kl=True, max_length=max_length
         )
     except DataError:
-        return  # no row is left, or nobody fits
+        return  # no row is left
     texts = {}
     for row in prepared.dataset:
         for ids in row["completion_ids"]:
@@ -165,8 +195,8 @@ def test_prepared_rows_never_get_their_own_completion_or_prompt(rows, max_length
     for row in prepared.dataset:
         room = max_length - len(row["prompt_ids"])
         for own, mismatched in zip(row["completion_ids"], row["kl_completion_ids"], strict=True):
-            assert 0 < len(mismatched) <= room
-            assert any(
+            assert len(mismatched) <= room
+            assert not mismatched or any(
                 ids[:room] == tuple(mismatched) and prompts - {tuple(row["prompt_ids"])}
                 for ids, prompts in texts.items()
                 if list(ids) != own

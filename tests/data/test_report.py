@@ -48,6 +48,7 @@ def test_it_renders_every_count():
         max_length=64,
         eos_missing=True,
         mismatched_skipped=1,
+        mismatched_lacking=2,
     )
     assert report.render().splitlines() == [
         "train data   1,000 rows in, 997 kept: 900 paired, 97 unpaired",
@@ -61,6 +62,8 @@ def test_it_renders_every_count():
         "labels       90 desirable, 7 undesirable",
         "weights      for kto, undesirable_weight 9.64 to 12.86 would balance them",
         "mismatched   1 completion could not come from the row before",
+        "mismatched   2 of 1,897 completions have none: it takes a row of another prompt with "
+        "another completion; KTO's KL estimate is that of the others",
         "note         the tokenizer has no end-of-sequence token; none was appended",
         "prompts      19,940 tokens in 997, mean 20.0, longest 60",
         "completions  5,691 tokens in 1,897, mean 3.0, longest 9",

@@ -239,6 +239,17 @@ def test_precision_changes_it(model):
     assert len(set(digests)) == 5
 
 
+def test_frequencies_that_were_rounded_with_the_weights_change_it(tmp_path):
+    model = tiny_model("llama").bfloat16()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert weights_digest(loaded) == weights_digest(model)
+    text = {"input_ids": torch.arange(60)[None]}
+    with torch.no_grad():
+        assert not torch.equal(loaded(**text).logits, model(**text).logits)
+    assert digest(loaded) != digest(model) == digest(tiny_model("llama").bfloat16())
+
+
 def test_the_class_of_the_model_changes_it(model):
     class Other(type(model)):
         pass

@@ -209,3 +209,25 @@ def test_mismatched_completions_score_alike_in_either_row(how):
     (alone,) = PreferenceCollator(mismatched="separate").batches([row, row | {"prompt_ids": [11]}])
     torch.testing.assert_close(found, score.mismatched(alone), rtol=1e-5, atol=1e-5)
     assert score(alone, with_mismatched=False).mismatched is None
+
+
+@pytest.mark.parametrize(
+    ("how", "layout"),
+    [("separate", "shared_prefix"), ("continued", "shared_prefix"), ("separate", "padded")],
+)
+def test_completions_without_a_mismatched_one_have_no_part_in_the_kl_estimate(how, layout):
+    row = {"prompt_ids": [3, 4, 5], "completion_ids": [[6, 7]], "desirable": [True], "ranks": []}
+    score = BatchScorer(
+        Scorer(tiny_model("llama"), layout), FakeReferences(), parse_objective("kto")
+    )
+    collator = PreferenceCollator(layout, mismatched=how)
+
+    def sums(*mismatched):
+        (made,) = collator.batches([row | {"kl_completion_ids": [ids]} for ids in mismatched])
+        with torch.no_grad():
+            return score(made).mismatched
+
+    torch.testing.assert_close(sums([8, 9], []), sums([8, 9]), rtol=1e-6, atol=1e-6)
+    assert sums([8, 9], [])[2] == 1
+    assert sums([], []).tolist() == [0, 0, 0]
+    assert statistics("kto", score).kl_estimate([sums([])])["kl"] == 0

@@ -13,7 +13,12 @@ from prefopt.data.prepared import completion_keys
 from prefopt.reference import fill
 from prefopt.reference.processes import Processes
 from prefopt.reference.store.database import _crc
-from prefopt.training.weights import NonFiniteError, check_trainable_dtype, check_weights
+from prefopt.training.weights import (
+    NonFiniteError,
+    check_trainable_dtype,
+    check_weights,
+    train_in_float32,
+)
 from tests.models import tiny_model, tiny_rows
 from tests.runs import trainer
 
@@ -117,6 +122,30 @@ def test_float16_is_not_trained(tmp_path):
     lora = get_peft_model(tiny_model("llama").half(), LORA)  # its own weights are float32
     trainer(tmp_path, tiny_rows(8), model=lora)
     check_trainable_dtype(tiny_model("llama").half(), keeps_float32=True)
+
+
+def dtypes(model):
+    return {tensor.dtype for tensor in model.state_dict().values()}
+
+
+def test_a_whole_model_is_cast_to_float32_to_be_trained_and_tied_weights_stay_tied():
+    model = tiny_model("llama", tie_word_embeddings=True).half()
+    model.model.embed_tokens.requires_grad_(False)
+    train_in_float32(model, keeps_float32=False)
+    assert dtypes(model) == {torch.float32}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_what_is_not_trained_in_float16_is_not_cast():
+    sharded = tiny_model("llama").half()
+    train_in_float32(sharded, keeps_float32=True)
+    frozen = tiny_model("llama").half().requires_grad_(False)
+    train_in_float32(frozen, keeps_float32=False)
+    assert dtypes(sharded) == dtypes(frozen) == {torch.float16}
+    quantised = tiny_model("llama").half()
+    quantised.is_quantized = True
+    with pytest.raises(ValueError, match="to be trained in float16"):
+        train_in_float32(quantised, keeps_float32=False)
 
 
 def test_what_overflowed_in_float16_is_told_so():

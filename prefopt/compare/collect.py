@@ -1,0 +1,280 @@
+"""From the folders of the runs to what they show: the numbers of each method, tests, curves."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.compare.methods import Method
+from prefopt.compare.plan import START, Run
+from prefopt.compare.results import Curve, MethodResult, PairedTest, RunRecord, Sample, WinRate
+from prefopt.compare.split import row_dicts
+from prefopt.compare.tasks import state_of
+from prefopt.evaluation import Estimate
+from prefopt.evaluation.statistics import correct_pairs, holm, paired_difference, paired_test
+
+__all__ = [
+    "data_baselines",
+    "method_results",
+    "paired_tests",
+    "pooled",
+    "run_curves",
+    "run_records",
+    "run_samples",
+    "run_win_rates",
+]
+
+Z = 1.959964  # of a 95% interval
+SAMPLES = 50  # prompts whose answers are shown side by side
+
+
+def run_records(runs: Sequence[Run]) -> tuple[RunRecord, ...]:
+    """Return what became of each run."""
+    records = []
+    for run in runs:
+        state = state_of(run.task)
+        training = run.task.stages[0]
+        records.append(
+            RunRecord(
+                name=run.task.name,
+                method=run.method.name,
+                seed=run.seed,
+                state=state.state,
+                command=f"python -m {' '.join(training.command)}",
+                seconds=sum(state.seconds.values()) or None,
+                tokens=_tokens(run) if state.has(training) else None,
+                error=state.error,
+            )
+        )
+    return tuple(records)
+
+
+def method_results(runs: Sequence[Run]) -> tuple[MethodResult, ...]:
+    """Return the numbers of each method over its seeds; methods that have none are left out."""
+    results = []
+    for method, its in _by_method(runs):
+        found = [evaluation_of(run)["metrics"] for run in its]
+        names = [name for name in found[0] if all(name in one for one in found)]
+        by_seed = {name: [Estimate(*one[name]) for one in found] for name in names}
+        results.append(
+            MethodResult(
+                name=method.name,
+                loss=method.loss,
+                options={k: v for k, v in method.options.items() if k != "loss_type"},
+                is_baseline=method.kind != "loss",
+                metrics={name: pooled(values) for name, values in by_seed.items()},
+                by_seed={
+                    name: tuple(one.value for one in values) for name, values in by_seed.items()
+                },
+            )
+        )
+    return tuple(results)
+
+
+def pooled(seeds: Sequence[Estimate]) -> Estimate:
+    """Return the mean over seeds, with an interval for rows and for seeds.
+
+    All seeds are measured on the same rows, so their mean is as uncertain as one of them for the
+    choice of rows, and the choice of seeds comes on top: the variance is the mean of those of the
+    rows, plus that between seeds divided by their number. With two or three seeds the latter is
+    itself a rough guess.
+
+    Args:
+        seeds: The same number for each seed, with its 95% interval.
+
+    Examples:
+        >>> one = Estimate(0.70, 0.66, 0.74, 500)
+        >>> pooled([one]) == one
+        True
+        >>> both = pooled([one, Estimate(0.80, 0.76, 0.84, 500)])
+        >>> [round(number, 4) for number in both]
+        [0.75, 0.6441, 0.8559, 500]
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    values = torch.tensor([one.value for one in seeds], dtype=torch.float64)
+    mean = values.mean().item()
+    between = Z * Z * values.var().item() / len(seeds)
+    below = sum((one.value - one.low) ** 2 for one in seeds) / len(seeds)
+    above = sum((one.high - one.value) ** 2 for one in seeds) / len(seeds)
+    low, high = mean - math.sqrt(below + between), mean + math.sqrt(above + between)
+    return Estimate(mean, low, high, seeds[0].size)
+
+
+def paired_tests(runs: Sequence[Run], metric: str = "accuracy") -> tuple[PairedTest, ...]:
+    """Return a test of every two methods on the same held-out pairs.
+
+    A row's number is the mean over seeds of whether its pair is ordered rightly. The p-value is the
+    larger of two: that of the paired test on rows (McNemar's, or sign flips), which takes the
+    trained models as they are, and that of a z-test whose variance has the spread between seeds,
+    too. They are corrected for the number of tests by Holm's procedure.
+
+    Args:
+        runs: Those of the matrix; the start and what is not done are left out.
+        metric: What the pairs are ordered by: ``accuracy`` (the reward of the loss).
+    """
+    rows = {
+        method.name: [_correct(run) for run in its]
+        for method, its in _by_method(runs)
+        if method != START
+    }
+    tests = []
+    for first, second in combinations(rows, 2):
+        one, other = torch.stack(rows[first]), torch.stack(rows[second])
+        tests.append((first, second, *_compare(one, other)))
+    adjusted = holm([p for *_, p in tests])
+    return tuple(
+        PairedTest(first, second, metric, difference, p, corrected)
+        for (first, second, difference, p), corrected in zip(tests, adjusted, strict=True)
+    )
+
+
+def _compare(first: Tensor, second: Tensor) -> tuple[Estimate, float]:
+    """Return difference and p-value of two methods; each (S, B), seeds and rows."""
+    one, other = first.mean(0), second.mean(0)
+    difference = paired_difference(one, other)
+    spread = _seed_variance(first) + _seed_variance(second)
+    p = paired_test(one, other)
+    if spread:
+        extra = Z * Z * spread
+        value, low, high, size = difference
+        difference = Estimate(
+            value,
+            value - math.sqrt((value - low) ** 2 + extra),
+            value + math.sqrt((high - value) ** 2 + extra),
+            size,
+        )
+        error = math.sqrt((one - other).var().item() / len(one) + spread)
+        p = max(p, math.erfc(abs(value) / error / math.sqrt(2)))
+    return difference, p
+
+
+def _seed_variance(correct: Tensor) -> float:
+    """Return the variance of a mean over seeds, as the seeds show it; 0 for one seed."""
+    seeds = len(correct)
+    return correct.mean(1).var().item() / seeds if seeds > 1 else 0.0
+
+
+def data_baselines(runs: Sequence[Run]) -> dict[str, Estimate]:
+    """Return what rules that know no method reach on the held-out pairs."""
+    for run in runs:
+        if is_measured(run):
+            found = evaluation_of(run).get("data_baselines", {})
+            return {name: Estimate(*numbers) for name, numbers in found.items()}
+    return {}
+
+
+def run_curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
+    """Return what was logged along the training of each run."""
+    curves = []
+    for run in runs:
+        points: dict[str, list[tuple[int, float]]] = {}
+        for entry in log_history(run):
+            for name, value in entry.items():
+                if name not in ("step", "epoch") and isinstance(value, int | float):
+                    points.setdefault(name, []).append((entry["step"], float(value)))
+        for name, its in points.items():
+            if len(its) > 1:
+                steps, values = zip(*its, strict=True)
+                curves.append(Curve(run.method.name, run.seed, name, steps, values))
+    return tuple(curves)
+
+
+def run_win_rates(runs: Sequence[Run]) -> tuple[WinRate, ...]:
+    """Return the win rates of each method, those of its seeds as one."""
+    found: dict[tuple[str, str, float], list[WinRate]] = {}
+    for method, its in _by_method(runs):
+        for run in its:
+            for fields in evaluation_of(run).get("win_rates", []):
+                rate = _win_rate(method, fields)
+                found.setdefault((rate.method, rate.against, rate.temperature), []).append(rate)
+    return tuple(
+        WinRate(*key, pooled([one.rate for one in rates]), _controlled(rates))
+        for key, rates in found.items()
+    )
+
+
+def run_samples(runs: Sequence[Run], most: int = SAMPLES) -> tuple[Sample, ...]:
+    """Return answers to the same prompts side by side, of the first seed of each method."""
+    samples, prompts = [], dict[str, None]()
+    known = {name for name in Sample.__dataclass_fields__ if name != "method"}
+    chosen = set[str]()
+    for method, its in _by_method(runs):
+        path = its[0].task.folder / its[0].task.stages[-1].output / "samples.jsonl"
+        for row in row_dicts(path) if path.is_file() else []:
+            prompts |= {row["prompt"]: None} if len(prompts) < most else {}
+            is_data = row.get("method") == "chosen"
+            if row["prompt"] not in prompts or (is_data and row["prompt"] in chosen):
+                continue
+            chosen |= {row["prompt"]} if is_data else set()
+            fields = {name: value for name, value in row.items() if name in known}
+            samples.append(Sample(method="chosen" if is_data else method.name, **fields))
+    return tuple(samples)
+
+
+# One run ------------------------------------------------------------------------------------------
+
+
+def is_measured(run: Run) -> bool:
+    """Whether a run's numbers are there."""
+    return state_of(run.task).has(run.task.stages[-1])
+
+
+def evaluation_of(run: Run) -> dict[str, Any]:
+    """Return what ``prefopt eval`` found of a run."""
+    path = run.task.folder / run.task.stages[-1].output / "evaluation.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def log_history(run: Run) -> list[dict[str, Any]]:
+    """Return what training logged; nothing if it did not end, or there was none."""
+    path = run.task.folder / "model" / "trainer_state.json"
+    if not path.is_file():
+        return []
+    history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    return history
+
+
+def _tokens(run: Run) -> int | None:
+    """Return the tokens that the loss looked at, as training logged them last."""
+    seen = [entry["num_tokens"] for entry in log_history(run) if "num_tokens" in entry]
+    return round(seen[-1] * run.budget.share) if seen and run.budget else None
+
+
+def _correct(run: Run) -> Tensor:
+    """Return for each held-out pair whether it is ordered rightly; (B,)."""
+    rows = row_dicts(run.task.folder / run.task.stages[-1].output / "pairs.jsonl")
+    rewards = torch.tensor(
+        [[row["chosen_reward"], row["rejected_reward"]] for row in rows], dtype=torch.float64
+    )
+    return correct_pairs(rewards[:, 0], rewards[:, 1])
+
+
+def _by_method(runs: Iterable[Run]) -> list[tuple[Method, list[Run]]]:
+    """Return the methods with their measured runs; those without any are left out."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if is_measured(run):
+            found.setdefault(run.method.name, []).append(run)
+    return [(its[0].method, its) for its in found.values()]
+
+
+def _win_rate(method: Method, fields: Mapping[str, Any]) -> WinRate:
+    controlled = fields.get("length_controlled")
+    return WinRate(
+        method.name,
+        fields["against"],
+        fields["temperature"],
+        Estimate(*fields["rate"]),
+        None if controlled is None else Estimate(*controlled),
+    )
+
+
+def _controlled(rates: Sequence[WinRate]) -> Estimate | None:
+    found = [one.length_controlled for one in rates if one.length_controlled is not None]
+    return pooled(found) if len(found) == len(rates) else None

@@ -1,0 +1,86 @@
+"""The answer in two sentences, its uncertainty included."""
+
+from collections.abc import Sequence
+
+from prefopt.compare.results import MethodResult, PairedTest
+
+__all__ = ["write_verdict"]
+
+LEVEL = 0.05  # p-values below it, corrected for the number of tests, tell methods apart
+
+
+def write_verdict(methods: Sequence[MethodResult], tests: Sequence[PairedTest]) -> str:
+    """Return which methods order held-out pairs best, and which are worse.
+
+    Args:
+        methods: All methods; baselines are not judged here.
+        tests: Of every two of them, by ``accuracy``.
+    """
+    ranked = sorted(
+        (one for one in methods if not one.is_baseline and "accuracy" in one.metrics),
+        key=lambda one: -one.metrics["accuracy"].value,
+    )
+    if not ranked:
+        return "No method was measured."
+    best = ranked[0]
+    if len(ranked) == 1:
+        return f"{best.name} orders {_accuracy(best)} of the held-out pairs as the data do."
+    found = {one.name: _between(best.name, one.name, tests) for one in ranked[1:]}
+    alike = [one for one in ranked[1:] if found[one.name].p_adjusted >= LEVEL]
+    worse = [one for one in ranked[1:] if found[one.name].p_adjusted < LEVEL]
+    return f"{_first(best, alike, found)} {_second(worse, found)}"
+
+
+def _first(best: MethodResult, alike: Sequence[MethodResult], found: dict[str, PairedTest]) -> str:
+    if not alike:
+        return f"{best.name} is best: it orders {_accuracy(best)} of the held-out pairs rightly."
+    names = _listed([best.name, *(one.name for one in alike)])
+    numbers = _listed([_accuracy(one) for one in (best, *alike)])
+    least = min(found[one.name].p_adjusted for one in alike)
+    these = _p(least) if len(alike) == 1 else f"the smallest {_p(least)}"
+    return f"{names} are indistinguishable (accuracy {numbers}, {these})."
+
+
+def _second(worse: Sequence[MethodResult], found: dict[str, PairedTest]) -> str:
+    if not worse:
+        return "No method is worse beyond the uncertainty of the held-out rows and seeds."
+    parts = []
+    for one in worse:
+        value, low, high = (100 * number for number in _loss(found[one.name]))
+        parts.append(
+            f"{one.name} by {value:.1f} points (95% interval {low:.1f} to {high:.1f}, "
+            f"{_p(found[one.name].p_adjusted)})"
+        )
+    return f"Worse {'is' if len(worse) == 1 else 'are'} {_listed(parts)}."
+
+
+def _between(best: str, other: str, tests: Sequence[PairedTest]) -> PairedTest:
+    return next(test for test in tests if {test.first, test.second} == {best, other})
+
+
+def _loss(test: PairedTest) -> tuple[float, float, float]:
+    """Return by how much the worse of two is worse, with the interval."""
+    value, low, high, _ = test.difference
+    return (value, low, high) if value >= 0 else (-value, -high, -low)
+
+
+def _accuracy(method: MethodResult) -> str:
+    return f"{100 * method.metrics['accuracy'].value:.1f}%"
+
+
+def _p(p: float) -> str:
+    """Return a p-value for people.
+
+    >>> _p(0.0314), _p(0.00001), _p(0.618)
+    ('p = 0.03', 'p < 0.001', 'p = 0.62')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.1g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Return parts with commas and an and.
+
+    >>> _listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

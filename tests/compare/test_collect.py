@@ -1,0 +1,167 @@
+"""What the folders of the runs show."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from prefopt.compare.budget import Budget
+from prefopt.compare.collect import (
+    data_baselines,
+    method_results,
+    paired_tests,
+    pooled,
+    run_curves,
+    run_records,
+    run_samples,
+    run_win_rates,
+)
+from prefopt.compare.methods import Method
+from prefopt.compare.plan import Run
+from prefopt.compare.tasks import Stage, Task
+from prefopt.evaluation import Estimate
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write a run's folder, as its commands do."""
+
+    def write(name, seed, margins, state="done", **evaluation):
+        folder = tmp_path / f"{name}-{seed}"
+        output = folder / "evaluation"
+        output.mkdir(parents=True)
+        (folder / "model").mkdir()
+        share = sum(one > 0 for one in margins) / len(margins)
+        found = {"metrics": {"accuracy": [share, share - 0.1, share + 0.1, len(margins)]}}
+        (output / "evaluation.json").write_text(json.dumps({**found, **evaluation}))
+        rows = [{"row": i, "chosen_reward": m, "rejected_reward": 0} for i, m in enumerate(margins)]
+        (output / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        history = [
+            {"step": 5, "loss": 0.7, "epoch": 0.1, "num_tokens": 50.0},
+            {"step": 9, "loss": 0.6, "num_tokens": 90.0, "note": "x"},
+        ]
+        text = json.dumps({"log_history": history})
+        (folder / "model" / "trainer_state.json").write_text(text)
+        done = {"train": "t"} | ({"evaluation": "e"} if state == "done" else {})
+        seconds = {"train": 2.5, "evaluation": 1.0}
+        (folder / "state.json").write_text(
+            json.dumps({"state": state, "done": done, "seconds": seconds, "error": None})
+        )
+        stages = (
+            Stage("train", ("prefopt", "train", "--config", "a.yaml"), "t", "model"),
+            Stage("evaluation", ("prefopt", "eval"), "e", "evaluation"),
+        )
+        kind = "start" if name == "start" else "loss"
+        method = Method(name, {} if kind == "start" else {"loss_type": name, "beta": 0.5}, kind)
+        budget = Budget(9, 18, 90.0, 0.5 if name == "sft" else 1.0)
+        return Run(method, seed, Task(folder.name, folder, stages), budget)
+
+    return write
+
+
+def test_seeds_widen_the_interval_and_their_numbers_are_kept(put):
+    runs = [
+        put("dpo", 0, [1, 1, -1, 1]),
+        put("dpo", 1, [1, -1, -1, 1]),
+        put("ipo", 0, [1], "failed"),
+    ]
+    (result,) = method_results(runs)
+    assert (result.name, result.loss, result.options) == ("dpo", "dpo", {"beta": 0.5})
+    assert result.by_seed == {"accuracy": (0.75, 0.5)}
+    # 0.1² of the rows, and 1.96² times the variance of the mean of 0.75 and 0.5: 0.03125 / 2.
+    spread = math.sqrt(0.1**2 + 1.959964**2 * 0.03125 / 2)
+    expected = Estimate(0.625, 0.625 - spread, 0.625 + spread, 4)
+    assert result.metrics["accuracy"] == pytest.approx(expected)
+
+
+def test_an_interval_that_is_not_symmetric_stays_so():
+    low_end = pooled([Estimate(0.02, 0.01, 0.06, 90), Estimate(0.02, 0.01, 0.06, 90)])
+    assert low_end == pytest.approx(Estimate(0.02, 0.01, 0.06, 90))
+
+
+def test_methods_are_tested_on_the_same_rows(put):
+    better, worse = [1.0] * 90 + [-1.0] * 10, [1.0] * 60 + [-1.0] * 40
+    runs = [
+        put("start", 0, worse),
+        put("dpo", 0, better),
+        put("ipo", 0, worse),
+        put("kto", 0, better),
+    ]
+    tests = {(test.first, test.second): test for test in paired_tests(runs)}
+    assert list(tests) == [("dpo", "ipo"), ("dpo", "kto"), ("ipo", "kto")]
+    apart = tests["dpo", "ipo"]
+    assert apart.difference.value == pytest.approx(0.3)
+    assert apart.p == pytest.approx(2 * 0.5**30)  # thirty rows, all one way
+    assert apart.p_adjusted == pytest.approx(3 * apart.p)
+    assert (tests["dpo", "kto"].p, tests["dpo", "kto"].difference.value) == (1, 0)
+
+
+def test_methods_whose_seeds_differ_as_much_as_they_do_are_not_told_apart(put):
+    half = lambda share: [1.0] * round(100 * share) + [-1.0] * round(100 - 100 * share)  # noqa: E731
+    runs = [put("dpo", 0, half(0.9)), put("dpo", 1, half(0.6)), put("ipo", 0, half(0.65))]
+    runs.append(put("ipo", 1, half(0.55)))
+    (test,) = paired_tests(runs)
+    rows = torch.tensor([[0.9, 0.6], [0.65, 0.55]])
+    spread = rows.var(1).sum().item() / 2
+    assert test.p > math.erfc(0.15 / math.sqrt(spread) / math.sqrt(2)) > 0.05
+    assert test.difference.low < 0 < test.difference.high
+
+
+def test_records_tell_what_became_of_runs(put):
+    done, sft, failed = put("dpo", 0, [1]), put("sft", 0, [1]), put("ipo", 3, [1], "failed")
+    records = run_records([done, sft, failed])
+    assert [(r.state, r.tokens, r.seconds) for r in records] == [
+        ("done", 90, 3.5),
+        ("done", 45, 3.5),
+        ("failed", 90, 3.5),
+    ]
+    assert records[0].command == "python -m prefopt train --config a.yaml"
+
+
+def test_curves_are_what_was_logged(put):
+    curves = {curve.metric: curve for curve in run_curves([put("dpo", 7, [1])])}
+    assert set(curves) == {"loss", "num_tokens"}
+    assert (curves["loss"].steps, curves["loss"].values) == ((5, 9), (0.7, 0.6))
+    assert (curves["loss"].method, curves["loss"].seed) == ("dpo", 7)
+
+
+def test_win_rates_are_pooled_over_seeds(put):
+    rate = {"against": "start", "temperature": 0.0, "rate": [0.6, 0.5, 0.7, 9]}
+    other = rate | {"rate": [0.8, 0.7, 0.9, 9], "length_controlled": [0.5, 0.4, 0.6, 9]}
+    runs = [put("dpo", 0, [1], win_rates=[rate]), put("dpo", 1, [1], win_rates=[other])]
+    (found,) = run_win_rates(runs)
+    assert (found.method, found.against, found.temperature) == ("dpo", "start", 0.0)
+    assert found.rate.value == pytest.approx(0.7)
+    assert found.length_controlled is None
+    (alone,) = run_win_rates(runs[1:])
+    assert alone.length_controlled == Estimate(0.5, 0.4, 0.6, 9)
+
+
+def test_samples_stand_side_by_side_with_the_answers_of_the_data_once(put):
+    runs = [put("dpo", 0, [1]), put("dpo", 1, [1]), put("ipo", 0, [1])]
+    for run in runs:
+        rows = [
+            {"row": i, "prompt": f"p{i}", "completion": f"{run.task.name} {i}", "tokens": 3}
+            for i in range(3)
+        ]
+        rows += [{"row": 0, "prompt": "p0", "method": "chosen", "completion": "data"}]
+        path = run.task.folder / "evaluation" / "samples.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = run_samples(runs, most=2)
+    assert [(one.method, one.prompt, one.completion) for one in samples] == [
+        ("dpo", "p0", "dpo-0 0"),
+        ("dpo", "p1", "dpo-0 1"),
+        ("chosen", "p0", "data"),
+        ("ipo", "p0", "ipo-0 0"),
+        ("ipo", "p1", "ipo-0 1"),
+    ]
+
+
+def test_rules_that_know_no_method_are_taken_from_any_run(put):
+    runs = [
+        put("ipo", 0, [1], "failed"),
+        put("dpo", 0, [1], data_baselines={"longer": [1, 1, 1, 1]}),
+    ]
+    assert data_baselines(runs) == {"longer": Estimate(1, 1, 1, 1)}
+    assert data_baselines(runs[:1]) == {}

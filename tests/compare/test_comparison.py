@@ -1,0 +1,190 @@
+"""A whole comparison: by a stand-in in seconds, and by the real commands."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from prefopt.compare import Comparison, Resources, compare
+
+ONE = Resources(jobs=2)
+
+
+@pytest.fixture
+def run(tmp_path, toy_rows, toy_start):
+    """Run a comparison in a folder; return what it found and what it printed."""
+
+    def run_it(losses="dpo, ipo", root="out", **more):
+        text = io.StringIO()
+        arguments = {"seeds": 2, "resources": ONE, "options": {"max_steps": 3}, **more}
+        found = compare(
+            toy_start,
+            toy_rows,
+            tmp_path / root,
+            losses=losses,
+            console=Console(file=text, width=160),
+            **arguments,
+        )
+        return found, text.getvalue()
+
+    return run_it
+
+
+def test_all_runs_are_trained_measured_and_collected(run, calls, tmp_path):
+    found, text = run()
+    assert [run.state for run in found.runs] == ["done"] * 5
+    assert [method.name for method in found.methods] == ["start", "dpo", "ipo"]
+    assert len(found.methods[1].by_seed["accuracy"]) == 2
+    assert [test.metric for test in found.tests] == ["accuracy"]
+    assert found.data_baselines["longer"].value == 0.6
+    assert {curve.metric for curve in found.curves} == {"loss", "num_tokens"}
+    assert found.verdict in text.replace("\n", " ") or found.verdict.split(".")[0] in text
+    assert Comparison.load(tmp_path / "out" / "results.json") == found
+    spec = yaml.safe_load((tmp_path / "out" / "comparison.yaml").read_text())
+    assert [method["name"] for method in spec["methods"]] == ["dpo", "ipo"]
+    assert [call.split()[0] for call in calls()].count("train") == 4
+
+
+def test_reference_log_probs_are_computed_first_and_once(run, calls):
+    run()
+    assert [call.split()[0] for call in calls()].index("cache") == 0
+    assert [call.split()[0] for call in calls()].count("cache") == 1
+
+
+def test_what_is_done_is_not_done_again_and_a_method_more_is_added(run, calls):
+    first, _ = run()
+    before = len(calls())
+    again, text = run()
+    assert len(calls()) == before
+    assert "5 of 5 are done already" in text
+    assert (again.methods, again.tests) == (first.methods, first.tests)
+    more, _ = run("dpo, ipo, orpo")
+    assert len(calls()) == before + 4
+    assert more.methods[:3] == first.methods
+
+
+def test_one_failure_is_shown_and_ends_no_other(run, calls, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAILS", "ipo-1")
+    found, text = run()
+    assert [run.state for run in found.runs] == ["done", "done", "done", "done", "failed"]
+    assert found.runs[-1].error == "prefopt: error: this one fails"
+    assert "failed: prefopt: error: this one fails" in text
+    assert [len(method.by_seed["accuracy"]) for method in found.methods] == [1, 2, 1]
+    monkeypatch.delenv("STAND_IN_FAILS")
+    again, _ = run()
+    assert again.runs[-1].state == "done"
+
+
+def test_a_dry_run_trains_nothing(run, calls):
+    found, text = run(dry_run=True)
+    assert calls() == []
+    assert [run.state for run in found.runs] == ["waiting"] * 5
+    assert "4 runs to train, 12 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"losses": "dpo", "options": {"learning_rat": 1}}, "dpo: prefopt train has no option"),
+        ({"losses": "dpo", "options": {"seed": 1}}, "seed is set by the comparison"),
+        ({"losses": "orpo", "options": {"beta": 0.1}}, "orpo: beta=0.1"),
+        ({"losses": "dpo", "seeds": 0}, "seeds must be at least 1"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(run, calls, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(**arguments)
+    assert calls() == []
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from datasets import Dataset
+from prefopt.compare import Resources, compare, tasks
+from prefopt.toy import sample_pairs
+if {program!r}:
+    tasks.PYTHON = (sys.executable, {program!r})
+compare({start!r}, Dataset.from_list(sample_pairs(120)), {root!r}, losses="dpo, ipo", seeds=2,
+        resources=Resources(jobs=2), options={options!r}, evaluation={evaluation!r})
+"""
+
+
+def kill_and_restart(script, after_s):
+    """Start a script and kill it and all that it started, at each of these times; then finish."""
+    for seconds in after_s:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def numbers_of(root):
+    """Return what does not depend on clocks and places of a comparison."""
+    found = Comparison.load(Path(root) / "results.json")
+    clocks = ("runtime", "per_second")
+    curves = [one for one in found.curves if not one.metric.endswith(clocks)]
+    runs = [(run.name, run.state, run.tokens) for run in found.runs]
+    return found.methods, found.tests, curves, runs, found.samples, found.verdict
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_results(
+    run, calls, tmp_path, toy_start, monkeypatch
+):
+    from tests.compare.conftest import PROGRAM
+
+    monkeypatch.setenv("STAND_IN_STEP_S", "0.3")
+    root = str(tmp_path / "killed")
+    script = KILLED.format(
+        program=str(PROGRAM), start=toy_start, root=root, options={"max_steps": 3}, evaluation={}
+    )
+    moments = [random.uniform(3, 14) for _ in range(3)]
+    kill_and_restart(script, moments)
+    run(root="whole")
+    assert numbers_of(root) == numbers_of(tmp_path / "whole")
+
+
+def test_the_report_is_written_where_there_is_one(run, calls, tmp_path, monkeypatch):
+    from prefopt.compare import comparison
+
+    found, text = run()
+    assert "dpo" in (tmp_path / "out" / "report.html").read_text()
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in text
+
+    def lacks(*arguments):
+        raise ImportError("a report needs plotly")
+
+    monkeypatch.setattr(comparison, "write_report", lacks)
+    assert run()[0].methods == found.methods
+    assert "no report: a report needs plotly" in run()[1]
+
+
+def test_rows_may_be_a_file_and_those_held_out_given(calls, toy_rows, toy_start, tmp_path):
+    paths = [tmp_path / "rows.jsonl", tmp_path / "others.jsonl"]
+    for path, part in zip(paths, (toy_rows, toy_rows.select(range(9))), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    files = {"dataset": str(paths[0]), "eval_dataset": str(paths[1])}
+    text = io.StringIO()
+    more = {"losses": "dpo", "dry_run": True, "console": Console(file=text, width=160)}
+    found = compare(toy_start, output_dir=tmp_path / "out", validation=0, **files, **more)
+    sizes = found.spec["data"]["rows"]
+    assert (sizes["validation"], sizes["held_out"]) == (0, 9)
+    assert 0 < sizes["train"] < 111
+    assert f"{120 - sizes['train']} rows are not trained on" in text.getvalue()

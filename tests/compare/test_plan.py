@@ -1,0 +1,152 @@
+"""The matrix: which runs there are, their names, and what each is told."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from prefopt.compare.budget import Budget, RowTokens
+from prefopt.compare.methods import Method, read_methods
+from prefopt.compare.plan import START, Plan, Spec, model_digest, reward_options
+from prefopt.compare.split import split_rows, write_split
+from prefopt.objective import parse_objective
+
+
+@pytest.fixture
+def make_plan(tmp_path, toy_rows, toy_start):
+    """Make a plan on toy rows in a folder."""
+
+    def make(losses="dpo, kto, sft", root="out", **more):
+        methods, _ = read_methods(losses)
+        options = {"max_steps": 10, **more.pop("options", {})}
+        spec = Spec(toy_start, tuple(methods), (0, 5), options, {"max_prompts": 7}, **more)
+        data = write_split(split_rows(toy_rows), tmp_path / root / "data")
+        tokens = RowTokens(100.0, 50.0)
+        return Plan(spec, tmp_path / root, data, tokens, model_digest(toy_start))
+
+    return make
+
+
+def told(run, name="train.yaml"):
+    return yaml.safe_load(run.task.files[name])
+
+
+def test_each_method_is_run_with_each_seed_and_the_start_is_measured(make_plan):
+    plan = make_plan()
+    runs = plan.runs(plan.spec.methods)
+    assert [(run.method.name, run.seed) for run in runs] == [
+        *[("start", 0), ("dpo", 0), ("dpo", 5)],
+        *[("kto", 0), ("kto", 5), ("sft", 0), ("sft", 5)],
+    ]
+    assert [stage.name for stage in runs[0].task.stages] == ["evaluation"]
+    assert [stage.name for stage in runs[1].task.stages] == ["train", "evaluation"]
+    assert [run.budget for run in runs[1::2]] == [Budget(10, 80, 8000.0)] * 2 + [
+        Budget(20, 160, 8000.0, 0.5)
+    ]
+
+
+def test_a_run_is_told_of_rows_model_seed_and_folder(make_plan, toy_start):
+    plan = make_plan(options={"learning_rate": 1e-4})
+    run = plan.run(Method("dpo", {"loss_type": "dpo", "beta": 0.2}), 5)
+    options = told(run)
+    folder = run.task.folder
+    assert folder == plan.root / "runs" / run.task.name
+    assert options["model"] == toy_start
+    assert options["dataset"] == str(plan.data.train)
+    assert options["eval_datasets"] == [str(plan.data.validation)]
+    assert options["output_dir"] == str(folder / "model")
+    assert (options["seed"], options["max_steps"], options["beta"]) == (5, 10, 0.2)
+    assert (options["learning_rate"], options["save_total_limit"]) == (1e-4, 1)
+    asked = told(run, "eval.yaml")
+    assert asked == {
+        "model": str(folder / "model"),
+        "ref_model": toy_start,
+        "loss_type": "dpo",
+        "beta": 0.2,
+        "max_prompts": 7,
+        "dataset": str(plan.data.held_out),
+        "output_dir": str(folder / "evaluation"),
+    }
+
+
+def test_names_depend_on_content_and_not_on_places(make_plan):
+    names = [run.task.name for run in make_plan().runs(make_plan().spec.methods)]
+    assert len(set(names)) == len(names)
+    elsewhere = make_plan(root="elsewhere")
+    assert [run.task.name for run in elsewhere.runs(elsewhere.spec.methods)] == names
+    plan = make_plan()
+    dpo = plan.spec.methods[0]
+    name = plan.run(dpo, 0).task.name
+    for changed in (
+        replace(plan, start="other"),
+        replace(plan, data=replace(plan.data, digests={"train": "other"})),
+        make_plan(options={"learning_rate": 0.5}),
+        make_plan(options={"max_steps": 11}),
+    ):
+        assert changed.run(dpo, 0).task.name != name
+
+
+def test_other_ways_of_measuring_leave_training_as_it_is(make_plan):
+    plan = make_plan()
+    other = replace(plan, spec=replace(plan.spec, evaluation={"max_prompts": 8}))
+    one, two = (its.run(plan.spec.methods[0], 0).task for its in (plan, other))
+    assert (one.name, one.stages[0]) == (two.name, two.stages[0])
+    assert one.stages[1].digest != two.stages[1].digest
+
+
+def test_measuring_on_other_rows_keeps_the_folder(make_plan):
+    plan = make_plan()
+    dpo = plan.spec.methods[0]
+    trial = plan.run(dpo, 0, "validation", plan.data.validation)
+    assert trial.task.name == plan.run(dpo, 0).task.name
+    assert told(trial, "validation.yaml")["dataset"] == str(plan.data.validation)
+    assert [stage.name for stage in trial.task.stages] == ["train", "validation"]
+
+
+def test_checkpoints_are_kept_where_the_user_says_how_to_save(make_plan):
+    plan, asked = make_plan(), make_plan(options={"save_steps": 2})
+    assert not plan.run(plan.spec.methods[0], 0).task.stages[0].keeps_checkpoints
+    assert asked.run(plan.spec.methods[0], 0).task.stages[0].keeps_checkpoints
+
+
+def test_reference_log_probs_are_computed_once_for_runs_that_share_them(make_plan):
+    plan = make_plan("dpo, ipo, orpo")
+    (task,) = plan.references(plan.spec.methods)
+    options = told(type("Run", (), {"task": task}), "fill.yaml")
+    assert options["loss_type"] == "dpo"
+    assert options["eval_datasets"] == [str(plan.data.validation), str(plan.data.held_out)]
+    (with_kl,) = plan.references(read_methods("dpo, kto")[0])
+    assert "loss_type: kto" in with_kl.files["fill.yaml"]
+    long = Method("long", {"loss_type": "dpo", "max_length": 2048})
+    assert len(plan.references([*plan.spec.methods, long])) == 2
+    assert plan.references(read_methods("orpo, sft")[0]) == []
+    assert plan.references([Method("moves", {"loss_type": "dpo", "sync_ref_model": True})]) == []
+
+
+def test_a_model_is_what_its_files_hold(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "notes.md").write_text(name)
+    same = [model_digest(str(tmp_path / name)) for name in ("a", "b")]
+    assert same[0] == same[1]
+    (tmp_path / "b" / "config.json").write_text("{ }")
+    assert model_digest(str(tmp_path / "b")) != same[0]
+    assert model_digest("hub/id") != model_digest("hub/id", "branch")
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("dpo + 0.2*sft", {"loss_type": "dpo + 0.2*sft"}),
+        ("sigmoid", {"loss_type": "dpo"}),
+        ("sft", {}),
+    ],
+)
+def test_the_reward_that_is_measured_is_that_of_the_loss(loss, expected):
+    assert reward_options(parse_objective(loss), {"loss_type": loss}) == expected
+
+
+def test_the_start_is_not_trained(make_plan):
+    assert START.loss == "start"
+    assert make_plan().runs([])[0].budget is None

@@ -1,0 +1,62 @@
+"""The answer in two sentences."""
+
+from prefopt.compare.results import MethodResult, PairedTest
+from prefopt.compare.verdict import write_verdict
+from prefopt.evaluation import Estimate
+
+
+def method(name, accuracy, baseline=False):
+    metrics = {"accuracy": Estimate(accuracy, accuracy - 0.02, accuracy + 0.02, 500)}
+    return MethodResult(name, name, is_baseline=baseline, metrics=metrics)
+
+
+def test(first, second, difference, p):
+    interval = Estimate(difference, difference - 0.01, difference + 0.03, 500)
+    return PairedTest(first, second, "accuracy", interval, p / 2, p)
+
+
+test.__test__ = False
+
+
+def test_methods_alike_and_worse_are_named_with_their_uncertainty():
+    text = write_verdict(
+        [
+            method("start", 0.9, True),
+            method("ipo", 0.709),
+            method("dpo", 0.712),
+            method("kto", 0.6),
+        ],
+        [
+            test("ipo", "dpo", -0.003, 0.62),
+            test("ipo", "kto", 0.1, 0.0002),
+            test("dpo", "kto", 0.112, 0.0004),
+        ],
+    )
+    assert text == (
+        "dpo and ipo are indistinguishable (accuracy 71.2% and 70.9%, p = 0.62). "
+        "Worse is kto by 11.2 points (95% interval 10.2 to 14.2, p < 0.001)."
+    )
+
+
+def test_a_best_method_alone_and_the_sign_of_the_test_reversed():
+    text = write_verdict(
+        [method("a", 0.6), method("b", 0.7), method("c", 0.5)],
+        [test("a", "b", -0.1, 0.01), test("c", "b", -0.2, 0.02), test("a", "c", 0.1, 0.5)],
+    )
+    assert text == (
+        "b is best: it orders 70.0% of the held-out pairs rightly. Worse are a by 10.0 points "
+        "(95% interval 7.0 to 11.0, p = 0.01) and c by 20.0 points (95% interval 17.0 to 21.0, "
+        "p = 0.02)."
+    )
+
+
+def test_one_method_or_none():
+    assert write_verdict([], []) == "No method was measured."
+    assert "70.0%" in write_verdict([method("a", 0.7)], [])
+
+
+def test_when_none_is_worse_that_is_said():
+    text = write_verdict([method("a", 0.6), method("b", 0.61)], [test("a", "b", -0.01, 0.8)])
+    assert text.endswith(
+        "No method is worse beyond the uncertainty of the held-out rows and seeds."
+    )
