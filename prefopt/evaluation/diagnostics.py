@@ -78,6 +78,8 @@ def summary_of_pairs(rows: Sequence[Mapping[str, Any]]) -> PairSummary:
         rows: Each with ``chosen_reward`` and ``rejected_reward``, ``chosen_tokens`` and
             ``rejected_tokens``, and where there is a reference (else None or missing)
             ``chosen_logps``, ``rejected_logps``, ``ref_chosen_logps`` and ``ref_rejected_logps``.
+            Pairs with one ``row`` (and ``dataset``, if any) are of one ranking, and count once
+            where errors are computed.
 
     Raises:
         ValueError: If a row lacks a field or has a number that is not finite.
@@ -86,10 +88,12 @@ def summary_of_pairs(rows: Sequence[Mapping[str, Any]]) -> PairSummary:
     chosen_tokens = _column(rows, "chosen_tokens")
     gaps = chosen_tokens - _column(rows, "rejected_tokens")
     labels = torch.ones_like(margins)
+    # Pairs of one ranking are no independent observations.
+    independent = len({(row.get("dataset"), row.get("row", n)) for n, row in enumerate(rows)})
     return PairSummary(
         f"{len(rows)} held-out pairs",
-        len(rows),
-        len(rows),
+        independent,
+        independent,
         **_of_reference(rows),
         chosen_tokens=chosen_tokens.mean().item(),
         longer_chosen=(0.5 + 0.5 * gaps.sign()).mean().item(),

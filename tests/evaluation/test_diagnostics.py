@@ -114,6 +114,17 @@ def test_rows_of_a_policy_without_reference_are_measured_as_far_as_they_go():
     assert found["length bias of the reward"].value is not None
 
 
+def test_pairs_of_one_ranking_make_nothing_surer():
+    rows = [row | {"row": number // 10} for number, row in enumerate(table())]
+    assert summary_of_pairs(rows).pairs == 40
+    of_two = [row | {"dataset": str(number % 2)} for number, row in enumerate(rows)]
+    assert summary_of_pairs(of_two).pairs == 80
+    loose = [row | {"chosen_logps": row["chosen_logps"] - 2.2} for row in table()]
+    assert "likelihood displacement" in fires([], loose)
+    together = [row | {"row": number // 10} for number, row in enumerate(loose)]
+    assert "likelihood displacement" not in fires([], together)  # 1.7 - 4 * 1.5 / sqrt(40) < ln 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

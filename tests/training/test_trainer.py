@@ -481,7 +481,8 @@ def test_the_configuration_survives_a_round_trip(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("loss", "kind"), [("dpo", "paired"), ("kto", "unpaired")])
 def test_a_step_never_waits_for_the_gpu(tmp_path, loss, kind):
-    trained = trainer(tmp_path, tiny_rows(8, kind), loss_type=loss, use_cpu=False, bf16=True)
+    options = {"loss_type": loss, "use_cpu": False, "bf16": True, "diagnostics": True}
+    trained = trainer(tmp_path, tiny_rows(8, kind), **options)
     rows = [trained.train_dataset[index] for index in range(4)]
     batch = trained._prepare_inputs(trained.data_collator(rows))
     trained.model.train()
