@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "train": "train a model on preference data",
     "compare": "which loss for these data: train several alike, and measure them",
     "eval": "measure a model on held-out preferences: accuracy, length, KL, reward, answers",
+    "sample": "print what a model answers, beside another model",
+    "merge": "merge an adapter into its base model",
     "losses": "list the losses: what each needs, and its hyper-parameters",
     "data": "report what a dataset holds and what training would make of it",
     "convert-config": "convert a configuration of LLaMA-Factory, Axolotl or alignment-handbook",

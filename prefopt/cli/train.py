@@ -21,6 +21,7 @@ from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.rendering import summary
 from prefopt.cli.rows import DataArguments, load_splits
+from prefopt.cli.sample import command_after_training
 
 _ALIASES = {
     "model": "model_name_or_path",
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     metrics = run(trainer, data_args)
     if trainer.is_world_process_zero():
         code = loading_code(trainer.model, config.output_dir, loading_options(trainer.args))
-        print_metrics(metrics, config.output_dir, str(code))
+        asking = command_after_training(data_args, config, model_args)
+        print_metrics(metrics, config.output_dir, str(code), asking)
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
         trainer.end()
     return 0
@@ -354,8 +356,10 @@ def checkpoint_of(value: str | None) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
-def print_metrics(metrics: Mapping[str, float], output_dir: str, code: str) -> None:
-    """Print the final metrics as a table, and the code that loads what was saved."""
+def print_metrics(
+    metrics: Mapping[str, float], output_dir: str, code: str, asking: str = ""
+) -> None:
+    """Print the final metrics as a table, and how to ask and to load what was saved."""
     from rich.console import Console
     from rich.table import Table
 
@@ -365,6 +369,8 @@ def print_metrics(metrics: Mapping[str, float], output_dir: str, code: str) -> N
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
     console = Console(soft_wrap=True)
     console.print(table)
+    if asking:
+        console.print(f"Ask it:\n  {asking}", markup=False, highlight=False)
     console.print(
         f"Saved to {output_dir}. Load it:\n{indent(code, '  ')}",
         markup=False,

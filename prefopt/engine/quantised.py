@@ -21,16 +21,21 @@ def keep_trainable(model: nn.Module) -> None:
         ValueError: If weights have been packed already.
     """
     for name, layer in model.named_modules():
-        if not hasattr(layer, "support_avx512bf16_for_cpu"):
-            continue
-        state = getattr(layer.weight, "quant_state", None)
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             raise ValueError(
                 f"the 4-bit weights of {name} were packed for inference by a forward pass in "
                 "evaluation mode on CPU, such as `generate`; bitsandbytes rounds them then, and "
                 "they cannot be trained: load the model again, and train before you generate"
             )
-        layer.support_avx512bf16_for_cpu = False
+    keep_unpacked(model)
+
+
+def keep_unpacked(model: Any) -> None:
+    """Prevent bitsandbytes from packing 4-bit weights from now on; packed ones stay packed."""
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def is_quantised(weight: Tensor) -> bool:

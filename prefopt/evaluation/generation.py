@@ -27,12 +27,13 @@ from prefopt.data.audit import stop_tokens
 from prefopt.data.tokenize import tokenize_prompts
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.probe import causal_lm_of
+from prefopt.engine.quantised import keep_unpacked
 from prefopt.evaluation.progress import progress_bar
 from prefopt.evaluation.prompts import Prompt, as_example
 from prefopt.evaluation.sampling import Generation, Sampling
 from prefopt.evaluation.vllm_backend import VllmModel
 
-__all__ = ["end_tokens", "generate"]
+__all__ = ["end_tokens", "generate", "leave_room"]
 
 _QUESTION = [{"role": "user", "content": "question"}]
 _ANSWER = "prefoptanswer"
@@ -102,6 +103,26 @@ def generate(
         for place, ids in enumerate(written)
     ]
     return [answer for answer in answers for _ in range(samples // once.samples)]
+
+
+def leave_room(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[bool]:
+    """Return which prompts leave the model's window room for an answer of that length.
+
+    Args:
+        model: As for ``generate``.
+        tokenizer: Its tokenizer.
+        prompts: As for ``generate``.
+        max_new_tokens: Most tokens of an answer.
+
+    Raises:
+        DataError: If a prompt cannot be rendered.
+    """
+    numbers, window = range(len(prompts)), _window_of(model)
+    examples = list(map(as_example, prompts, numbers))
+    lengths = map(len, tokenize_prompts(examples, numbers, tokenizer))
+    return [window is None or length + max_new_tokens <= window for length in lengths]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -179,11 +200,13 @@ def _write(
     # The longest first: if memory does not suffice, that shows at once.
     order = sorted(range(len(rows)), key=lambda row: -len(prompt_ids[rows[row][0]]))
     written: list[list[int]] = [[] for _ in rows]
+    inner = causal_lm_of(model)
     with (
-        undisturbed(causal_lm_of(model)),
+        undisturbed(inner),
         _own_settings(model),
         progress_bar("Answers", len(rows), progress) as advance,
     ):
+        keep_unpacked(inner)
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             asked = [prompt_ids[rows[row][0]] for row in picked]

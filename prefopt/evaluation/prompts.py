@@ -43,11 +43,14 @@ def as_example(prompt: Prompt, number: int = 0) -> PreferenceExample:
     return PreferenceExample("unpaired", "messages", messages, [])
 
 
-def read_prompts(rows: Iterable[Mapping[str, Any]]) -> list[PreferenceExample]:
+def read_prompts(
+    rows: Iterable[Mapping[str, Any]], most: int | None = None
+) -> list[PreferenceExample]:
     """Return the prompts of rows, as training reads them, each once and in their order.
 
     Args:
         rows: Preferences in any format, or prompts alone (``prompt``, ``messages``, ...).
+        most: Most prompts, the first; rows behind them are not read. None for all.
 
     Raises:
         DataError: If a row is none of the formats.
@@ -59,6 +62,8 @@ def read_prompts(rows: Iterable[Mapping[str, Any]]) -> list[PreferenceExample]:
     """
     found: dict[str, PreferenceExample] = {}
     for number, row in enumerate(rows):
+        if most is not None and len(found) >= most:
+            break
         example = replace(read_example(_answered(row), number), completions=[])
         found.setdefault(repr((example.prompt, example.tools, example.options)), example)
     return list(found.values())

@@ -12,7 +12,7 @@ from torch import nn
 
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.probe import inside_peft
-from prefopt.engine.quantised import is_quantised
+from prefopt.engine.quantised import is_quantised, keep_unpacked
 
 
 @torch.no_grad()
@@ -30,6 +30,7 @@ def merge(model: Any) -> Any:
         ValueError: If a quantised layer is not linear, and so no plain one computes the same.
     """
     base = inside_peft(model)
+    keep_unpacked(base)  # which would round its scales
     with undisturbed(base):
         plain = {name: _plain(layer, base.dtype) for name, layer in _linear_layers(base)}
     for name, layer in plain.items():

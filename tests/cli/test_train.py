@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import textwrap
 from dataclasses import dataclass, fields
 
@@ -80,6 +81,26 @@ def test_lora_saves_an_adapter_that_the_printed_code_loads(
     for name, weight in namespace["model"].named_parameters():
         if "lora_" in name:
             assert weight.equal(saved[name.replace(".default", "")])
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_the_command_that_is_printed_asks_what_was_trained(
+    prefopt, model_folder, data_files, tmp_path, peft
+):
+    out = tmp_path / "with spaces"
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files["paired"]),
+        *("--output_dir", out, "--learning_rate", "1e-2", *FAST),
+        *(("--use_peft", "--lora_r", "2") if peft else ()),
+    )
+    assert result.code == 0, result.err
+    program, *words = shlex.split(result.out.partition("Ask it:\n")[2].splitlines()[0])
+    assert program == "prefopt"
+    asked = prefopt(*words)
+    assert asked.code == 0, asked.err
+    assert asked.out.count("--- prompt ") == 3
+    for model in (out, model_folder):
+        assert asked.out.count(f"--- {model} (") == 3
 
 
 def test_every_option_of_configuration_and_model_is_there():

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from prefopt.data import DataError, read_example
 from prefopt.data.tokenize import tokenize
 from prefopt.evaluation import generate
-from prefopt.evaluation.generation import end_tokens
+from prefopt.evaluation.generation import end_tokens, leave_room
 from prefopt.evaluation.prompts import as_example, read_prompts
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -192,6 +192,7 @@ def test_a_prompt_that_leaves_no_room_is_an_error():
         generate(model, tokenizer, ["w5", "w5 " * 13], max_new_tokens=4)
     with pytest.raises(ValueError, match=r"more than the 16 .*: leave those out"):
         generate(model, tokenizer, ["w5 " * 16], max_new_tokens=4)
+    assert leave_room(model, tokenizer, ["w5 " * 12, "w5 " * 13], 4) == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,16 @@ def test_quantised_models_answer(tmp_path):
     from tests.quantisers import load, save_base
 
     model, tokenizer = without_end(load(save_base(tmp_path / "base"), "nf4"))
+    layers = [it for it in model.modules() if hasattr(it, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True  # as on CPUs that multiply in bf16
     found = generate(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=4, batch_size=1)
+    # Their weights are not packed, which would round them for good.
+    states = [layer.weight.quant_state for layer in layers]
+    assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
+    assert all(layer.support_avx512bf16_for_cpu for layer in layers)
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
     ids = tokenizer(PROMPTS)["input_ids"]
     assert [list(a.token_ids) for a in found] == [alone(model, one, 4) for one in ids]
 

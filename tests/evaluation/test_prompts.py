@@ -42,6 +42,8 @@ def test_it_is_read_as_training_reads_it():
 def test_each_prompt_comes_once_in_its_order():
     rows = [{"prompt": text} for text in ("b", "a", "b", "c", "a")]
     assert [example.prompt for example in read_prompts(rows)] == ["b", "a", "c"]
+    assert [example.prompt for example in read_prompts(rows, most=2)] == ["b", "a"]
+    assert len(read_prompts([*rows, {"wrong": 1}], most=3)) == 3  # no further row is read
     tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
     rows = [{"prompt": [USER], "tools": [tool]} for tool in (*tools, tools[0])]
     assert [example.tools for example in read_prompts(rows)] == [[tools[0]], [tools[1]]]
