@@ -38,6 +38,21 @@ class EvalArguments:
             "completions, lists of texts, and returns a number for each."
         },
     )
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "Who says which answer is better, ours, the data's or the start's: "
+            "function:FILE.py:name, classifier:PATH, logprob:MODEL or endpoint:URL#model. By "
+            "default the reward, if there is one."
+        },
+    )
+    start_samples: str | None = field(
+        default=None,
+        metadata={
+            "help": "samples.jsonl of the start's own evaluation, on the same data with the same "
+            "seed; without it, the reference answers here."
+        },
+    )
     temperatures: list[float] = field(
         default_factory=lambda: [1.0],
         metadata={"help": "Of the answers; KL, reward and lengths are measured at 1."},
@@ -61,8 +76,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--output_dir is missing: the folder to write to")
     with user_errors():
         from prefopt.evaluation.answers import SamplingPlan
-        from prefopt.evaluation.judges import FunctionJudge, load_function
-        from prefopt.evaluation.policy import evaluate_policy
+        from prefopt.evaluation.contests import first_answers
+        from prefopt.evaluation.judges import FunctionJudge, load_function, make_judge
+        from prefopt.evaluation.policy import evaluate_policy, read_samples
         from prefopt.evaluation.scoring import PolicyScorer
 
         plan = SamplingPlan(
@@ -76,6 +92,8 @@ def main(argv: Sequence[str]) -> int:
         reward = None
         if own.reward is not None:
             reward = FunctionJudge(load_function(own.reward), own.reward)
+        judge = own.judge and make_judge(own.judge, batch_size=own.batch_size)
+        start = own.start_samples and first_answers(read_samples(Path(own.start_samples)))
         rows = read_rows(asked.data, asked.config)
         evaluation = evaluate_policy(
             PolicyScorer(asked.model, asked.config, asked.ref_model),
@@ -83,6 +101,8 @@ def main(argv: Sequence[str]) -> int:
             objective=asked.config.objective if asked.has_loss else None,
             plan=plan,
             reward=reward,
+            judge=judge or None,
+            start_answers=start or None,
             name=data_name(asked.data),
             model_name=asked.model,
         )
@@ -111,6 +131,11 @@ def print_evaluation(evaluation: "PolicyEvaluation") -> None:
         table.add_row(name, *_cells(estimate), *(beside if "accuracy" in name else []))
     for name, estimate in baselines.items():
         table.add_row(f"data: {name}", *_cells(estimate))
+    for one in evaluation.win_rates:
+        row = f"wins over {one.against} t={one.temperature:g}"
+        table.add_row(row, *_cells(one.rate))
+        if one.length_controlled is not None:
+            table.add_row("  at equal lengths", *_cells(one.length_controlled))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{evaluation.model} on {evaluation.dataset}", markup=False)
     console.print(table)

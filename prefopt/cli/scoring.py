@@ -149,14 +149,15 @@ def read(parser: Any, argv: Sequence[str]) -> Asked:
 
         config = PreferenceConfig("prefopt_output", report_to="none", **vars(scoring))
         arguments = run_arguments(config, ModelConfig(**vars(model)))
-        ref_model = _reference(reference.ref_model, arguments["model"], arguments["args"])
+        has_loss = scoring.loss_type is not None
+        ref_model = _reference(reference.ref_model, arguments["model"], arguments["args"], has_loss)
     return Asked(
         data,
         arguments["args"],
         arguments["model"],
         ref_model,
         own,
-        scoring.loss_type is not None,
+        has_loss,
     )
 
 
@@ -167,13 +168,23 @@ def _check_launch() -> None:
         raise UserError("this command runs in one process: start it without a launcher")
 
 
-def _reference(given: str | None, model: str, config: Any) -> str | None:
-    """Return the reference that is named, or the known one; None for none."""
+def _reference(given: str | None, model: str, config: Any, has_loss: bool) -> str | None:
+    """Return the reference that is named, or the known one; None for none.
+
+    Raises:
+        UserError: If none is named or known, and the reward would need one.
+    """
     if given is not None:
         return None if given.lower() == _NONE else given
     from prefopt.evaluation.scoring import known_start
 
-    return known_start(model, config)
+    known = known_start(model, config)
+    if known is None and (not has_loss or config.objective.needs_reference):
+        raise UserError(
+            f"--ref_model is missing: {model} does not say what it was trained against. Name it, "
+            "or none: then give a loss_type that needs no reference, or log-probs are the reward"
+        )
+    return known
 
 
 def read_rows(data: DataArguments, config: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from prefopt.evaluation.generation import generate
-from prefopt.evaluation.intervals import Estimate
+from prefopt.evaluation.intervals import Estimate, bootstrap_interval
 from prefopt.evaluation.judges import PointJudge
 from prefopt.evaluation.prompts import Prompt
 from prefopt.evaluation.sampling import Generation
@@ -75,34 +75,40 @@ class AskedPrompt(NamedTuple):
         prompt: As the data have it.
         text: As people read it.
         prompt_ids: Its token ids.
+        chosen: The data's own best answer, as text; None where the row says of none.
+        chosen_tokens: Its length, 0 without one.
     """
 
     row: int
     prompt: Prompt
     text: str
     prompt_ids: Sequence[int]
+    chosen: str | None = None
+    chosen_tokens: int = 0
 
 
 class SampledAnswer(NamedTuple):
-    """An answer of the policy.
+    """An answer to a prompt.
 
     Attributes:
         row: Number of the first row of the data with this prompt.
         prompt: What was asked, as text.
         completion: The answer.
-        temperature: Of the sample.
+        temperature: Of the sample; None for the data's own answer.
         reward: Of the answer; None where answers are not rewarded.
         tokens: Its length, the token that ends it included.
         truncated: Whether it was cut at ``max_new_tokens``.
+        method: ``chosen`` for the data's own answer; None for the policy's.
     """
 
     row: int
     prompt: str
     completion: str
-    temperature: float
+    temperature: float | None
     reward: float | None
     tokens: int
     truncated: bool
+    method: str | None = None
 
 
 @dataclass
@@ -114,11 +120,15 @@ class AnswerEvaluation:
             ``size``: ``kl`` (nats a completion), ``completion_tokens``, ``truncated``,
             ``distinct_1``, ``distinct_2``, and where answers are rewarded ``reward`` and
             ``best_of_n_reward``.
-        samples: All answers, temperature by temperature, prompt by prompt.
+        samples: The data's own answers, and all of the policy's, temperature by temperature,
+            prompt by prompt.
+        data_baselines: ``chosen_reward``, of the data's own answers to the same prompts, where
+            answers are rewarded.
         notes: What could not be measured, and why.
     """
 
     metrics: dict[str, Estimate] = field(default_factory=dict)
+    data_baselines: dict[str, Estimate] = field(default_factory=dict)
     samples: list[SampledAnswer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -155,7 +165,10 @@ def evaluate_answers(
         ValueError: If the reward is not a finite number for each answer, or a prompt leaves the
             model's window no room for an answer.
     """
-    found = AnswerEvaluation()
+    found = AnswerEvaluation(samples=_of_data(asked, reward))
+    rewards = [one.reward for one in found.samples if one.reward is not None]
+    if len(rewards) > 1:
+        found.data_baselines["chosen_reward"] = bootstrap_interval(torch.tensor(rewards))
     for temperature in plan.temperatures:
         drawn = _drawn(scorer, asked, plan, temperature, reward)
         found.samples += _samples(asked, drawn, temperature)
@@ -190,6 +203,18 @@ def _drawn(
         given = [asked[number].prompt for number in prompts]
         rewards = reward.scores(given, [made.text for made in generations])
     return _Drawn(prompts, generations, rewards)
+
+
+def _of_data(asked: Sequence[AskedPrompt], reward: PointJudge | None) -> list[SampledAnswer]:
+    """Return the data's own answers, to be read beside those of the policy."""
+    its = [(one, one.chosen) for one in asked if one.chosen is not None]
+    rewards: Sequence[float | None] = [None] * len(its)
+    if reward is not None and its:
+        rewards = reward.scores([one.prompt for one, _ in its], [text for _, text in its])
+    return [
+        SampledAnswer(one.row, one.text, text, None, its_reward, one.chosen_tokens, False, "chosen")
+        for (one, text), its_reward in zip(its, rewards, strict=True)
+    ]
 
 
 def _samples(

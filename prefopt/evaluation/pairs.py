@@ -61,8 +61,9 @@ def evaluate_pairs(
     Args:
         policy: Its log-probs of the pairs.
         reference: Those of the reference, the start; None leaves out what needs it.
-        objective: Defines the implicit reward; None for the log-ratio in nats. So does a loss that
-            defines no reward on pairs, which is noted.
+        objective: Defines the implicit reward; None for the log-ratio in nats, or without a
+            reference the log-prob. The same holds for a loss that defines no reward on pairs, which
+            is noted.
         rows: The row of each pair; (P,). Pairs of one ranking share it, and intervals are then
             those of whole rows. None for a row each.
         confidence: Coverage of the intervals, between 0 and 1.
@@ -77,7 +78,7 @@ def evaluate_pairs(
             f"an evaluation needs pairs of at least 2 rows, got {len(set(rows.tolist()))}"
         )
     notes: list[str] = []
-    rewards = _rewards(objective, policy, reference, notes)
+    rewards = rewards_of_pairs(objective, policy, reference, notes)
     of = _Estimates(rows, confidence)
     lengths = (policy.chosen_lengths, policy.rejected_lengths)
     metrics = {"accuracy": of.accuracy(*rewards)}
@@ -103,20 +104,22 @@ def evaluate_pairs(
     return PairEvaluation(metrics, baselines, rewards, tuple(notes))
 
 
-def _rewards(
+def rewards_of_pairs(
     objective: Objective | None,
     policy: PairLogps,
     reference: PairLogps | None,
     notes: list[str],
 ) -> PairRewards:
-    """Return the implicit rewards; log-ratios where the loss defines none, which is noted."""
-    if objective is None:
-        objective = log_ratio_objective()
-    try:
-        return implicit_rewards(objective, policy, reference)
-    except NoRewardsError as error:
-        notes.append(f"accuracy is that of log-ratios: {error}")
-        return implicit_rewards(log_ratio_objective(), policy, reference)
+    """Return the implicit rewards; those without a loss where it defines none, which is noted."""
+    if objective is not None:
+        try:
+            return implicit_rewards(objective, policy, reference)
+        except NoRewardsError as error:
+            plain = "log-probs" if reference is None else "log-ratios"
+            notes.append(f"accuracy is that of {plain}: {error}")
+    if reference is None:
+        return PairRewards(policy.chosen, policy.rejected)
+    return implicit_rewards(log_ratio_objective(), policy, reference)
 
 
 def _against_start(

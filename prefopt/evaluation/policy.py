@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from prefopt.data import PreferenceExample, read_example
@@ -25,12 +24,13 @@ from prefopt.evaluation.answers import (
     SamplingPlan,
     evaluate_answers,
 )
+from prefopt.evaluation.contests import Contest, Key, contests, first_answers
+from prefopt.evaluation.generation import generate
 from prefopt.evaluation.intervals import Estimate
-from prefopt.evaluation.judges import FunctionJudge, PointJudge
+from prefopt.evaluation.judges import FunctionJudge, Judge, PointJudge
 from prefopt.evaluation.pairs import PairEvaluation, evaluate_pairs
 from prefopt.evaluation.prompts import prompt_text
 from prefopt.evaluation.scoring import CompletionScores, PolicyScorer
-from prefopt.evaluation.statistics import cluster_interval
 from prefopt.objective import Objective
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "PolicyEvaluation",
     "ScoredPair",
     "evaluate_policy",
+    "read_samples",
 ]
 
 RESULT_FILE, PAIRS_FILE, SAMPLES_FILE = "evaluation.json", "pairs.jsonl", "samples.jsonl"
@@ -85,12 +86,11 @@ class PolicyEvaluation:
         dataset: What it was measured on.
         settings: How.
         versions: Of the packages.
-        metrics: By name, each with its interval: those of ``PairEvaluation``; of answers at
-            temperature 1 ``kl`` (nats a completion), ``reward``, ``best_of_n_reward``,
-            ``completion_tokens`` and ``truncated``, whose ``size`` counts prompts.
-        data_baselines: Those of ``PairEvaluation``, and the rewards of the data's own answers,
-            ``chosen_reward`` and ``rejected_reward``, where there is a reward function.
-        win_rates: By judges.
+        metrics: By name, each with its interval: those of ``PairEvaluation`` and
+            ``AnswerEvaluation``.
+        data_baselines: Those of ``PairEvaluation`` and ``AnswerEvaluation``.
+        win_rates: By the judge, or else by the reward: against the data's chosen answers and the
+            start's, at each temperature.
         notes: What was not measured, and why.
         pairs: All held-out pairs.
         samples: All answers.
@@ -103,7 +103,7 @@ class PolicyEvaluation:
     versions: Mapping[str, str]
     metrics: Mapping[str, Estimate]
     data_baselines: Mapping[str, Estimate]
-    win_rates: tuple[Mapping[str, Any], ...] = ()
+    win_rates: tuple[Contest, ...] = ()
     notes: tuple[str, ...] = ()
     pairs: tuple[ScoredPair, ...] = ()
     samples: tuple[SampledAnswer, ...] = ()
@@ -131,11 +131,27 @@ class PolicyEvaluation:
         record = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         for name in ("metrics", "data_baselines"):
             record[name] = {key: Estimate(*value) for key, value in record[name].items()}
-        for name in ("win_rates", "notes"):
-            record[name] = tuple(record[name])
+        record["win_rates"] = tuple(map(_contest, record["win_rates"]))
+        record["notes"] = tuple(record["notes"])
         pairs = tuple(ScoredPair(**row) for row in _read_rows(folder / PAIRS_FILE))
-        samples = tuple(SampledAnswer(**row) for row in _read_rows(folder / SAMPLES_FILE))
+        samples = tuple(read_samples(folder / SAMPLES_FILE))
         return cls(**record, pairs=pairs, samples=samples)
+
+
+def read_samples(path: Path) -> list[SampledAnswer]:
+    """Return the answers of an evaluation.
+
+    Args:
+        path: Its ``samples.jsonl``.
+
+    Raises:
+        ValueError: If it is none.
+        OSError: If it cannot be read.
+    """
+    try:
+        return [SampledAnswer(**row) for row in _read_rows(path)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no answers of an evaluation: {error}") from None
 
 
 def evaluate_policy(
@@ -145,6 +161,8 @@ def evaluate_policy(
     objective: Objective | None = None,
     plan: SamplingPlan | None = None,
     reward: PointJudge | Callable[..., Any] | None = None,
+    judge: Judge | None = None,
+    start_answers: Mapping[Key, str] | None = None,
     name: str = "held-out",
     model_name: str = "",
 ) -> PolicyEvaluation:
@@ -155,9 +173,14 @@ def evaluate_policy(
         dataset: Rows in any format of ``prefopt.data``, or a list of
             ``prefopt.data.WeightedDataset``. Pairs and rankings are compared; of rows with a label
             only the prompts are used.
-        objective: Defines the implicit reward; None for the log-ratio.
+        objective: Defines the implicit reward; None for the log-ratio, or without a reference the
+            log-prob.
         plan: How the policy is asked; None for no answers.
-        reward: Scores answers, and the data's own; a function as ``FunctionJudge`` takes it.
+        reward: Scores answers, and the data's own to the same prompts; a function as
+            ``FunctionJudge`` takes it. None for the scores of the judge, if it gives some.
+        judge: Says which answers are better; None for the reward, if there is one.
+        start_answers: What the start answered, by row and temperature, as ``first_answers`` makes
+            them of its own evaluation; None to have the reference answer here.
         name: What to call the data.
         model_name: What to call the policy.
 
@@ -166,33 +189,77 @@ def evaluate_policy(
         ValueError: If there are pairs of fewer than two rows, the loss needs a reference and there
             is none, or a reward is no finite number.
     """
-    if reward is not None and not isinstance(reward, PointJudge):
-        reward = FunctionJudge(reward, getattr(reward, "__name__", "the reward"))
+    reward, judge = _judges(reward, judge)
     plan = plan or SamplingPlan(max_prompts=0)
+    if judge is not None and not plan.asks:
+        raise ValueError(
+            f"{judge.name} judges answers, but no prompt is answered: max_prompts is "
+            f"{plan.max_prompts}"
+        )
     prepared = scorer.prepare(dataset, name)
     scores = scorer.score(prepared, name)
     of_pairs = evaluate_pairs(
         scores.pairs(), scores.ref_pairs(), objective=objective, rows=scores.pair_places
     )
     texts = _Texts(dataset, prepared, scorer.tokenizer, name)
-    answers = AnswerEvaluation()
+    answers, won = AnswerEvaluation(), list[Contest]()
     if plan.asks:
-        answers = evaluate_answers(scorer, texts.asked(plan), plan, reward)
-    baselines = dict(of_pairs.data_baselines)
-    if reward is not None:
-        baselines |= _rewards_of_data(scores, texts, reward)
+        asked = texts.asked(plan)
+        answers = evaluate_answers(scorer, asked, plan, reward)
+        if judge is not None:
+            if start_answers is None and scorer.has_reference:
+                start_answers = _answers_of_start(scorer, asked, plan)
+            won = contests(judge, asked, first_answers(answers.samples), start_answers)
     return PolicyEvaluation(
         model=model_name,
         reference=scorer.reference_name,
         dataset=", ".join(texts.names),
-        settings=_settings(scorer, prepared, objective, plan),
+        settings=_settings(scorer, prepared, objective, plan)
+        | {"reward_function": _name(reward), "judge": _name(judge)},
         versions={package: version(package) for package in _PACKAGES},
         metrics=of_pairs.metrics | answers.metrics,
-        data_baselines=baselines,
+        data_baselines=of_pairs.data_baselines | answers.data_baselines,
+        win_rates=tuple(won),
         notes=(*of_pairs.notes, *_notes_on_data(prepared), *answers.notes),
         pairs=_pair_table(scores, of_pairs, prepared),
         samples=tuple(answers.samples),
     )
+
+
+def _judges(
+    reward: PointJudge | Callable[..., Any] | None, judge: Judge | None
+) -> tuple[PointJudge | None, Judge | None]:
+    """Return what rewards answers, and what compares them: each does for the other, if it can."""
+    if reward is not None and not isinstance(reward, PointJudge):
+        reward = FunctionJudge(reward, getattr(reward, "__name__", "the reward"))
+    if reward is None and isinstance(judge, PointJudge):
+        reward = judge
+    return reward, judge or reward
+
+
+def _name(judge: Judge | None) -> str | None:
+    return None if judge is None else judge.name
+
+
+def _answers_of_start(
+    scorer: PolicyScorer, asked: Sequence[AskedPrompt], plan: SamplingPlan
+) -> dict[Key, str]:
+    """Have the reference answer, drawn by the same random numbers as the policy's answers."""
+    found: dict[Key, str] = {}
+    with scorer.reference_model() as model:
+        for temperature in plan.temperatures:
+            generations = generate(
+                model,
+                scorer.tokenizer,
+                [list(one.prompt_ids) for one in asked],
+                temperature=temperature,
+                max_new_tokens=plan.max_new_tokens,
+                seed=plan.seed,
+                batch_size=plan.batch_size,
+            )
+            for one, made in zip(asked, generations, strict=True):
+                found[one.row, temperature] = made.text
+    return found
 
 
 def _settings(
@@ -200,8 +267,9 @@ def _settings(
 ) -> dict[str, Any]:
     """Return how something was measured, for the record."""
     terms = () if objective is None else objective.terms
+    plain = "log-ratio" if scorer.has_reference else "log-prob"
     return {
-        "reward": "log-ratio" if objective is None else objective.name,
+        "reward": plain if objective is None else objective.name,
         "options": [
             {"loss": term.loss.name, **term.hyperparameters, **term.options.chosen()}
             for term in terms
@@ -276,14 +344,6 @@ class _Texts:
         number = self._numbers[place]
         return replace(read_example(self._parts[name][number], number), completions=[])
 
-    def completions(self) -> list[str]:
-        """Return every completion as it was scored."""
-        return [
-            self._tokenizer.decode(ids, skip_special_tokens=True)
-            for example in read_examples(self._prepared, with_kl=False)
-            for ids in example.completion_ids
-        ]
-
     def asked(self, plan: SamplingPlan) -> list[AskedPrompt]:
         """Return the different prompts, as many as are wanted, in the order of the rows."""
         first: dict[tuple[int, ...], int] = {}
@@ -294,36 +354,36 @@ class _Texts:
         if plan.max_prompts is not None and len(found) > plan.max_prompts:
             order = np.random.default_rng(plan.seed).permutation(len(found))
             found = [found[pick] for pick in sorted(order[: plan.max_prompts].tolist())]
-        asked = []
-        for ids, place in found:
-            prompt = self.prompt(place)
-            text = prompt_text(prompt, self._tokenizer)
-            asked.append(AskedPrompt(self._numbers[place], prompt, text, ids))
-        return asked
+        return [self._asked(place, ids) for ids, place in found]
 
-
-def _rewards_of_data(
-    scores: CompletionScores, texts: _Texts, reward: PointJudge
-) -> dict[str, Estimate]:
-    """Return the rewards of the data's own answers, one for each pair."""
-    prompts = [texts.prompt(place) for place in scores.places.tolist()]
-    rewards = torch.tensor(reward.scores(prompts, texts.completions()), dtype=torch.float64)
-    sides = {"chosen_reward": scores.index.chosen, "rejected_reward": scores.index.rejected}
-    return {
-        name: cluster_interval(rewards[numbers], scores.pair_places)
-        for name, numbers in sides.items()
-    }
+    def _asked(self, place: int, prompt_ids: Sequence[int]) -> AskedPrompt:
+        prompt, row = self.prompt(place), self._prepared[place]
+        text = prompt_text(prompt, self._tokenizer)
+        asked = AskedPrompt(self._numbers[place], prompt, text, prompt_ids)
+        if not row["ranks"]:
+            return asked
+        best = row["completion_ids"][0]  # completions are in the order of their ranks
+        chosen = self._tokenizer.decode(best, skip_special_tokens=True)
+        return asked._replace(chosen=chosen, chosen_tokens=len(best))
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
+def _contest(record: Mapping[str, Any]) -> Contest:
+    """Return a contest that was read from JSON."""
+    names = ("rate", "length_controlled", "position_bias")
+    estimates = {name: None if record[name] is None else Estimate(*record[name]) for name in names}
+    return Contest(**{**record, **estimates})
+
+
 def _write_rows(path: Path, rows: Sequence[Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            values = {name: value for name, value in row._asdict().items() if name != "dataset"}
-            if getattr(row, "dataset", None) is not None:
-                values["dataset"] = row.dataset
+            values = row._asdict()
+            for name in ("dataset", "method"):  # that most rows do not have
+                if values.get(name, "") is None:
+                    del values[name]
             file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -7,6 +7,7 @@ log-probs, so that a start is scored once on a machine, whatever runs are compar
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,29 @@ class PolicyScorer:
 
     # Samples --------------------------------------------------------------------------------------
 
+    @contextmanager
+    def reference_model(self) -> Iterator[Any]:
+        """Load the reference, to be sampled from; it is dropped when the context ends.
+
+        Yields:
+            The model.
+
+        Raises:
+            ValueError: If there is no reference.
+        """
+        with self._reference() as scorer:
+            yield scorer.model
+
+    @contextmanager
+    def _reference(self) -> Iterator[Scorer]:
+        if self._setup.references is None:
+            raise ValueError("this needs a reference, and there is none")
+        source = self._setup.references.source
+        try:
+            yield source.load().scorer
+        finally:
+            source.release()
+
     def divergences(
         self,
         prompts: Sequence[Ids],
@@ -283,16 +307,10 @@ class PolicyScorer:
         Raises:
             ValueError: If there is no reference.
         """
-        if self._setup.references is None:
-            raise ValueError("a KL needs a reference")
-        source = self._setup.references.source
-        reference = source.load().scorer
         batches = list(_sampled_batches(prompts, completions, FILL_TOKENS))
         bar = tqdm(batches, desc=progress, disable=not self._launch.show_progress)
-        try:
+        with self._reference() as reference:
             parts = [self._divergences(batch, reference) for batch in bar]
-        finally:
-            source.release()
         return torch.cat(parts) if parts else torch.zeros(0)
 
     @torch.no_grad()

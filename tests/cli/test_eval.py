@@ -55,7 +55,14 @@ def test_a_trained_adapter_is_evaluated_against_its_start(
     assert record["dataset"] == str(data_files["paired"])
     assert metrics["kl"] > 0
     assert metrics["reward"] <= 0
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 6
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 3 + 6
+    assert [(one["against"], one["temperature"]) for one in record["win_rates"]] == [
+        ("chosen", 0.0),
+        ("start", 0.0),
+        ("chosen", 1.0),
+        ("start", 1.0),
+    ]
+    assert "wins over start t=1" in result.out
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     (cells,) = [line for line in lines if line[0] == "accuracy"]
     baselines = [record["data_baselines"][name][0] for name in ("longer", "shorter", "start")]
@@ -122,11 +129,15 @@ def test_a_wrong_reward_and_a_missing_folder_are_one_message(
     result = prefopt("eval", *options, *data)
     assert result.code == 2
     assert "--output_dir is missing" in result.err
-    wrong = ("--reward", f"{reward_file}:wrong", "--max_prompts", 0)
+    wrong = ("--reward", f"{reward_file}:wrong", "--max_prompts", 2, "--max_new_tokens", 2)
     result = prefopt("eval", *options, *data, *wrong, "--output_dir", tmp_path / "out")
     assert result.code == 2
-    assert "returned 1 scores for 48 completions" in result.err
+    assert "returned 1 scores for 2 completions" in result.err
     assert not (tmp_path / "out").exists()
+    unused = ("--judge", f"function:{reward_file}:short", "--max_prompts", 0)
+    result = prefopt("eval", *options, *data, *unused, "--output_dir", tmp_path / "out")
+    assert result.code == 2
+    assert "no prompt is answered: max_prompts is 0" in result.err
     nowhere = ("--reward", f"{reward_file}:shrot", "--output_dir", tmp_path / "out")
     result = prefopt("eval", *options, *data, *nowhere)
     assert result.code == 2

@@ -38,10 +38,23 @@ def test_options_come_from_the_file_and_the_command_line(tmp_path, model_folder,
     assert not asked("--model", "m", "--dataset", "d", "--ref_model", "r").has_loss
 
 
+def test_a_reference_is_known_named_or_asked_for(tmp_path, model_folder):
+    data = ("--dataset", "d")
+    with pytest.raises(UserError, match=r"--ref_model is missing: .* does not say what"):
+        asked("--model", model_folder, *data)
+    with pytest.raises(UserError, match="--ref_model is missing"):
+        asked("--model", model_folder, *data, "--loss_type", "ipo")
+    assert asked("--model", model_folder, *data, "--loss_type", "simpo").ref_model is None
+    (tmp_path / "prefopt_reference.json").write_text('{"loaded_from": {"name_or_path": "start"}}')
+    assert asked("--model", tmp_path, *data).ref_model == "start"
+    assert asked("--model", tmp_path, *data, "--ref_model", "other").ref_model == "other"
+    assert asked("--model", tmp_path, *data, "--ref_model", "None").ref_model is None
+
+
 def test_the_held_out_rows_are_those_of_training(tmp_path, data_files, model_folder):
     from prefopt.cli.rows import DataArguments, load_splits
 
-    options = ("--model", model_folder, "--dataset", data_files["paired"])
+    options = ("--model", model_folder, "--dataset", data_files["paired"], "--ref_model", "none")
     found = asked(*options, "--eval_fraction", "0.25", "--seed", "3")
     ours = read_rows(found.data, found.config)
     given = DataArguments(dataset_name=str(data_files["paired"]), eval_fraction=0.25)
@@ -54,23 +67,28 @@ def test_the_held_out_rows_are_those_of_training(tmp_path, data_files, model_fol
 def test_of_several_splits_test_is_read_and_no_other_in_silence(tmp_path, model_folder):
     for split in ("train", "test"):
         write_rows(tmp_path / f"{split}.jsonl", [PAIR | {"prompt": split}] * 2)
-    found = asked("--model", model_folder, "--dataset", tmp_path)
+    found = asked("--model", model_folder, "--ref_model", "r", "--dataset", tmp_path)
     assert set(read_rows(found.data, found.config)["prompt"]) == {"test"}
-    found = asked("--model", model_folder, "--dataset", tmp_path, "--split", "train")
+    found = asked(
+        "--model", model_folder, "--ref_model", "r", "--dataset", tmp_path, "--split", "train"
+    )
     assert set(read_rows(found.data, found.config)["prompt"]) == {"train"}
     (tmp_path / "test.jsonl").rename(tmp_path / "validation.jsonl")
-    found = asked("--model", model_folder, "--dataset", tmp_path)
+    found = asked("--model", model_folder, "--ref_model", "r", "--dataset", tmp_path)
     with pytest.raises(UserError, match="name one with --split, of train, validation"):
         read_rows(found.data, found.config)
 
 
 def test_several_datasets_keep_their_names(data_files, model_folder):
     files = [data_files["paired"], data_files["ranked"]]
-    found = asked("--model", model_folder, "--datasets", *files)
+    found = asked("--model", model_folder, "--ref_model", "r", "--datasets", *files)
     rows = read_rows(found.data, found.config)
     assert [part.name for part in rows] == [str(file) for file in files]
     assert data_name(found.data) == "held-out"
-    assert data_name(asked("--model", "m", "--dataset", "d.jsonl").data) == "d.jsonl"
+    assert (
+        data_name(asked("--model", "m", "--ref_model", "r", "--dataset", "d.jsonl").data)
+        == "d.jsonl"
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +115,15 @@ def test_one_process_only(monkeypatch):
 
 def test_a_quantised_model_is_asked_for_as_in_training(model_folder):
     found = asked(
-        "--model", model_folder, "--dataset", "d", "--load_in_4bit", "--dtype", "bfloat16"
+        "--model",
+        model_folder,
+        "--ref_model",
+        "r",
+        "--dataset",
+        "d",
+        "--load_in_4bit",
+        "--dtype",
+        "bfloat16",
     )
     assert found.config.model_init_kwargs["quantization_config"].load_in_4bit
     assert found.config.model_init_kwargs["dtype"] == "bfloat16"

@@ -81,7 +81,11 @@ def test_without_a_reference_what_needs_one_is_left_out_and_said():
     assert set(found.data_baselines) == {"longer", "shorter"}
     assert "need a reference" in found.notes[0]
     with pytest.raises(ValueError, match="need the log-probs of the reference"):
-        evaluate_pairs(POLICY)
+        evaluate_pairs(POLICY, objective=parse_objective("dpo"))
+    # The policy finds the chosen completion likelier but in pairs 1 and 5.
+    plain = evaluate_pairs(POLICY)
+    assert plain.metrics["accuracy"] == wilson_interval(4, 6)
+    assert plain.rewards.chosen.tolist() == POLICY.chosen.tolist()
 
 
 def test_pairs_of_one_row_widen_the_intervals():

@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from prefopt.data import WeightedDataset
 from prefopt.evaluation.answers import SamplingPlan
-from prefopt.evaluation.policy import PolicyEvaluation, evaluate_policy
+from prefopt.evaluation.contests import first_answers
+from prefopt.evaluation.policy import PolicyEvaluation, evaluate_policy, read_samples
 from prefopt.evaluation.scoring import PolicyScorer
 from prefopt.objective import parse_objective
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
@@ -47,9 +48,7 @@ def test_the_files_hold_what_was_measured(scorer, tmp_path):
     assert record["metrics"]["accuracy"][3] == 8
     assert record["settings"]["reward"] == "ipo"
     assert record["settings"]["options"][0]["beta"] == 0.2
-    assert {"longer", "shorter", "start", "chosen_reward", "rejected_reward"} == set(
-        record["data_baselines"]
-    )
+    assert {"longer", "shorter", "start", "chosen_reward"} == set(record["data_baselines"])
     pairs = lines(tmp_path / "out" / "pairs.jsonl")
     assert [pair["row"] for pair in pairs] == list(range(8))
     for pair in pairs:
@@ -58,12 +57,25 @@ def test_the_files_hold_what_was_measured(scorer, tmp_path):
     right = [pair["chosen_reward"] > pair["rejected_reward"] for pair in pairs]
     assert record["metrics"]["accuracy"][0] == pytest.approx(sum(right) / 8)
     samples = lines(tmp_path / "out" / "samples.jsonl")
-    assert len(samples) == 3 + 6
+    assert len(samples) == 3 + 3 + 6
     assert all(sample["prompt"] == ROWS[sample["row"]]["prompt"] for sample in samples)
+    of_data = [sample for sample in samples if sample.get("method") == "chosen"]
+    assert samples[:3] == of_data
+    for sample in of_data:
+        assert sample["completion"] == ROWS[sample["row"]]["chosen"].strip()  # word by word
+        assert (sample["temperature"], sample["truncated"]) == (None, False)
+        assert sample["tokens"] == len(sample["completion"].split()) + 1  # and the EOS
+    lengths = [len(sample["completion"]) for sample in of_data]
+    assert [sample["reward"] for sample in of_data] == lengths
+    assert record["data_baselines"]["chosen_reward"][0] == pytest.approx(sum(lengths) / 3)
+    assert [(one.against, one.temperature) for one in made.win_rates] == [
+        ("chosen", 0.0),
+        ("start", 0.0),
+        ("chosen", 1.0),
+        ("start", 1.0),
+    ]
+    assert record["settings"]["judge"] == "characters"
     assert PolicyEvaluation.load(tmp_path / "out") == made
-    # The data's own answers end with an EOS that is no text.
-    lengths = [len(text) for text in ROWS["chosen"]]
-    assert made.data_baselines["chosen_reward"].value == pytest.approx(sum(lengths) / 8, abs=1)
 
 
 def test_the_same_seed_measures_the_same(scorer, tmp_path):
@@ -77,7 +89,7 @@ def test_the_same_seed_measures_the_same(scorer, tmp_path):
 def test_equal_prompts_are_asked_once(scorer):
     rows = Dataset.from_list([ROWS[0], ROWS[1] | {"prompt": ROWS[0]["prompt"]}, ROWS[2]])
     plan = SamplingPlan((1.0,), max_new_tokens=3)
-    assert [one.row for one in evaluate_policy(scorer, rows, plan=plan).samples] == [0, 2]
+    assert [one.row for one in evaluate_policy(scorer, rows, plan=plan).samples] == [0, 2, 0, 2]
 
 
 def test_pairs_of_several_datasets_say_which_they_are_of(scorer):
@@ -97,3 +109,49 @@ def test_rows_with_a_label_are_counted_and_said(scorer):
     assert "3 rows have a label and no pair" in made.notes[-1]
     with pytest.raises(ValueError, match="at least 2 rows, got 0"):
         evaluate_policy(scorer, tiny_rows(4, "unpaired"))
+
+
+def test_the_start_answers_here_or_has_answered_before(scorer, tmp_path):
+    start = PolicyScorer(tiny_model("llama", seed=2), config(tmp_path), None, tiny_tokenizer())
+    evaluation = evaluate_policy(start, ROWS, plan=PLAN, objective=parse_objective("simpo"))
+    evaluation.save(tmp_path / "start")
+    before = first_answers(read_samples(tmp_path / "start" / "samples.jsonl"))
+    here = evaluate_policy(scorer, ROWS, plan=PLAN, reward=characters)
+    given = evaluate_policy(scorer, ROWS, plan=PLAN, reward=characters, start_answers=before)
+    assert here.win_rates == given.win_rates
+    # Each answer of ours against the start's, counted by hand.
+    answers = first_answers(here.samples)
+    for won in here.win_rates:
+        if won.against == "start":
+            wins = [
+                (len(text) > len(before[key])) + 0.5 * (len(text) == len(before[key]))
+                for key, text in answers.items()
+                if key[1] == won.temperature
+            ]
+            assert won.rate.value == pytest.approx(sum(wins) / 3)
+
+
+def test_a_judge_of_pairs_compares_and_rewards_nothing(scorer):
+    class Longer:
+        name = "longer"
+
+        def preferences(self, prompts, first, second):
+            return [
+                0.5 + 0.5 * ((len(a) > len(b)) - (len(a) < len(b)))
+                for a, b in zip(first, second, strict=True)
+            ]
+
+    made = evaluate_policy(scorer, ROWS, plan=PLAN, judge=Longer())
+    by_reward = evaluate_policy(scorer, ROWS, plan=PLAN, reward=characters)
+    assert "reward" not in made.metrics
+    assert [one.rate for one in made.win_rates] == [one.rate for one in by_reward.win_rates]
+    assert made.settings["judge"] == "longer"
+    assert made.settings["reward_function"] is None
+
+
+def test_answers_of_another_start_are_refused(scorer, tmp_path):
+    with pytest.raises(ValueError, match="no answer to the prompt of row"):
+        evaluate_policy(scorer, ROWS, plan=PLAN, reward=characters, start_answers={})
+    (tmp_path / "samples.jsonl").write_text('{"prompt": "?"}\n')
+    with pytest.raises(ValueError, match="holds no answers"):
+        read_samples(tmp_path / "samples.jsonl")
