@@ -20,9 +20,10 @@ from prefopt.compare.options import check_options, plain_options
 from prefopt.compare.plan import Plan, Run, Spec, model_digest
 from prefopt.compare.report import write_report
 from prefopt.compare.results import Comparison
+from prefopt.compare.search import Search
 from prefopt.compare.split import split_rows, write_split
 from prefopt.compare.tables import print_plan, print_results
-from prefopt.compare.tasks import retry, state_of
+from prefopt.compare.tasks import Task, retry, state_of
 from prefopt.compare.verdict import write_verdict
 from prefopt.compare.watch import Watch
 from prefopt.data import load_rows
@@ -90,7 +91,8 @@ def compare(
         validation: The same, of rows to make choices by.
         options: Options of ``prefopt train`` for all methods.
         evaluation: Options of ``prefopt eval``, such as ``reward`` or ``judge``.
-        search_trials: Learning rates to try for each method, around its own; 0 for none.
+        search_trials: Learning rates to try for each method, around its own; 0 for none, or for
+            as many as ``search_rates``.
         search_rates: Those rates, if they are to be others.
         search_metric: What they are judged by on the validation rows: a metric of ``prefopt eval``.
         frontier: Best reachable reward by KL, where it is known; for the report.
@@ -197,8 +199,7 @@ class _Work:
             parameters=self._resources.parameters,
         )
         self._fill_references(executor)
-        methods = self._spec.methods
-        runs = self._plan.runs(methods)
+        runs = self._plan.runs(self._chosen(executor))
         steps = {run.task.name: run.budget.steps for run in runs if run.budget}
         tasks = [run.task for run in runs]
         waiting = [task for task in tasks if state_of(task).state != "done"]
@@ -208,6 +209,16 @@ class _Work:
             if waiting:
                 executor.run(waiting, watch.update)
         return self._finish(runs)
+
+    def _chosen(self, executor: Executor) -> list[Method]:
+        """Return the methods, with the learning rates that a search chose if it is asked for."""
+        methods = list(self._spec.methods)
+        if not self._spec.search_trials:
+            return methods
+        return Search(self._plan, executor, self.say, self._trials).choose(methods)
+
+    def _trials(self, tasks: Sequence[Task]) -> Watch:
+        return Watch(tasks, {}, self._console, "Learning rates")
 
     def _fill_references(self, executor: Executor) -> None:
         for task in self._plan.references(self._spec.methods):

@@ -84,6 +84,15 @@ def test_one_failure_is_shown_and_ends_no_other(run, calls, monkeypatch):
     assert again.runs[-1].state == "done"
 
 
+def test_the_trial_of_the_chosen_rate_is_not_trained_again(run, calls):
+    pytest.importorskip("optuna")
+    found, text = run(search_rates=[1e-4, 1e-3])
+    trained = [call for call in calls() if call.startswith("train")]
+    assert len(trained) == len(set(trained)) == 2 * 2 + 2  # two rates each, and the second seeds
+    assert text.count("of 2 tried") == 2
+    assert found.methods[1].options["learning_rate"] in (1e-4, 1e-3)
+
+
 def test_a_dry_run_trains_nothing(run, calls):
     found, text = run(dry_run=True)
     assert calls() == []
