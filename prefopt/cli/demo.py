@@ -11,7 +11,6 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -31,11 +29,20 @@ from rich.table import Table
 from prefopt.cli.errors import UserError, user_errors
 
 if TYPE_CHECKING:
+    from prefopt.compare import Comparison
     from prefopt.evaluation import FrontierPoint
     from prefopt.toy.experiment import Experiment, ExperimentSize, Measurement, MethodRun
 
 DEFAULT_LOSSES = ("dpo", "ipo", "kto", "orpo")
 DEFAULT_OUTPUT = Path("demo_output")
+# How the report's numbers are measured; the picture has more samples of its own.
+EVALUATION = {
+    "reward": "prefopt.toy.reward:true_reward",
+    "samples_per_prompt": 32,
+    "max_new_tokens": 32,
+    "batch_size": 256,
+    "use_cpu": True,
+}
 # What the next command trains with: the first that the demo did not.
 NEXT_LOSSES = ("discopop", "hinge", "ipo", "dpo")
 
@@ -80,8 +87,8 @@ def run_demo(
     """Fit a start, train each method from it, measure, plot and print; return the exit code.
 
     Args:
-        output_dir: Gets the start, the data as jsonl, the trained policies with their logs,
-            ``demo.json`` (all numbers) and ``demo.png``.
+        output_dir: Gets the start, the data as jsonl, the trained policies with their logs in
+            ``runs``, the report of the comparison, ``demo.json`` (all numbers) and ``demo.png``.
         losses: Losses to train with.
         seed: Of data, weights and samples.
         steps: Optimiser steps of each method; None for those of ``size``.
@@ -89,7 +96,8 @@ def run_demo(
         console: Where to print; None for standard output.
 
     Raises:
-        UserError: If a loss is unknown or does not train on pairs, or the folder cannot be made.
+        UserError: If a loss is unknown or does not train on pairs, if the folder cannot be made, or
+            if a run fails.
     """
     begin = time.perf_counter()
     console = console or Console(highlight=False)
@@ -104,7 +112,9 @@ def run_demo(
             losses, seed=seed, size=size if steps is None else replace(size, steps=steps)
         )
     with _one_thread():
-        frontier, runs = _run_experiment(experiment, output_dir, console)
+        frontier = _fit(experiment, output_dir, console)
+        comparison = _compare(experiment, output_dir, frontier, console)
+        runs = _measure(experiment, output_dir, comparison, console)
     picture = output_dir / "demo.png"
     count = experiment.size.frontier_samples * len(experiment.evaluator.prompts)
     plot_experiment(
@@ -121,11 +131,17 @@ def run_demo(
         "size": asdict(experiment.size),
         "best_accuracy": experiment.evaluator.best_accuracy,
         "frontier": [point._asdict() for point in frontier],
-        "runs": [asdict(run) for run in runs],
+        "runs": [
+            {**asdict(run), "folder": f"runs/{its.name}"}
+            for run, its in zip(runs, comparison.runs[1:], strict=True)
+        ],
     }
     (output_dir / "demo.json").write_text(json.dumps(numbers, indent=1, default=_plain))
     _print_results(console, experiment, runs)
+    console.print(f"\n{comparison.verdict}", markup=False)
     console.print(f"\nPicture: [bold]{picture}[/]   all numbers: {output_dir / 'demo.json'}")
+    if (output_dir / "report.html").is_file():
+        console.print(f"Report: {output_dir / 'report.html'}")
     console.print("Next, another loss from the same start on the same pairs:\n")
     console.print(next_command(output_dir, losses, experiment.size), soft_wrap=True, markup=False)
     console.print(f"\n[dim]{time.perf_counter() - begin:.0f} s in all[/]")
@@ -153,40 +169,78 @@ def next_command(output_dir: Path, losses: Sequence[str], size: "ExperimentSize"
     return shlex.join(words)
 
 
-def _run_experiment(
-    experiment: "Experiment", output_dir: Path, console: Console
-) -> "tuple[list[FrontierPoint], list[MethodRun]]":
-    """Fit, sample and train, with a progress bar for each part."""
+def _fit(experiment: "Experiment", output_dir: Path, console: Console) -> "list[FrontierPoint]":
+    """Fit the start and sample it for the limit, with a progress bar for each; return the limit."""
     size = experiment.size
     with _progress(console) as progress:
-        bars: dict[str, TaskID] = {}
         fit = progress.add_task("fit a tiny Llama to the language", total=size.fit_steps)
         limit = progress.add_task("sample it, for the limit", total=None, start=False)
-        for method in experiment.methods:
-            name = method.loss_type
-            bars[name] = progress.add_task(f"train {name}", total=size.steps, start=False)
-
         experiment.fit(lambda loss: progress.advance(fit))
         with _log_to(output_dir / "start"):
             experiment.save(output_dir)
-
         progress.start_task(limit)
         progress.update(limit, total=size.frontier_samples * len(experiment.evaluator.prompts))
-        frontier = experiment.evaluator.frontier(
+        return experiment.evaluator.frontier(
             size.frontier_samples,
             min_effective_samples=size.min_effective_samples,
             on_samples=lambda count: progress.advance(limit, count),
         )
-        runs = []
-        for method in experiment.methods:
-            bar = bars[method.loss_type]
-            progress.start_task(bar)
-            folder = output_dir / "".join(c if c.isalnum() else "_" for c in method.loss_type)
-            with _log_to(folder):
-                run = experiment.run(method, folder, partial(progress.advance, bar))
-            runs.append(run)
-            console.print(_headline(run))
-    return frontier, runs
+
+
+def _compare(
+    experiment: "Experiment",
+    output_dir: Path,
+    frontier: "Sequence[FrontierPoint]",
+    console: Console,
+) -> "Comparison":
+    """Train and measure the methods as ``prefopt compare`` does."""
+    from datasets import Dataset
+
+    from prefopt.compare import compare
+
+    with user_errors(), _log_to(output_dir):
+        comparison = compare(
+            str(output_dir / "start"),
+            Dataset.from_list(experiment.train_pairs),
+            output_dir,
+            methods=[
+                {"name": method.loss_type, "loss_type": method.loss_type, **method.options}
+                for method in experiment.methods
+            ],
+            seeds=[experiment.seed],
+            eval_dataset=Dataset.from_list(experiment.held_out_pairs),
+            validation=0,
+            options=experiment.run_options,
+            evaluation=EVALUATION,
+            frontier=frontier,
+            title="prefopt demo: a tiny language model learns from preferences",
+            command=f"prefopt demo --output_dir {shlex.quote(str(output_dir))}",
+            print_table=False,
+            console=console,
+        )
+    failed = [run for run in comparison.runs if run.state != "done"]
+    if failed:
+        log = output_dir / "runs" / failed[0].name / "log.txt"
+        raise UserError(f"{failed[0].method} failed: {failed[0].error}; {log} says more")
+    return comparison
+
+
+def _measure(
+    experiment: "Experiment", output_dir: Path, comparison: "Comparison", console: Console
+) -> "list[MethodRun]":
+    """Measure each method along its training, with a progress bar for all."""
+    from prefopt.compare.tasks import read_state
+
+    runs = []
+    with _progress(console) as progress:
+        bar = progress.add_task("measure along training", total=len(experiment.methods))
+        for method, run in zip(experiment.methods, comparison.runs[1:], strict=True):
+            folder = output_dir / "runs" / run.name
+            seconds = read_state(folder).seconds["train"]
+            with _log_to(output_dir):
+                runs.append(experiment.measure(method, folder / "model", seconds))
+            progress.advance(bar)
+    return runs
 
 
 def _progress(console: Console) -> Progress:
@@ -216,9 +270,9 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_to(folder: Path) -> Iterator[None]:
-    """Write what a trainer prints on stderr to ``log.txt`` in its folder."""
+    """Write what libraries print on stderr to ``log.txt`` in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("w") as log, contextlib.redirect_stderr(log):
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stderr(log):
         yield
 
 
@@ -275,14 +329,6 @@ def _print_samples(console: Console, experiment: "Experiment", runs: "Sequence[M
     for name, row in [("before", start), *((run.name, run.samples[0]) for run in runs)]:
         examples.add_row(f"[bold]{name}[/]", f"{row['reward']:+.2f}", row["completion"].strip())
     console.print(examples)
-
-
-def _headline(run: "MethodRun") -> str:
-    first, last = run.path[0], run.path[-1]
-    return (
-        f"[bold]{run.name}[/]: true reward {first.reward.value:.2f} → {last.reward.value:.2f}, "
-        f"{last.kl.value:.2f} nats from the start"
-    )
 
 
 def _with_spread(estimate: Any, *, scale: float = 1, digits: int = 2) -> str:

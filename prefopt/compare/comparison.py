@@ -72,6 +72,7 @@ def compare(
     title: str = "",
     command: str = "",
     dry_run: bool = False,
+    print_table: bool = True,
     console: Console | None = None,
 ) -> Comparison:
     """Train methods from one start on the same rows, measure them alike, and say what that shows.
@@ -100,6 +101,7 @@ def compare(
         title: Headline of the report.
         command: What repeats this; for the report.
         dry_run: Only print the runs.
+        print_table: Whether to print the numbers and the verdict at the end.
         console: Where to print; None for stderr.
 
     Returns:
@@ -118,7 +120,7 @@ def compare(
         search_rates=tuple(search_rates),
         search_metric=search_metric,
     )
-    about = _About(title or "Which loss for these data?", command, tuple(frontier))
+    about = _About(title or "Which loss for these data?", command, tuple(frontier), print_table)
     work = _Work(
         spec,
         Path(output_dir).absolute(),
@@ -140,11 +142,13 @@ class _About:
         title: Its headline.
         command: What repeats it.
         frontier: Best reachable reward by KL.
+        print_table: Whether it is printed, too.
     """
 
     title: str
     command: str
     frontier: tuple[FrontierPoint, ...]
+    print_table: bool
 
 
 class _Work:
@@ -235,7 +239,8 @@ class _Work:
         """Collect, print and save what was found."""
         comparison = self._comparison(runs)
         comparison.save(self._root / "results.json")
-        print_results(self._console, comparison)
+        if self._about.print_table:
+            print_results(self._console, comparison)
         for run in comparison.runs:
             if run.state == "failed":
                 self.say(
@@ -245,7 +250,8 @@ class _Work:
             write_report(comparison, self._root)
         except ImportError as error:
             self.say(f"no report: {error}")
-        else:
+            return comparison
+        if self._about.print_table:
             self.say(f"Report: {self._root / 'report.html'}")
         return comparison
 

@@ -16,7 +16,7 @@ from prefopt.compare.options import check_options
 from prefopt.compare.split import DataFiles
 from prefopt.compare.tasks import Stage, Task, digest_of
 from prefopt.evaluation import PairLogps, implicit_rewards
-from prefopt.objective import Objective, parse_objective
+from prefopt.objective import parse_objective
 from prefopt.reference.store.files import digest_of_file
 
 __all__ = ["START", "TRAINED_BY", "Plan", "Run", "Spec", "model_digest"]
@@ -47,6 +47,18 @@ _OF_REFERENCE = (
     *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
     *("bnb_4bit_quant_storage", "attn_implementation", "reference", "reference_cache_dir"),
     *("layout", "attn_backend", "trust_remote_code", "pad_token", "disable_dropout"),
+)
+# What `prefopt eval` is told of a run, where the run is told: how it scores, and which reward.
+_SCORING = (
+    *("max_length", "max_tokens_per_batch", "pad_token", "bf16", "fp16", "use_cpu", "layout"),
+    *("attn_backend", "model_init_kwargs", "allow_missing_weights", "trust_remote_code"),
+    *("reference_cache_dir", "model_revision", "dtype", "attn_implementation", "load_in_4bit"),
+    *("load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
+)
+_REWARD = (
+    *("loss_type", "loss_weights", "loss_kwargs", "beta", "label_smoothing", "desirable_weight"),
+    *("undesirable_weight", "discopop_tau", "length_normalize", "margin_scale", "ld_alpha"),
+    *("f_divergence_type", "f_alpha_divergence_coef"),
 )
 _MODEL_FILES = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".txt", ".jinja", ".py")
 
@@ -206,10 +218,11 @@ class Plan:
 
     def _asked(self, method: Method, model: str, measured: Path, output: Path) -> dict[str, Any]:
         """Return what ``prefopt eval`` is told of a run."""
+        given = {**self.spec.options, **method.options}
         options: dict[str, Any] = {"model": model, "ref_model": self.spec.model}
+        options |= {name: given[name] for name in _SCORING if name in given}
         if method.kind == "loss":
-            objective = method.objective(self.spec.options)
-            options |= reward_options(objective, {**self.spec.options, **method.options})
+            options |= reward_options(given)
         return {
             **options,
             **self.spec.evaluation,
@@ -239,15 +252,14 @@ def model_digest(model: str, revision: str | None = None) -> str:
     return digest_of([(file.name, digest_of_file(file)) for file in files])
 
 
-def reward_options(objective: Objective, options: Mapping[str, Any]) -> dict[str, Any]:
+def reward_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return which implicit reward ``prefopt eval`` computes; none where the loss defines none."""
     one, two = PairLogps(*_ones(2)), PairLogps(*_ones(2))
     try:
         implicit_rewards(parse_objective(options["loss_type"]), one, two)
     except ValueError:
         return {}
-    own = {name: options[name] for name in ("loss_type", "beta", "loss_kwargs") if name in options}
-    return {**own, "loss_type": objective.name}
+    return {name: options[name] for name in _REWARD if name in options}
 
 
 def _ones(count: int) -> tuple[Any, ...]:

@@ -1,28 +1,20 @@
-"""The toy experiment: the reward that each method reaches from one start, and at which KL.
+"""What is toy about the toy experiment: its start, its data, and what its true reward measures.
 
-Reference policy and reward are both known here, so it measures what no real data set can show: the
-true reward of a policy's samples, its KL from the reference, and the best reward of any policy at
-that KL.
+``prefopt.compare`` trains the methods. Reference policy and reward are both known here, so what no
+real data set can show is measured beside it: the true reward of a policy's samples along training,
+its KL from the reference, and the best reward of any policy at that KL.
 """
 
-import copy
 import json
-import time
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset
-from transformers import (
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prefopt.config import PreferenceConfig
 from prefopt.evaluation import (
     Estimate,
     FrontierPoint,
@@ -40,18 +32,15 @@ from prefopt.toy.data import Row, sample_pairs, sample_unpaired
 from prefopt.toy.grammar import HELD_OUT_NAMES, NAMES, parse_completion, prompts
 from prefopt.toy.model import build_model, build_tokenizer, fit_model
 from prefopt.toy.reward import preference_probability, true_reward
-from prefopt.training.trainer import PreferenceTrainer
 
 __all__ = [
     "METHODS",
     "Experiment",
     "ExperimentSize",
-    "MeasureCallback",
     "Measurement",
     "Method",
     "MethodRun",
     "PolicyEvaluator",
-    "checkpoint_steps",
 ]
 
 # A pair to try, before anything is trained, whether a loss defines rewards.
@@ -109,7 +98,7 @@ class ExperimentSize:
         held_out_pairs: Pairs about names that training never sees.
         steps: Optimiser steps of each method.
         batch_size: Pairs per step.
-        checkpoints: Measurements after the start, by a growing number of steps.
+        checkpoints: Measurements after the start, evenly over the steps.
         samples_per_prompt: Samples behind each of them, for each of the held-out prompts.
         frontier_samples: Samples of the start behind the frontier, for each of the prompts.
         min_effective_samples: Where the frontier ends.
@@ -162,7 +151,7 @@ class MethodRun:
     Attributes:
         name: The loss.
         path: Measurements from the start to the end of training.
-        seconds: What training took, preparation included, measurements not.
+        seconds: What training took, the start of its process included.
         samples: A completion of each held-out prompt by the trained policy.
     """
 
@@ -366,95 +355,51 @@ class Experiment:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
-    def run(
-        self, method: Method, output_dir: Path, on_step: Callable[[], None] | None = None
-    ) -> MethodRun:
-        """Train a copy of the start with one method, measuring on the way, and save it."""
-        begin = time.perf_counter()
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """Options of ``prefopt train`` for all methods; checkpoints are what is measured later."""
         size = self.size
-        config = PreferenceConfig(
-            output_dir=str(output_dir),
-            loss_type=method.loss_type,
-            max_steps=size.steps,
-            per_device_train_batch_size=size.batch_size,
-            seed=self.seed,
-            use_cpu=True,
-            disable_tqdm=True,
-            save_strategy="no",
-            report_to="none",
+        return {
+            **TRAINING,
+            "max_steps": size.steps,
+            "per_device_train_batch_size": size.batch_size,
             # A trial of few steps has no room for the whole warm-up.
-            **{**TRAINING, "warmup_steps": min(10, size.steps // 2), **method.options},
+            "warmup_steps": min(10, size.steps // 2),
+            "use_cpu": True,
+            "save_steps": max(1, round(size.steps / size.checkpoints)),
+            "save_total_limit": None,
+            "save_only_model": False,
+        }
+
+    def measure(self, method: Method, folder: Path, seconds: float) -> MethodRun:
+        """Measure a trained method along its training, by its checkpoints.
+
+        Args:
+            method: What was trained.
+            folder: Its model, with checkpoints; the last one is the model.
+            seconds: What training took.
+        """
+        objective = parse_objective(method.loss_type, options=_hyperparameters(method.options))
+        steps = sorted(
+            (int(path.name.rpartition("-")[2]), path)
+            for path in folder.glob("checkpoint-*")
+            if re.fullmatch(r"checkpoint-\d+", path.name)
         )
-        measure = MeasureCallback(
-            self.evaluator,
-            config.objective,
-            checkpoint_steps(size.steps, size.checkpoints),
-            size.samples_per_prompt,
-            on_step,
-        )
-        measure.measure(self.start, 0)
-        trainer = PreferenceTrainer(
-            copy.deepcopy(self.start),
-            args=config,
-            train_dataset=Dataset.from_list(self.train_pairs),
-            processing_class=self.tokenizer,
-            callbacks=[measure],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trainer.save_model()
-        seconds = time.perf_counter() - begin - measure.seconds
-        sample = self.evaluator.sample(trainer.model)
-        return MethodRun(method.loss_type, measure.path, seconds, sample)
+        path = [self._measured(self.start, objective, 0)]
+        policy: Any = self.start
+        for step, checkpoint in steps:
+            policy = LlamaForCausalLM.from_pretrained(checkpoint)
+            path.append(self._measured(policy, objective, step))
+        return MethodRun(method.loss_type, path, seconds, self.evaluator.sample(policy))
 
-
-def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """Return when to measure: closer together at first, where a policy moves fast.
-
-    >>> checkpoint_steps(100, 5)
-    [4, 16, 36, 64, 100]
-    """
-    return sorted(
-        {max(1, round(steps * (k / checkpoints) ** 2)) for k in range(1, checkpoints + 1)}
-    )
-
-
-@dataclass
-class MeasureCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-    """Measures the policy at some steps of its training.
-
-    Attributes:
-        evaluator: Measures the policy.
-        objective: What is trained.
-        steps: Steps after which to measure.
-        samples_per_prompt: Samples behind a measurement; four times as many at start and end.
-        on_step: Called after each optimiser step.
-        path: The measurements so far.
-        seconds: Time that measuring took.
-    """
-
-    evaluator: PolicyEvaluator
-    objective: Objective
-    steps: Collection[int]
-    samples_per_prompt: int
-    on_step: Callable[[], None] | None = None
-    path: list[Measurement] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def measure(self, policy: Any, step: int) -> None:
-        """Measure the policy now."""
-        begin = time.perf_counter()
+    def _measured(self, policy: Any, objective: Objective, step: int) -> Measurement:
         # The table shows the first and the last: they get four times the samples.
-        scale = 4 if step in (0, max(self.steps)) else 1
-        count = scale * self.samples_per_prompt
-        self.path.append(
-            self.evaluator.measure(policy, self.objective, step=step, samples_per_prompt=count)
-        )
-        self.seconds += time.perf_counter() - begin
+        scale = 4 if step in (0, self.size.steps) else 1
+        count = scale * self.size.samples_per_prompt
+        return self.evaluator.measure(policy, objective, step=step, samples_per_prompt=count)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure after the steps asked for."""
-        if state.global_step in self.steps:
-            self.measure(kwargs["model"], state.global_step)
-        if self.on_step is not None:
-            self.on_step()
+
+def _hyperparameters(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a method's options that are of its loss."""
+    named = {name: options[name] for name in ("beta", "label_smoothing") if name in options}
+    return {**named, **options.get("loss_kwargs", {})}

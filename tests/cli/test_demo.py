@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+import sys
 
 import pytest
 from rich.console import Console
@@ -10,8 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.cli import main
 from prefopt.cli.demo import DEFAULT_LOSSES, next_command, run_demo
+from prefopt.cli.errors import UserError
+from prefopt.compare import Comparison, tasks
 from prefopt.data.load import load_rows
 from prefopt.toy.experiment import ExperimentSize
+from tests.compare.conftest import PROGRAM
 
 SMALL = ExperimentSize(
     fit_steps=8,
@@ -36,6 +40,7 @@ def small_demo(tmp_path_factory):
     return folder, text.getvalue()
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_a_table_a_picture_and_the_next_command(small_demo):
     folder, text = small_demo
     for words in ("held-out", "reward", "KL", "dpo", "kto", f"Picture: {folder / 'demo.png'}"):
@@ -44,22 +49,49 @@ def test_the_demo_ends_with_a_table_a_picture_and_the_next_command(small_demo):
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_its_numbers_its_data_and_its_models(small_demo):
     folder, _ = small_demo
     numbers = json.loads((folder / "demo.json").read_text())
     assert [run["name"] for run in numbers["runs"]] == ["dpo", "kto"]
     for run in numbers["runs"]:
-        assert [point["step"] for point in run["path"]] == [0, 1, 3]
+        assert [point["step"] for point in run["path"]] == [0, 2, 3]
         assert run["path"][0]["margin"] == 0
         assert run["path"][0]["kl"][0] == pytest.approx(0, abs=1e-5)
         assert run["path"][-1]["kl"][0] > 0
     assert numbers["runs"][0]["path"][0]["reward"] == numbers["runs"][1]["path"][0]["reward"]
     assert len(load_rows(str(folder / "pairs.jsonl"))) == SMALL.pairs
     assert set(load_rows(str(folder / "unpaired.jsonl")).column_names) >= {"prompt", "label"}
-    for name in ("start", "dpo", "kto"):
-        AutoModelForCausalLM.from_pretrained(folder / name)
-        AutoTokenizer.from_pretrained(folder / name)
-    assert "loss dpo" in (folder / "dpo" / "log.txt").read_text()
+    runs = [folder / run["folder"] for run in numbers["runs"]]
+    for model in (folder / "start", *(run / "model" for run in runs)):
+        AutoModelForCausalLM.from_pretrained(model)
+        AutoTokenizer.from_pretrained(model)
+    assert "loss dpo" in (runs[0] / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_demo_is_a_comparison(small_demo):
+    folder, text = small_demo
+    found = Comparison.load(folder / "results.json")
+    assert [method.name for method in found.methods] == ["start", "dpo", "kto"]
+    assert {"accuracy", "reward", "kl"} <= set(found.methods[1].metrics)
+    assert len(found.frontier) > 1
+    assert found.verdict in " ".join(text.split())
+    assert "dpo" in (folder / "report.html").read_text()
+    # What the picture shows of held-out pairs, the comparison has measured by itself.
+    drawn = json.loads((folder / "demo.json").read_text())["runs"]
+    for run, method in zip(drawn, found.methods[1:], strict=True):
+        accuracy = method.metrics["accuracy"].value
+        assert run["path"][-1]["accuracy"][0] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_a_run_that_fails_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "PYTHON", (sys.executable, str(PROGRAM)))
+    monkeypatch.setenv("STAND_IN_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("STAND_IN_FAILS", "dpo-0")
+    console = Console(file=io.StringIO())
+    with pytest.raises(UserError, match=r"dpo failed: prefopt: error: this one fails; .*log.txt"):
+        run_demo(tmp_path / "out", losses=("dpo",), size=SMALL, console=console)
 
 
 def test_the_next_command_is_one_the_demo_did_not_run(tmp_path):

@@ -9,7 +9,6 @@ from prefopt.compare.budget import Budget, RowTokens
 from prefopt.compare.methods import Method, read_methods
 from prefopt.compare.plan import START, Plan, Spec, model_digest, reward_options
 from prefopt.compare.split import split_rows, write_split
-from prefopt.objective import parse_objective
 
 
 @pytest.fixture
@@ -139,12 +138,12 @@ def test_a_model_is_what_its_files_hold(tmp_path):
     ("loss", "expected"),
     [
         ("dpo + 0.2*sft", {"loss_type": "dpo + 0.2*sft"}),
-        ("sigmoid", {"loss_type": "dpo"}),
+        ("kto", {"loss_type": "kto"}),
         ("sft", {}),
     ],
 )
 def test_the_reward_that_is_measured_is_that_of_the_loss(loss, expected):
-    assert reward_options(parse_objective(loss), {"loss_type": loss}) == expected
+    assert reward_options({"loss_type": loss, "learning_rate": 1.0}) == expected
 
 
 def test_the_start_is_not_trained(make_plan):

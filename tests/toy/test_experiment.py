@@ -12,9 +12,8 @@ from prefopt.toy.experiment import (
     METHODS,
     Experiment,
     ExperimentSize,
-    MeasureCallback,
+    Method,
     PolicyEvaluator,
-    checkpoint_steps,
 )
 from prefopt.toy.grammar import HELD_OUT_NAMES, prompts
 from prefopt.toy.model import build_model, build_tokenizer
@@ -29,14 +28,6 @@ DPO = parse_objective("dpo")
 def evaluator():
     tokenizer = build_tokenizer()
     return PolicyEvaluator(build_model(tokenizer, hidden_size=16), tokenizer, PAIRS)
-
-
-@pytest.mark.parametrize(
-    ("steps", "checkpoints", "wanted"),
-    [(100, 5, [4, 16, 36, 64, 100]), (3, 2, [1, 3]), (2, 6, [1, 2])],
-)
-def test_measurements_are_closer_at_first_and_the_last_step_is_one(steps, checkpoints, wanted):
-    assert checkpoint_steps(steps, checkpoints) == wanted
 
 
 def test_every_setting_is_of_a_loss_that_defines_rewards():
@@ -94,22 +85,27 @@ def test_the_frontier_starts_at_the_reference_and_rises(evaluator):
     assert [p.reward for p in points] == sorted(p.reward for p in points)
 
 
-def test_the_callback_measures_after_its_steps_and_counts_all():
-    calls, steps = [], []
+def test_a_method_is_measured_at_the_start_and_at_its_checkpoints(tmp_path):
+    experiment = Experiment(["dpo"], size=replace(SIZE, fit_steps=1, samples_per_prompt=1))
+    experiment.fit()
+    policy = build_model(experiment.tokenizer, seed=3)
+    for name in ("checkpoint-1", "checkpoint-2", "checkpoint-x"):
+        policy.save_pretrained(tmp_path / name)
+    method = Method("dpo", {"beta": 0.5, "learning_rate": 1.0, "loss_kwargs": {}})
+    run = experiment.measure(method, tmp_path, seconds=2.0)
+    assert (run.name, run.seconds) == ("dpo", 2.0)
+    assert [point.step for point in run.path] == [0, 1, 2]
+    # First and last get four times the samples, and both checkpoints are one policy here.
+    names = len(prompts(HELD_OUT_NAMES))
+    assert [point.reward.size for point in run.path] == [4 * names, names, 4 * names]
+    assert run.path[0].margin == 0 != run.path[1].margin == run.path[2].margin
+    assert len(run.samples) == names
 
-    class Counts:
-        def measure(self, policy, objective, *, step, samples_per_prompt):
-            calls.append((step, samples_per_prompt))
-            return step
 
-    measure = MeasureCallback(Counts(), DPO, [2, 4], 10, lambda: steps.append(1))
-    measure.measure(None, 0)
-    for step in (1, 2, 3, 4):
-        state = type("State", (), {"global_step": step})
-        measure.on_step_end(None, state, None, model=None)
-    assert calls == [(0, 40), (2, 10), (4, 40)]  # first and last get four times the samples
-    assert measure.path == [0, 2, 4]
-    assert len(steps) == 4
+def test_runs_are_told_to_keep_what_is_measured():
+    options = Experiment(["dpo"], size=replace(SIZE, steps=50, checkpoints=4)).run_options
+    assert (options["max_steps"], options["save_steps"]) == (50, 12)
+    assert options["save_total_limit"] is None
 
 
 def test_an_experiment_writes_its_start_and_its_data(tmp_path):
