@@ -2,20 +2,34 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from prefopt.compare.methods import Method
 from prefopt.compare.plan import START, Run
-from prefopt.compare.results import Curve, MethodResult, PairedTest, RunRecord, Sample, WinRate
+from prefopt.compare.results import (
+    Curve,
+    Diagnosis,
+    MethodResult,
+    PairedTest,
+    RunRecord,
+    Sample,
+    WinRate,
+)
 from prefopt.compare.split import row_dicts
 from prefopt.compare.tasks import state_of
+from prefopt.data import read_example
 from prefopt.evaluation import Estimate
+from prefopt.evaluation.diagnostics import diagnose
+from prefopt.evaluation.prompts import prompt_text
 from prefopt.evaluation.statistics import correct_pairs, holm, paired_difference, paired_test
+from prefopt.training.diagnosis import worst
 
 __all__ = [
     "data_baselines",
@@ -23,6 +37,7 @@ __all__ = [
     "paired_tests",
     "pooled",
     "run_curves",
+    "run_diagnoses",
     "run_records",
     "run_samples",
     "run_win_rates",
@@ -30,6 +45,7 @@ __all__ = [
 
 Z = 1.959964  # of a 95% interval
 SAMPLES = 50  # prompts whose answers are shown side by side
+ALIKE = 2  # answers of a method to a prompt at a temperature that are shown
 
 
 def run_records(runs: Sequence[Run]) -> tuple[RunRecord, ...]:
@@ -198,22 +214,51 @@ def run_win_rates(runs: Sequence[Run]) -> tuple[WinRate, ...]:
     )
 
 
-def run_samples(runs: Sequence[Run], most: int = SAMPLES) -> tuple[Sample, ...]:
-    """Return answers to the same prompts side by side, of the first seed of each method."""
-    samples, prompts = [], dict[str, None]()
+def run_samples(
+    runs: Sequence[Run], held_out: Dataset | None = None, most: int = SAMPLES
+) -> tuple[Sample, ...]:
+    """Return answers to the same prompts side by side, of the first seed of each method.
+
+    Args:
+        runs: Those of the matrix.
+        held_out: The rows, for the answers of the data; None leaves these out.
+        most: Prompts.
+    """
+    samples: list[Sample] = []
+    rows_of: dict[str, int] = {}  # the row of each prompt that is shown
     known = {name for name in Sample.__dataclass_fields__ if name != "method"}
-    chosen = set[str]()
     for method, its in _by_method(runs):
         path = its[0].task.folder / its[0].task.stages[-1].output / "samples.jsonl"
+        seen = Counter[tuple[str, Any]]()
         for row in row_dicts(path) if path.is_file() else []:
-            prompts |= {row["prompt"]: None} if len(prompts) < most else {}
-            is_data = row.get("method") == "chosen"
-            if row["prompt"] not in prompts or (is_data and row["prompt"] in chosen):
+            if len(rows_of) < most:
+                rows_of.setdefault(row["prompt"], row["row"])
+            seen[row["prompt"], row.get("temperature")] += 1
+            if row["prompt"] not in rows_of or seen[row["prompt"], row.get("temperature")] > ALIKE:
                 continue
-            chosen |= {row["prompt"]} if is_data else set()
             fields = {name: value for name, value in row.items() if name in known}
-            samples.append(Sample(method="chosen" if is_data else method.name, **fields))
+            samples.append(Sample(method=method.name, **fields))
+    if held_out is not None:
+        samples += [_of_data(prompt, held_out[row], row) for prompt, row in rows_of.items()]
     return tuple(samples)
+
+
+def run_diagnoses(runs: Sequence[Run]) -> tuple[Diagnosis, ...]:
+    """Return what each method should be looked at for: of its seeds, the one that is worst."""
+    measured = {method.name: its for method, its in _by_method(runs)}
+    start = _metrics(measured[START.name][0]) if START.name in measured else None
+    found = []
+    for name, its in measured.items():
+        if name == START.name:
+            continue
+        of_seeds = [
+            diagnose(log_history(run), _pairs(run), measured=_metrics(run), start=start)
+            for run in its
+        ]
+        for alike in zip(*of_seeds, strict=True):
+            one = worst(alike)
+            found.append(Diagnosis(name, one.name, one.fires, one.text))
+    return tuple(found)
 
 
 # One run ------------------------------------------------------------------------------------------
@@ -246,9 +291,23 @@ def _tokens(run: Run) -> int | None:
     return round(seen[-1] * run.budget.share) if seen and run.budget else None
 
 
+def _of_data(prompt: str, row: Mapping[str, Any], number: int) -> Sample:
+    """Return the answer that the data prefer."""
+    answer = read_example(row, number).completions[0]
+    return Sample(prompt, "chosen", answer if isinstance(answer, str) else prompt_text(answer))
+
+
+def _metrics(run: Run) -> dict[str, Estimate]:
+    return {name: Estimate(*one) for name, one in evaluation_of(run)["metrics"].items()}
+
+
+def _pairs(run: Run) -> list[dict[str, Any]]:
+    return row_dicts(run.task.folder / run.task.stages[-1].output / "pairs.jsonl")
+
+
 def _correct(run: Run) -> Tensor:
     """Return for each held-out pair whether it is ordered rightly; (B,)."""
-    rows = row_dicts(run.task.folder / run.task.stages[-1].output / "pairs.jsonl")
+    rows = _pairs(run)
     rewards = torch.tensor(
         [[row["chosen_reward"], row["rejected_reward"]] for row in rows], dtype=torch.float64
     )

@@ -271,7 +271,8 @@ class _Work:
             frontier=self._about.frontier,
             curves=collect.run_curves(runs),
             win_rates=collect.run_win_rates(runs),
-            samples=collect.run_samples(runs),
+            diagnoses=collect.run_diagnoses(runs),
+            samples=collect.run_samples(runs, load_rows(str(self._plan.data.held_out))),
             runs=collect.run_records(runs),
         )
 

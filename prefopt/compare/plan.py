@@ -34,6 +34,7 @@ model there. A further baseline is a kind of method with a command of its own; `
 RUN_OPTIONS = {
     "report_to": "none",
     "logging_steps": 0.02,
+    "diagnostics": True,
     "save_strategy": "steps",
     "save_steps": 0.2,
     "save_total_limit": 1,

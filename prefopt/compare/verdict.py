@@ -37,7 +37,7 @@ def _first(best: MethodResult, alike: Sequence[MethodResult], found: dict[str, P
     names = _listed([best.name, *(one.name for one in alike)])
     numbers = _listed([_accuracy(one) for one in (best, *alike)])
     least = min(found[one.name].p_adjusted for one in alike)
-    these = _p(least) if len(alike) == 1 else f"the smallest {_p(least)}"
+    these = _p(least) if len(alike) == 1 else _p(least).replace("=", "≥")
     return f"{names} are indistinguishable (accuracy {numbers}, {these})."
 
 

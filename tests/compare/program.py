@@ -37,9 +37,9 @@ def evaluate(options: dict) -> None:
     skill = {"dpo": 1.0, "ipo": 0.9, "orpo": -0.5}.get(told.get("loss_type"), 0.0)
     rows = [rng.gauss(skill, 1) for _ in Path(options["dataset"]).read_text().splitlines()]
     share = sum(margin > 0 for margin in rows) / len(rows)
-    pairs = [{"row": i, "chosen_reward": m, "rejected_reward": 0.0} for i, m in enumerate(rows)]
+    fixed = {"rejected_reward": 0.0, "chosen_tokens": 5, "rejected_tokens": 4}
+    pairs = [{"row": i, "chosen_reward": m, **fixed} for i, m in enumerate(rows)]
     samples = [
-        {"row": 0, "prompt": "p", "method": "chosen", "completion": "data"},
         {"row": 0, "prompt": "p", "completion": str(told.get("loss_type")), "temperature": 1.0},
     ]
     rate = {"against": "start", "temperature": 0.0, "rate": [0.5, 0.4, 0.6, 9]}

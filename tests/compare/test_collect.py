@@ -13,6 +13,7 @@ from prefopt.compare.collect import (
     paired_tests,
     pooled,
     run_curves,
+    run_diagnoses,
     run_records,
     run_samples,
     run_win_rates,
@@ -21,6 +22,7 @@ from prefopt.compare.methods import Method
 from prefopt.compare.plan import Run
 from prefopt.compare.tasks import Stage, Task
 from prefopt.evaluation import Estimate
+from prefopt.evaluation.diagnostics import DIAGNOSTICS
 
 
 @pytest.fixture
@@ -35,11 +37,12 @@ def put(tmp_path):
         share = sum(one > 0 for one in margins) / len(margins)
         found = {"metrics": {"accuracy": [share, share - 0.1, share + 0.1, len(margins)]}}
         (output / "evaluation.json").write_text(json.dumps({**found, **evaluation}))
-        rows = [{"row": i, "chosen_reward": m, "rejected_reward": 0} for i, m in enumerate(margins)]
+        fixed = {"rejected_reward": 0, "chosen_tokens": 5, "rejected_tokens": 4}
+        rows = [{"row": i, "chosen_reward": m, **fixed} for i, m in enumerate(margins)]
         (output / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         history = [
-            {"step": 5, "loss": 0.7, "epoch": 0.1, "num_tokens": 50.0},
-            {"step": 9, "loss": 0.6, "num_tokens": 90.0, "note": "x"},
+            {"step": 5, "loss": 0.7, "epoch": 0.1, "num_tokens": 50.0, "rewards/margins": 0.2},
+            {"step": 9, "loss": 0.6, "num_tokens": 90.0, "note": "x", "rewards/margins": 0.8},
         ]
         text = json.dumps({"log_history": history})
         (folder / "model" / "trainer_state.json").write_text(text)
@@ -121,7 +124,7 @@ def test_records_tell_what_became_of_runs(put):
 
 def test_curves_are_what_was_logged(put):
     curves = {curve.metric: curve for curve in run_curves([put("dpo", 7, [1])])}
-    assert set(curves) == {"loss", "num_tokens"}
+    assert set(curves) == {"loss", "num_tokens", "rewards/margins"}
     assert (curves["loss"].steps, curves["loss"].values) == ((5, 9), (0.7, 0.6))
     assert (curves["loss"].method, curves["loss"].seed) == ("dpo", 7)
 
@@ -138,24 +141,41 @@ def test_win_rates_are_pooled_over_seeds(put):
     assert alone.length_controlled == Estimate(0.5, 0.4, 0.6, 9)
 
 
-def test_samples_stand_side_by_side_with_the_answers_of_the_data_once(put):
+def test_samples_stand_side_by_side_with_the_answers_of_the_data(put):
     runs = [put("dpo", 0, [1]), put("dpo", 1, [1]), put("ipo", 0, [1])]
     for run in runs:
         rows = [
-            {"row": i, "prompt": f"p{i}", "completion": f"{run.task.name} {i}", "tokens": 3}
+            {"row": i, "prompt": f"p{i}", "completion": f"{run.task.name} {i} {k}", "tokens": 3}
             for i in range(3)
+            for k in range(4)
         ]
-        rows += [{"row": 0, "prompt": "p0", "method": "chosen", "completion": "data"}]
         path = run.task.folder / "evaluation" / "samples.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = run_samples(runs, most=2)
-    assert [(one.method, one.prompt, one.completion) for one in samples] == [
-        ("dpo", "p0", "dpo-0 0"),
-        ("dpo", "p1", "dpo-0 1"),
-        ("chosen", "p0", "data"),
-        ("ipo", "p0", "ipo-0 0"),
-        ("ipo", "p1", "ipo-0 1"),
+    message = [{"role": "assistant", "content": "fine"}]
+    held_out = [
+        {"prompt": "p0", "chosen": " yes", "rejected": " no"},
+        {"prompt": [{"role": "user", "content": "p1"}], "chosen": message, "rejected": message},
     ]
+    samples = run_samples(runs, held_out, most=2)
+    assert [(one.method, one.prompt, one.completion) for one in samples] == [
+        *[("dpo", f"p{i}", f"dpo-0 {i} {k}") for i in range(2) for k in range(2)],
+        *[("ipo", f"p{i}", f"ipo-0 {i} {k}") for i in range(2) for k in range(2)],
+        ("chosen", "p0", " yes"),
+        ("chosen", "p1", "assistant: fine"),
+    ]
+
+
+def test_a_diagnosis_is_that_of_the_worst_seed(put):
+    kl = {"accuracy": [0.9, 0.8, 1, 9], "kl": [1.0, 0.9, 1.1, 9], "reward": [2.0, 1.9, 2.1, 9]}
+    fallen = kl | {"reward": [0.0, -0.1, 0.1, 9]}
+    runs = [put("start", 0, [0.5], metrics=kl), put("dpo", 0, [1, 2], metrics=kl)]
+    runs.append(put("dpo", 1, [1, 2], metrics=fallen))
+    found = {one.name: one for one in run_diagnoses(runs)}
+    assert {one.method for one in found.values()} == {"dpo"}
+    assert list(found) == list(DIAGNOSTICS)
+    assert found["over-optimisation"].fires
+    alone = {one.name: one for one in run_diagnoses(runs[:2])}
+    assert not alone["over-optimisation"].fires
 
 
 def test_rules_that_know_no_method_are_taken_from_any_run(put):
