@@ -100,6 +100,7 @@ def _contents(
         "win_tables": [(opponent_title(it), win_rate_table(comparison, it)) for it in opponents],
         "tests": _tests(comparison),
         "charts": sections,
+        "has_bands": len({it.seed for it in comparison.curves}) > 1,
         "key": _key(comparison),
         "diagnoses": _diagnoses(comparison),
         "spec": json.dumps(comparison.spec, indent=2, default=str, ensure_ascii=False),
@@ -158,8 +159,9 @@ def missing_parts(comparison: Comparison) -> list[str]:
     measured = {name for it in comparison.methods for name in it.metrics}
     seeds = {run.seed for run in comparison.runs}
     absent = {
-        "Reward against KL: no reward function or judge was given.": "reward" not in measured,
-        "Win rates: no judge was given.": not comparison.win_rates,
+        "Reward against KL: no reward was measured; that needs a reward function or a judge.": "reward"
+        not in measured,
+        "Win rates: none was measured; that needs a judge.": not comparison.win_rates,
         "Spread over seeds: there is one, so intervals cover the held-out rows only.": (
             len(seeds) == 1
         ),

@@ -20,8 +20,8 @@ _CONFIG: dict[str, Any] = {
     "axisY": {"labelLimit": 220},
     "legend": {
         "orient": "bottom",
-        "columns": 3,
-        "labelLimit": 210,
+        "columns": 2,
+        "labelLimit": 310,
         "symbolLimit": 0,
         "symbolOpacity": 1,
         "title": None,

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from select import select
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,8 @@ _OPTIONS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--remote-debugging-pipe",
 )
+
+_PATIENCE_S = 120
 
 
 def find_chromium() -> str:
@@ -108,6 +111,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            assert select([self._in], [], [], _PATIENCE_S)[0], "Chromium does not answer"
             part = os.read(self._in, 1 << 20)
             assert part, "Chromium ended"
             self._buffer += part

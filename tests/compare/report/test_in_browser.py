@@ -55,10 +55,10 @@ def test_a_request_would_be_seen_and_is_forbidden_by_the_page(browser, html_file
     """What the test above relies on: the browser tells of requests, and the policy stops them."""
     address = "https://example.org/picture.png"
     html = html_file.read_text(encoding="utf-8")
-    own = f'<body><img src="{address}">'
+    own = f'<body><img src="{address}"><iframe src="https://example.org/page"></iframe>'
     (tmp_path / "strict.html").write_text(html.replace("<body>", own), encoding="utf-8")
     opened(browser, tmp_path / "strict.html")
-    assert any("Content Security Policy" in problem for problem in browser.problems)
+    assert sum("Content Security Policy" in problem for problem in browser.problems) == 2
     loose = html.replace("<body>", own).replace("Content-Security-Policy", "nothing")
     (tmp_path / "loose.html").write_text(loose, encoding="utf-8")
     opened(browser, tmp_path / "loose.html")

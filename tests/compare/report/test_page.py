@@ -166,7 +166,7 @@ def test_a_page_without_a_part_still_has_the_others(comparison, part):
 def test_a_page_of_nothing_says_so():
     page = page_of(Comparison("Nothing yet", "", "prefopt compare"))
     assert "There is no verdict yet: 0 of 0 runs are done." in page.text
-    assert "Win rates: no judge was given." in page.text
+    assert "Win rates: none was measured; that needs a judge." in page.text
 
 
 def test_what_is_missing_is_said(comparison):
@@ -196,7 +196,7 @@ def test_runs_that_all_failed_leave_their_methods_in_the_table():
     methods = tuple(MethodResult(name, name) for name in ("dpo", "ipo"))
     runs = tuple(RunRecord(it.name, it.name, 0, "failed", "x", error="no") for it in methods)
     page = page_of(Comparison("t", "", "c", methods=methods, runs=runs))
-    assert "2 of 2 runs failed." in page.text
+    assert "2 of 2 runs failed. Why they failed stands under Runs." in page.text
     assert "main-table" not in page.tables
 
 
