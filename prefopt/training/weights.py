@@ -161,6 +161,7 @@ def train_in_float32(model: nn.Module, keeps_float32: bool) -> None:
         if tensor.dtype == torch.float16:
             tensor.data = tensor.data.float()
     logger.warning(
-        "the model is in float16 and is trained in float32: in float16 AdamW's second moments vanish "
-        "and its steps get thousands of times too long. With fp16=True it computes in float16"
+        "the model is in float16 and is trained in float32: in float16 AdamW's second moments "
+        "vanish and its steps get thousands of times too long. With fp16=True it computes in "
+        "float16"
     )
