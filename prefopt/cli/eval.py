@@ -10,13 +10,20 @@ from prefopt.cli.scoring import data_name, make_parser, read, read_rows
 
 if TYPE_CHECKING:
     from prefopt.evaluation import Estimate
+    from prefopt.evaluation.judges import PointJudge
     from prefopt.evaluation.policy import PolicyEvaluation
+
+# Temperatures at which a judge is asked, where none are named.
+JUDGED_AT = (0.0, 0.25, 0.7, 1.0)
+# What the name of a judge begins with; anything else names a function.
+JUDGES = ("function", "classifier", "logprob", "endpoint")
 
 _DESCRIPTION = """\
 Measure a model on held-out preferences, beside what length and the start alone make of them.
 
   prefopt eval --model aligned --dataset held_out.jsonl --output_dir evaluation
   prefopt eval --config eval.yaml --reward rewards.py:score --temperatures 0 1
+  prefopt eval --model aligned --dataset D --output_dir OUT --judge classifier:REWARD_MODEL
 
 MODEL is a folder or a Hub id, of a whole model or an adapter. Pairs and rankings are scored by the
 model and its reference; prompts are answered by the model. Without --loss_type the implicit reward
@@ -35,15 +42,17 @@ class EvalArguments:
         default=None,
         metadata={
             "help": "FILE.py:function or package.module:function that takes prompts and "
-            "completions, lists of texts, and returns a number for each."
+            "completions, lists of texts, and returns a number for each; or a judge of single "
+            "answers. By default the judge, if it is one."
         },
     )
     judge: str | None = field(
         default=None,
         metadata={
             "help": "Who says which answer is better, ours, the data's or the start's: "
-            "function:FILE.py:name, classifier:PATH, logprob:MODEL or endpoint:URL#model. By "
-            "default the reward, if there is one."
+            "function:FILE.py:name, classifier:PATH (a reward model), classifier:PATH#label, "
+            "logprob:MODEL, logprob:MODEL#per_token or endpoint:URL#model. By default the reward, "
+            "if there is one."
         },
     )
     start_samples: str | None = field(
@@ -53,9 +62,12 @@ class EvalArguments:
             "seed; without it, the reference answers here."
         },
     )
-    temperatures: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Of the answers; KL, reward and lengths are measured at 1."},
+    temperatures: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Of the answers; KL, reward and lengths are measured at 1. By default 1, with "
+            "--judge 0, 0.25, 0.7 and 1."
+        },
     )
     samples_per_prompt: int = field(
         default=1, metadata={"help": "Answers to each prompt, at each temperature but 0."}
@@ -77,21 +89,19 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         from prefopt.evaluation.answers import SamplingPlan
         from prefopt.evaluation.contests import first_answers
-        from prefopt.evaluation.judges import FunctionJudge, load_function, make_judge
+        from prefopt.evaluation.judges import make_judge
         from prefopt.evaluation.policy import evaluate_policy, read_samples
         from prefopt.evaluation.scoring import PolicyScorer
 
         plan = SamplingPlan(
-            tuple(own.temperatures),
+            tuple(own.temperatures or (JUDGED_AT if own.judge else (1.0,))),
             own.samples_per_prompt,
             own.max_prompts,
             own.max_new_tokens,
             own.batch_size,
             asked.config.seed,
         )
-        reward = None
-        if own.reward is not None:
-            reward = FunctionJudge(load_function(own.reward), own.reward)
+        reward = reward_of(own.reward, own.batch_size) if own.reward else None
         judge = own.judge and make_judge(own.judge, batch_size=own.batch_size)
         start = own.start_samples and first_answers(read_samples(Path(own.start_samples)))
         rows = read_rows(asked.data, asked.config)
@@ -110,6 +120,25 @@ def main(argv: Sequence[str]) -> int:
     print_evaluation(evaluation)
     print(f"Saved to {own.output_dir}")
     return 0
+
+
+def reward_of(given: str, batch_size: int) -> "PointJudge":
+    """Return what scores answers: a function by its name, or a judge of single answers.
+
+    Args:
+        given: The option.
+        batch_size: Texts that a model reads together.
+
+    Raises:
+        ValueError: If there is no such function or judge, or it compares two answers.
+    """
+    from prefopt.evaluation.judges import PointJudge, function_judge, make_judge
+
+    is_judge = given.partition(":")[0] in JUDGES
+    found = make_judge(given, batch_size=batch_size) if is_judge else function_judge(given)
+    if not isinstance(found, PointJudge):
+        raise ValueError(f"--reward {given} compares two answers: give it as --judge")
+    return found
 
 
 def print_evaluation(evaluation: "PolicyEvaluation") -> None:
@@ -136,6 +165,8 @@ def print_evaluation(evaluation: "PolicyEvaluation") -> None:
         table.add_row(row, *_cells(one.rate))
         if one.length_controlled is not None:
             table.add_row("  at equal lengths", *_cells(one.length_controlled))
+        if one.position_bias is not None:
+            table.add_row("  won by a place", *_cells(one.position_bias))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{evaluation.model} on {evaluation.dataset}", markup=False)
     console.print(table)

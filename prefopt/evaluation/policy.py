@@ -7,6 +7,7 @@ counted, rewarded and compared. The result is three files that other programs re
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ from prefopt.evaluation.answers import (
 from prefopt.evaluation.contests import Contest, Key, contests, first_answers
 from prefopt.evaluation.generation import generate
 from prefopt.evaluation.intervals import Estimate
-from prefopt.evaluation.judges import FunctionJudge, Judge, PointJudge
+from prefopt.evaluation.judges import FunctionJudge, Judge, PointJudge, RememberingJudge
+from prefopt.evaluation.kept_answers import kept_answers
 from prefopt.evaluation.pairs import PairEvaluation, evaluate_pairs
 from prefopt.evaluation.prompts import prompt_text
 from prefopt.evaluation.scoring import CompletionScores, PolicyScorer
@@ -220,7 +222,7 @@ def evaluate_policy(
         metrics=of_pairs.metrics | answers.metrics,
         data_baselines=of_pairs.data_baselines | answers.data_baselines,
         win_rates=tuple(won),
-        notes=(*of_pairs.notes, *_notes_on_data(prepared), *answers.notes),
+        notes=(*of_pairs.notes, *_notes_on_data(prepared), *answers.notes, *_notes_on_wins(won)),
         pairs=_pair_table(scores, of_pairs, prepared),
         samples=tuple(answers.samples),
     )
@@ -233,7 +235,7 @@ def _judges(
     if reward is not None and not isinstance(reward, PointJudge):
         reward = FunctionJudge(reward, getattr(reward, "__name__", "the reward"))
     if reward is None and isinstance(judge, PointJudge):
-        reward = judge
+        reward = judge = RememberingJudge(judge)  # both are asked about the same answers
     return reward, judge or reward
 
 
@@ -244,22 +246,36 @@ def _name(judge: Judge | None) -> str | None:
 def _answers_of_start(
     scorer: PolicyScorer, asked: Sequence[AskedPrompt], plan: SamplingPlan
 ) -> dict[Key, str]:
-    """Have the reference answer, drawn by the same random numbers as the policy's answers."""
+    """Have the reference answer, drawn by the same random numbers as the policy's answers.
+
+    What it answers is kept beside the store of log-probs, for it is asked for each policy.
+    """
+    prompt_ids = [list(one.prompt_ids) for one in asked]
     found: dict[Key, str] = {}
-    with scorer.reference_model() as model:
-        for temperature in plan.temperatures:
-            generations = generate(
-                model,
-                scorer.tokenizer,
-                [list(one.prompt_ids) for one in asked],
-                temperature=temperature,
-                max_new_tokens=plan.max_new_tokens,
-                seed=plan.seed,
-                batch_size=plan.batch_size,
-            )
-            for one, made in zip(asked, generations, strict=True):
-                found[one.row, temperature] = made.text
+    for temperature in plan.temperatures:
+        settings: dict[str, Any] = {
+            "temperature": temperature,
+            "max_new_tokens": plan.max_new_tokens,
+            "seed": plan.seed,
+        }
+        write = partial(_written, scorer, prompt_ids, plan.batch_size, settings)
+        texts = kept_answers(
+            scorer.store_folder, scorer.reference_mark, prompt_ids, settings, write
+        )
+        found |= {(one.row, temperature): text for one, text in zip(asked, texts, strict=True)}
     return found
+
+
+def _written(
+    scorer: PolicyScorer,
+    prompt_ids: Sequence[list[int]],
+    batch_size: int,
+    settings: dict[str, Any],
+) -> list[str]:
+    """Return what the reference answers."""
+    with scorer.reference_model() as model:
+        made = generate(model, scorer.tokenizer, prompt_ids, batch_size=batch_size, **settings)
+    return [one.text for one in made]
 
 
 def _settings(
@@ -286,6 +302,15 @@ def _notes_on_data(prepared: Dataset) -> list[str]:
     if not unpaired:
         return []
     return [f"{unpaired} rows have a label and no pair: of them, only the prompts are used"]
+
+
+def _notes_on_wins(won: Sequence[Contest]) -> list[str]:
+    return [
+        f"wins over {it.against} at temperature {it.temperature:g}: no verdict on "
+        f"{it.without_verdict} prompts, which do not count"
+        for it in won
+        if it.without_verdict
+    ]
 
 
 def _pair_table(

@@ -29,7 +29,7 @@ from prefopt.objective import parse_objective
 from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.reference.fill import FILL_TOKENS, CompletionIndex, Filler, FillOptions
 from prefopt.reference.live import ReferenceModel
-from prefopt.reference.store.logp_store import LogpStore, MemoryStore
+from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
 from prefopt.training.launch import Launch
 from prefopt.training.loading import SavedAdapter, load_model
 from prefopt.training.model import learned_positions, loading_options, switch_off_dropout
@@ -269,8 +269,27 @@ class PolicyScorer:
         Raises:
             ValueError: If there is no reference.
         """
-        with self._reference() as scorer:
-            yield scorer.model
+        if self._setup.references is None:
+            raise ValueError("this needs a reference, and there is none")
+        source = self._setup.references.source
+        try:
+            with source.load().asked() as model:
+                yield model
+        finally:
+            source.release()
+
+    @property
+    def reference_mark(self) -> str | None:
+        """What tells the reference from all others, its fingerprint; None without one."""
+        references = self._setup.references
+        known = None if references is None else references.fingerprint
+        return None if known is None else known.digest
+
+    @property
+    def store_folder(self) -> Path | None:
+        """Folder of the store of log-probs; None where it is in memory, or there is none."""
+        store = None if self._setup.references is None else self._setup.references.store
+        return store.database.path.parent if isinstance(store, FileStore) else None
 
     @contextmanager
     def _reference(self) -> Iterator[Scorer]:

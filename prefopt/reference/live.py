@@ -59,6 +59,12 @@ class ReferenceModel:
         """Return the reference as a model of its own, to be looked at; None where there is none."""
         return self.scorer.model
 
+    @contextmanager
+    def asked(self) -> Iterator[Any]:
+        """Yield the model, which predicts as the reference inside, to be asked for answers."""
+        with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
+            yield self.scorer.model
+
     @property
     def in_step(self) -> bool:
         """Whether all processes must score at the same time: weights are spread over them."""

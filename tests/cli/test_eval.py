@@ -142,3 +142,31 @@ def test_a_wrong_reward_and_a_missing_folder_are_one_message(
     result = prefopt("eval", *options, *data, *nowhere)
     assert result.code == 2
     assert "has no function 'shrot'" in result.err
+
+
+def test_a_judge_is_asked_at_the_usual_temperatures(
+    prefopt, model_folder, data_files, reward_file, tmp_path
+):
+    result = prefopt(
+        *("eval", "--model", model_folder, "--ref_model", model_folder, "--use_cpu"),
+        *("--dataset", data_files["paired"], "--output_dir", tmp_path / "out"),
+        *("--max_prompts", 2, "--max_new_tokens", 3, "--disable_tqdm", "true"),
+        *("--judge", f"function:{reward_file}:short"),
+    )
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["settings"]["temperatures"] == [0.0, 0.25, 0.7, 1.0]
+    rates = {(it["against"], it["temperature"]): it["rate"][0] for it in record["win_rates"]}
+    assert len(rates) == 8
+    # The start is the model itself, and draws the same random numbers.
+    assert all(rate == 0.5 for (against, _), rate in rates.items() if against == "start")
+    assert "reward" in record["metrics"]
+    assert "wins over start t=0.25" in result.out
+
+
+def test_a_reward_may_be_a_judge_of_single_answers(reward_file, tmp_path):
+    assert command.reward_of(f"{reward_file}:short", 8).scores(["a"], ["bb"]) == [-2.0]
+    assert command.reward_of(f"function:{reward_file}:short", 8).scores(["a"], ["bb"]) == [-2.0]
+    (tmp_path / "pairs_of_the_tests.py").write_text("def prefer(prompts, first, second): ...")
+    with pytest.raises(ValueError, match="compares two answers: give it as --judge"):
+        command.reward_of(f"{tmp_path}/pairs_of_the_tests.py:prefer", 8)

@@ -8,6 +8,7 @@ from datasets import Dataset
 from prefopt.data import WeightedDataset
 from prefopt.evaluation.answers import SamplingPlan
 from prefopt.evaluation.contests import first_answers
+from prefopt.evaluation.judges import FunctionJudge
 from prefopt.evaluation.policy import PolicyEvaluation, evaluate_policy, read_samples
 from prefopt.evaluation.scoring import PolicyScorer
 from prefopt.objective import parse_objective
@@ -155,3 +156,35 @@ def test_answers_of_another_start_are_refused(scorer, tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"prompt": "?"}\n')
     with pytest.raises(ValueError, match="holds no answers"):
         read_samples(tmp_path / "samples.jsonl")
+
+
+def test_a_start_answers_once_and_a_judge_reads_an_answer_once(scorer, monkeypatch):
+    read = []
+
+    def counting(prompts: list[str], completions: list[str]) -> list[float]:
+        read.extend(zip(prompts, completions, strict=True))
+        return characters(prompts, completions)
+
+    first = evaluate_policy(scorer, ROWS, plan=PLAN, judge=FunctionJudge(counting, "characters"))
+    assert len(read) == len(set(read))
+    asked = []
+    monkeypatch.setattr(
+        "prefopt.evaluation.policy.generate", lambda model, *given, **options: asked.append(model)
+    )
+    again = evaluate_policy(scorer, ROWS, plan=PLAN, judge=FunctionJudge(counting, "characters"))
+    assert again == first
+    assert asked == []
+
+
+def test_missing_verdicts_are_noted(scorer):
+    class Silent:
+        name = "silent"
+
+        def preferences(self, prompts, first, second):
+            return [None, *[1.0] * (len(prompts) - 1)]
+
+    plan = SamplingPlan((1.0,), max_prompts=3, max_new_tokens=4)
+    made = evaluate_policy(scorer, ROWS, plan=plan, judge=Silent())
+    assert [it.without_verdict for it in made.win_rates] == [1, 1]
+    note = "wins over chosen at temperature 1: no verdict on 1 prompts, which do not count"
+    assert note in made.notes

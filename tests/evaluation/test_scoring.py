@@ -221,6 +221,21 @@ def test_a_kl_needs_a_reference(tmp_path):
         scorer_of(tmp_path).divergences([[4]], [[5]])
 
 
+def test_the_reference_can_be_asked_and_is_told_from_others(tmp_path):
+    start = move(tiny_model("llama"))
+    scorer = scorer_of(tmp_path, tiny_model("llama"), start)
+    with scorer.reference_model() as model:
+        assert model is start
+    scorer.score(scorer.prepare(tiny_rows(4)))
+    assert list(scorer.store_folder.iterdir())  # what was scored is there
+    other = scorer_of(tmp_path, tiny_model("llama"), tiny_model("llama"))
+    assert len({scorer.reference_mark, other.reference_mark, None}) == 3
+    alone = scorer_of(tmp_path)
+    assert (alone.reference_mark, alone.store_folder) == (None, None)
+    with pytest.raises(ValueError, match="needs a reference"), alone.reference_model():
+        pass
+
+
 def test_the_policy_is_left_as_it_was(tmp_path):
     model = tiny_model("llama").train()
     weights = {name: weight.clone() for name, weight in model.named_parameters()}

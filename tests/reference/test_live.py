@@ -76,6 +76,21 @@ def test_only_an_adapter_that_begins_as_nothing_may_be_switched_off():
     assert not adapter_starts_as_identity(Scorer(lora(trained=True)))
 
 
+@pytest.mark.parametrize("kind", [AdapterOff, FrozenCopy])
+def test_a_model_that_is_asked_predicts_as_the_reference_inside(kind):
+    policy = lora()
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        start = policy(input_ids=ids).logits
+    reference = kind(Scorer(policy))
+    move(policy).train()
+    with reference.asked() as model:
+        assert not model.training
+        torch.testing.assert_close(model(input_ids=ids).logits, start)
+    assert policy.training
+    assert not torch.allclose(policy.eval()(input_ids=ids).logits, start)
+
+
 def test_dropout_is_off_while_the_reference_scores(batch):
     model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
     reference = ReferenceModel(Scorer(model))

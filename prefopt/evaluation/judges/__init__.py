@@ -1,6 +1,13 @@
 """Who says which answer is better: a function, a classifier, a language model, or an endpoint."""
 
-from prefopt.evaluation.judges.base import Judge, Judgements, PairJudge, PointJudge, judged
+from prefopt.evaluation.judges.base import (
+    Judge,
+    Judgements,
+    PairJudge,
+    PointJudge,
+    RememberingJudge,
+    judged,
+)
 from prefopt.evaluation.judges.classifier import ClassifierJudge
 from prefopt.evaluation.judges.endpoint import EndpointJudge
 from prefopt.evaluation.judges.function import (
@@ -23,6 +30,7 @@ __all__ = [
     "PairFunctionJudge",
     "PairJudge",
     "PointJudge",
+    "RememberingJudge",
     "function_judge",
     "judged",
     "load_function",

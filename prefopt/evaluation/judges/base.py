@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from prefopt.evaluation.intervals import Estimate, wilson_interval
-from prefopt.evaluation.prompts import Prompt
+from prefopt.evaluation.prompts import Prompt, as_example
 
-__all__ = ["Judge", "Judgements", "PairJudge", "PointJudge", "judged"]
+__all__ = ["Judge", "Judgements", "PairJudge", "PointJudge", "RememberingJudge", "judged"]
 
 
 @runtime_checkable
@@ -42,6 +42,30 @@ class PairJudge(Protocol):
 
 
 Judge = PointJudge | PairJudge
+
+
+class RememberingJudge:
+    """Asks a judge of single answers about each answer once.
+
+    Args:
+        judge: The judge.
+    """
+
+    def __init__(self, judge: PointJudge) -> None:
+        self.name = judge.name
+        self._judge = judge
+        self._known: dict[tuple[str, str], float] = {}
+
+    def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        """Return the score of each completion after its prompt."""
+        asked = [repr(as_example(prompt)) for prompt in prompts]
+        keys = list(zip(asked, completions, strict=True))
+        new = {key: place for place, key in enumerate(keys) if key not in self._known}
+        if new:
+            given = [prompts[place] for place in new.values()]
+            found = self._judge.scores(given, [completions[place] for place in new.values()])
+            self._known |= dict(zip(new, found, strict=True))
+        return [self._known[key] for key in keys]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefopt.evaluation.judges import judged
+from prefopt.evaluation.judges import RememberingJudge, judged
 
 PROMPTS = ["p1", "p2", "p3", "p4"]
 OURS = ["good one", "bad", "same", "good"]
@@ -74,6 +74,25 @@ def test_scores_are_compared():
     assert found.scores == (8.0, 3.0, 4.0, 4.0)
     assert found.other_scores == (3.0, 8.0, 4.0, 3.0)
     assert found.position_bias is None
+
+
+def test_an_answer_is_scored_once():
+    class Counting(Length):
+        asked = 0
+
+        def scores(self, prompts, completions):
+            self.asked += len(prompts)
+            return super().scores(prompts, completions)
+
+    inner = Counting()
+    judge = RememberingJudge(inner)
+    assert judge.name == "length"
+    assert judge.scores(["p", "p", "q"], ["a", "a", "a"]) == [1.0, 1.0, 1.0]
+    assert inner.asked == 2
+    asked = [{"role": "user", "content": "p"}]
+    assert judge.scores(["p", "q", asked], ["a", "bb", "a"]) == [1.0, 2.0, 1.0]
+    assert inner.asked == 4
+    assert judged(judge, ["p"], ["a"], ["bb"]).preferences == (0.0,)
 
 
 @pytest.mark.parametrize(
