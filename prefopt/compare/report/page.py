@@ -159,8 +159,9 @@ def missing_parts(comparison: Comparison) -> list[str]:
     measured = {name for it in comparison.methods for name in it.metrics}
     seeds = {run.seed for run in comparison.runs}
     absent = {
-        "Reward against KL: no reward was measured; that needs a reward function or a judge.": "reward"
-        not in measured,
+        "Reward against KL: none was measured; that needs a reward function or a judge.": (
+            "reward" not in measured
+        ),
         "Win rates: none was measured; that needs a judge.": not comparison.win_rates,
         "Spread over seeds: there is one, so intervals cover the held-out rows only.": (
             len(seeds) == 1
