@@ -95,13 +95,14 @@ class Asked(NamedTuple):
     has_loss: bool
 
 
-def make_parser(command: str, description: str, own: type) -> Any:
+def make_parser(command: str, description: str, own: type, data: str = "--dataset DATA") -> Any:
     """Return a ``trl.TrlParser`` of the options of a command that scores data with a model.
 
     Args:
         command: Its name.
         description: What it says of itself.
         own: A dataclass of the command's own options.
+        data: How data are named.
     """
     with user_errors():
         from trl import ModelConfig, TrlParser
@@ -117,7 +118,7 @@ def make_parser(command: str, description: str, own: type) -> Any:
             _some_fields("ScoringArguments", PreferenceConfig, _CONFIG),
         ),
         prog=f"prefopt {command}",
-        usage=f"prefopt {command} --model MODEL --dataset DATA [options]",
+        usage=f"prefopt {command} --model MODEL {data} [options]",
         description=description,
         formatter_class=HelpFormatter,
         allow_abbrev=False,

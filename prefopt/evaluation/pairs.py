@@ -18,7 +18,7 @@ from prefopt.evaluation.statistics import (
 )
 from prefopt.objective import Objective, parse_objective
 
-__all__ = ["PairEvaluation", "evaluate_pairs", "log_ratio_objective"]
+__all__ = ["PairEvaluation", "evaluate_pairs", "log_ratio_objective", "rewards_of_pairs"]
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,27 @@ def rewards_of_pairs(
     objective: Objective | None,
     policy: PairLogps,
     reference: PairLogps | None,
-    notes: list[str],
+    notes: list[str] | None = None,
 ) -> PairRewards:
-    """Return the implicit rewards; those without a loss where it defines none, which is noted."""
+    """Return the implicit rewards of pairs.
+
+    Args:
+        objective: Defines them; None for the log-ratio, or without a reference the log-prob. The
+            same holds for a loss that defines no reward on pairs.
+        policy: The policy's log-probs.
+        reference: Those of the reference; None for none.
+        notes: Learns of a loss that defines none.
+
+    Raises:
+        ValueError: If the loss needs a reference or log-probs of tokens and there are none.
+    """
     if objective is not None:
         try:
             return implicit_rewards(objective, policy, reference)
         except NoRewardsError as error:
             plain = "log-probs" if reference is None else "log-ratios"
-            notes.append(f"accuracy is that of {plain}: {error}")
+            if notes is not None:
+                notes.append(f"accuracy is that of {plain}: {error}")
     if reference is None:
         return PairRewards(policy.chosen, policy.rejected)
     return implicit_rewards(log_ratio_objective(), policy, reference)
