@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             losses=own.losses or (),
             betas=own.betas or (),
             methods=own.methods or (),
+            baselines=own.baselines or (),
             seeds=own.seeds if len(own.seeds) > 1 else own.seeds[0],
             eval_dataset=held_out,
             held_out=own.held_out,
@@ -132,6 +133,10 @@ def make_own_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", help="YAML file with any of the options, without the dashes")
     add("--losses", help="losses and sums, with commas: 'dpo, kto, dpo + 0.2*sft'")
+    add(
+        "--baselines",
+        help="what stands beside them: any of sft, reward_model, rl, rl_true, best_of_n",
+    )
     add("--betas", type=_numbers, help="values of beta for each loss that has one: 0.05,0.1")
     add("--seeds", type=_whole, default=[3], help="how many, or which, as 0,5,7; default: 3")
     add(
@@ -223,6 +228,8 @@ def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any], path:
             raise UserError(f"{path}: {name} must map options to values")
     if not isinstance(values.get("methods", []), list):
         raise UserError(f"{path}: methods must be a list, each with a loss_type and its options")
+    if not isinstance(values.get("baselines", ""), str | list):
+        raise UserError(f"{path}: baselines must be a list of kinds, or of mappings with a kind")
     parser.set_defaults(**values)
 
 

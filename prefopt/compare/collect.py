@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def pooled(seeds: Sequence[Estimate]) -> Estimate:
         True
         >>> both = pooled([one, Estimate(0.80, 0.76, 0.84, 500)])
         >>> [round(number, 4) for number in both]
-        [0.75, 0.6441, 0.8559, 500]
+        [0.75, 0.6442, 0.8558, 500]
     """
     if len(seeds) == 1:
         return seeds[0]
@@ -130,17 +131,18 @@ def paired_tests(runs: Sequence[Run], metric: str = "accuracy") -> tuple[PairedT
     too. They are corrected for the number of tests by Holm's procedure.
 
     Args:
-        runs: Those of the matrix; the start and what is not done are left out.
+        runs: Those of the matrix; the start, what is not done and what orders no pairs (the best of
+            N answers) are left out.
         metric: What the pairs are ordered by: ``accuracy`` (the reward of the loss).
     """
     rows = {
         method.name: [_correct(run) for run in its]
         for method, its in _by_method(runs)
-        if method != START
+        if method != START and all(map(_has_pairs, its))
     }
     tests = []
     for first, second in combinations(rows, 2):
-        one, other = torch.stack(rows[first]), torch.stack(rows[second])
+        one, other = _on_same_pairs(rows[first], rows[second])
         tests.append((first, second, *_compare(one, other)))
     adjusted = holm([p for *_, p in tests])
     return tuple(
@@ -301,17 +303,44 @@ def _metrics(run: Run) -> dict[str, Estimate]:
     return {name: Estimate(*one) for name, one in evaluation_of(run)["metrics"].items()}
 
 
+def _pairs_file(run: Run) -> Path:
+    return run.task.folder / run.task.stages[-1].output / "pairs.jsonl"
+
+
+def _has_pairs(run: Run) -> bool:
+    return _pairs_file(run).is_file()
+
+
 def _pairs(run: Run) -> list[dict[str, Any]]:
-    return row_dicts(run.task.folder / run.task.stages[-1].output / "pairs.jsonl")
+    """Return the held-out pairs with their rewards; none of what orders none, as best-of-N."""
+    return row_dicts(_pairs_file(run)) if _has_pairs(run) else []
 
 
-def _correct(run: Run) -> Tensor:
-    """Return for each held-out pair whether it is ordered rightly; (B,)."""
+def _correct(run: Run) -> dict[tuple[int, int], float]:
+    """Return whether each held-out pair is ordered rightly, by its row and its place there."""
     rows = _pairs(run)
     rewards = torch.tensor(
         [[row["chosen_reward"], row["rejected_reward"]] for row in rows], dtype=torch.float64
     )
-    return correct_pairs(rewards[:, 0], rewards[:, 1])
+    seen = Counter[int]()
+    found = {}
+    for row, right in zip(rows, correct_pairs(rewards[:, 0], rewards[:, 1]).tolist(), strict=True):
+        found[row["row"], seen[row["row"]]] = right
+        seen[row["row"]] += 1
+    return found
+
+
+def _on_same_pairs(
+    first: Sequence[Mapping[tuple[int, int], float]],
+    second: Sequence[Mapping[tuple[int, int], float]],
+) -> tuple[Tensor, Tensor]:
+    """Return what two methods order rightly of the pairs that both read; each (S, B)."""
+    both = sorted(set.intersection(*map(set, (*first, *second))))
+    one, other = (
+        torch.tensor([[seed[pair] for pair in both] for seed in its], dtype=torch.float64)
+        for its in (first, second)
+    )
+    return one, other
 
 
 def _by_method(runs: Iterable[Run]) -> list[tuple[Method, list[Run]]]:

@@ -13,11 +13,12 @@ from datasets import Dataset
 from rich.console import Console
 
 from prefopt.compare import collect
+from prefopt.compare.baselines import KINDS, read_baselines
 from prefopt.compare.budget import row_tokens
 from prefopt.compare.executors import Executor, make_executor, model_bytes
-from prefopt.compare.methods import Method, read_methods
+from prefopt.compare.methods import Method, named, read_methods
 from prefopt.compare.options import check_options, plain_options
-from prefopt.compare.plan import Plan, Run, Spec, model_digest
+from prefopt.compare.plan import Plan, Run, Spec, in_phases, model_digest
 from prefopt.compare.report import write_report
 from prefopt.compare.results import Comparison
 from prefopt.compare.search import Search
@@ -58,6 +59,7 @@ def compare(
     losses: str | Sequence[str] = (),
     betas: Sequence[float] = (),
     methods: Sequence[str | Mapping[str, Any]] = (),
+    baselines: str | Sequence[str | Mapping[str, Any]] = (),
     seeds: int | Sequence[int] = 3,
     eval_dataset: str | Dataset | None = None,
     held_out: float = 0.1,
@@ -86,6 +88,8 @@ def compare(
         losses: Losses and sums, as a list or with commas between them.
         betas: Values of ``beta`` for each loss that has one.
         methods: Further methods: mappings with ``loss_type`` and any options of ``prefopt train``.
+        baselines: What stands beside them, as a list or with commas: ``sft``, ``reward_model``,
+            ``rl``, ``rl_true``, ``best_of_n``; or mappings with ``kind`` and options of their own.
         seeds: How many, or which.
         eval_dataset: Rows to measure with; else ``held_out`` of the others are.
         held_out: A share below 1, or a number of rows.
@@ -112,7 +116,7 @@ def compare(
         KeyboardInterrupt: If it was asked to stop; started again, it goes on.
     """
     spec, notes = _read_spec(
-        model, losses, betas, methods, seeds, held_out, validation, options, evaluation
+        model, losses, betas, methods, baselines, seeds, held_out, validation, options, evaluation
     )
     spec = replace(
         spec,
@@ -210,8 +214,10 @@ class _Work:
         for task in waiting:
             retry(task)
         with Watch(tasks, steps, self._console) as watch:
-            if waiting:
-                executor.run(waiting, watch.update)
+            for group in in_phases(runs):
+                asked = [run.task for run in group if run.task in waiting]
+                if asked:
+                    executor.run(asked, watch.update)
         return self._finish(runs)
 
     def _chosen(self, executor: Executor) -> list[Method]:
@@ -219,7 +225,10 @@ class _Work:
         methods = list(self._spec.methods)
         if not self._spec.search_trials:
             return methods
-        return Search(self._plan, executor, self.say, self._trials).choose(methods)
+        asked = [method for method in methods if not KINDS[method.kind].is_special]
+        search = Search(self._plan, executor, self.say, self._trials)
+        chosen = dict(zip([its.name for its in asked], search.choose(asked), strict=True))
+        return [chosen.get(method.name, method) for method in methods]
 
     def _trials(self, tasks: Sequence[Task]) -> Watch:
         return Watch(tasks, {}, self._console, "Learning rates")
@@ -297,6 +306,7 @@ def _read_spec(
     losses: str | Sequence[str],
     betas: Sequence[float],
     methods: Sequence[str | Mapping[str, Any]],
+    baselines: str | Sequence[str | Mapping[str, Any]],
     seeds: int | Sequence[int],
     held_out: float,
     validation: float,
@@ -309,6 +319,8 @@ def _read_spec(
     found = [Method(one.name, plain_options(one.options), one.kind) for one in found]
     for method in found:
         _check(method, common)
+    beside, more = read_baselines(baselines, common, evaluation)
+    found, notes = named([*found, *beside]), [*notes, *more]
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers:
         raise ValueError(f"seeds must be at least 1, or a list of seeds; got {seeds!r}")

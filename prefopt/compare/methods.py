@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.objective import Objective, parse_objective
 
-__all__ = ["Method", "read_methods"]
+__all__ = ["Method", "named", "read_methods"]
 
 # Where options go that do not tell methods apart for a reader.
 _NAME_KEYS = ("loss_type", "name")
@@ -21,8 +21,8 @@ class Method:
 
     Attributes:
         name: Unique, and short enough for a legend: ``dpo beta=0.1``.
-        options: Options of ``prefopt train`` that are its own; ``loss_type`` is one, unless it is a
-            baseline of another kind.
+        options: Options of ``prefopt train`` that are its own, ``loss_type`` among them; of a
+            baseline, those of its kind.
         kind: ``loss``, or what baseline it is: ``start`` is the model itself.
     """
 
@@ -93,7 +93,7 @@ def read_methods(
     found += map(_read_one, methods)
     if not found:
         raise ValueError("no methods: name losses, such as 'dpo, ipo, kto', or list methods")
-    return _named(found), notes
+    return named(found), notes
 
 
 def _read_one(given: str | Mapping[str, Any]) -> Method:
@@ -116,9 +116,16 @@ def _has_beta(method: Method) -> bool:
     return any(term.beta is not None for term in parse_objective(method.loss).terms)
 
 
-def _named(methods: Sequence[Method]) -> list[Method]:
-    """Return the methods, each named by its loss and by what differs among those of that loss."""
-    named = []
+def named(methods: Sequence[Method]) -> list[Method]:
+    """Return the methods, each named by its loss and by what differs among those of that loss.
+
+    Args:
+        methods: Those that have a name keep it.
+
+    Raises:
+        ValueError: If two have the same name.
+    """
+    found = []
     for method in methods:
         same = [other for other in methods if not other.name and other.loss == method.loss]
         values = [_flat(other.options) for other in same]
@@ -130,12 +137,12 @@ def _named(methods: Sequence[Method]) -> list[Method]:
         ]
         mine = _flat(method.options)
         parts = [f"{_SHORT.get(key, key)}={_text(mine[key])}" for key in differing if key in mine]
-        named.append(replace(method, name=method.name or " ".join([method.loss, *parts])))
-    names = [method.name for method in named]
+        found.append(replace(method, name=method.name or " ".join([method.loss, *parts])))
+    names = [method.name for method in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two methods are called {twice!r}: leave one out, or give it a name")
-    return named
+    return found
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ starts from, not where anything lies.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prefopt.compare.baselines import KINDS, common_options
 from prefopt.compare.budget import Budget, RowTokens, budget_of
 from prefopt.compare.methods import Method
 from prefopt.compare.options import check_options
@@ -19,16 +20,10 @@ from prefopt.evaluation import PairLogps, implicit_rewards
 from prefopt.objective import parse_objective
 from prefopt.reference.store.files import digest_of_file
 
-__all__ = ["START", "TRAINED_BY", "Plan", "Run", "Spec", "model_digest"]
+__all__ = ["START", "Plan", "Run", "Spec", "in_phases", "model_digest"]
 
 START = Method("start", kind="start")
 """The model that all methods start from, measured like them."""
-
-TRAINED_BY: dict[str, tuple[str, ...]] = {"loss": ("prefopt", "train")}
-"""Words after ``python -m`` that train a method of a kind: they take ``--config FILE``, a file of
-options with ``model``, ``dataset``, ``eval_datasets``, ``seed`` and ``output_dir``, and leave a
-model there. A further baseline is a kind of method with a command of its own; ``start`` has none.
-"""
 
 # What runs are told beside what the user says: to be able to go on, and what curves are made of.
 RUN_OPTIONS = {
@@ -39,7 +34,9 @@ RUN_OPTIONS = {
     "save_steps": 0.2,
     "save_total_limit": 1,
 }
+_EVAL = ("prefopt", "eval")
 _EVALUATING = {"eval_strategy": "steps", "eval_steps": 0.25}
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _SAVING = ("save_strategy", "save_steps", "save_total_limit")
 
 # What decides the values of a reference; anything else may differ between runs that share them.
@@ -102,12 +99,29 @@ class Run:
         seed: The seed.
         task: Its folder and commands.
         budget: What it takes; None if it is not trained.
+        needs: The run that must be done before: its reward model; None for none.
     """
 
     method: Method
     seed: int
     task: Task
     budget: Budget | None = None
+    needs: str | None = None
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """A command that measures a run.
+
+    Attributes:
+        name: Of the stage and its folder.
+        command: Words after ``python -m``.
+        told: Options, beside ``model``, ``dataset`` and ``output_dir``.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    told: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -134,9 +148,10 @@ class Plan:
         Raises:
             ValueError: If an option is unknown or does not go with a loss.
         """
-        found = [Run(START, 0, self._task(START, 0, {}, "evaluation", self.data.held_out))]
+        found = [self.run(START, 0)]
         for method in methods:
-            for seed in self.spec.seeds:
+            is_trained = KINDS[method.kind].trained_by
+            for seed in self.spec.seeds if is_trained else self.spec.seeds[:1]:
                 found.append(self.run(method, seed))
         return found
 
@@ -151,23 +166,45 @@ class Plan:
             stage: What measuring is called, and the folder of what is measured.
             measured: Rows to measure with; None for those held out.
         """
-        budget = self.budget(method)
-        options = {**RUN_OPTIONS, **self._evaluating(), **self.spec.options, **method.options}
-        options |= {"max_steps": budget.steps, "seed": seed}
         measured = measured or self.data.held_out
-        return Run(method, seed, self._task(method, seed, options, stage, measured), budget)
+        needs = self._reward_model(method, seed)
+        known = {"reward_model": needs} if needs else {}
+        if not KINDS[method.kind].trained_by:
+            options = {**method.options, **known}
+            return Run(
+                method, seed, self._task(method, seed, options, stage, measured), None, needs
+            )
+        budget = self.budget(method)
+        common = common_options(method.kind, {**RUN_OPTIONS, **self.spec.options})
+        options = {**common, **self._evaluating(method, common), **method.options, **known}
+        options |= {"max_steps": budget.steps, "seed": seed}
+        task = self._task(method, seed, options, stage, measured)
+        return Run(method, seed, task, budget, needs)
 
     def budget(self, method: Method) -> Budget:
         """Return what a method takes."""
-        common = {"loss_type": "dpo", **self.spec.options}
-        own = check_options({**self.spec.options, **method.options})
-        rows = self.data.sizes["train"]
-        return budget_of(own, check_options(common), method.options, rows, self.tokens)
+        pairwise = check_options({"loss_type": "dpo", **self.spec.options})
+        kind, rows = KINDS[method.kind], self.data.sizes["train"]
+        own = {**self.spec.options, **method.options}
+        if kind.uses_trl:  # as a loss that looks at as many texts of a row
+            sizes = {name: own[name] for name in _BATCH if name in own}
+            own = {"loss_type": "sft" if kind.looks_at == "one" else "dpo", **sizes}
+        found = budget_of(check_options(own), pairwise, method.options, rows, self.tokens)
+        # What TRL logs as num_tokens is all trained on.
+        return replace(found, share=1.0) if kind.uses_trl else found
+
+    def _reward_model(self, method: Method, seed: int) -> str | None:
+        """Return the run of the reward model that a method needs; None if it needs none."""
+        name = method.options.get("reward_model")
+        found = [one for one in self.spec.methods if one.name == name]
+        return self.run(found[0], seed).task.name if found else None
 
     def references(self, methods: Sequence[Method]) -> list[Task]:
         """Return what computes the reference log-probs that several runs share, once."""
         groups: dict[str, list[Method]] = {}
         for method in methods:
+            if method.kind != "loss":
+                continue
             options = {**self.spec.options, **method.options}
             objective = check_options(options).objective
             moving = options.get("reference") == "live" or options.get("sync_ref_model")
@@ -196,43 +233,64 @@ class Plan:
         used = [
             self.data.digests[name]
             for name in ("train", "validation")
-            if method != START and name in self.data.digests
+            if KINDS[method.kind].trained_by and name in self.data.digests
         ]
         digest = digest_of(method.kind, options, used, self.start)
         name = f"{method.slug}-{seed}-{digest}"
         folder = self.root / "runs" / name
         files, stages = {}, []
-        if method.kind in TRAINED_BY:
+        kind = KINDS[method.kind]
+        if kind.trained_by:
             told = {**options, **self._sources(), "output_dir": str(folder / "model")}
-            files["train.yaml"] = _yaml(told)
-            command = (*TRAINED_BY[method.kind], "--config", str(folder / "train.yaml"))
+            files["train.yaml"] = _yaml(self._with_paths(told))
+            command = (*kind.trained_by, "--config", str(folder / "train.yaml"))
             stages.append(Stage("train", command, digest, "model", True, keep))
         model = str(folder / "model") if stages else self.spec.model
-        asked = self._asked(method, model, measured, folder / stage)
-        config = "eval.yaml" if stage == "evaluation" else f"{stage}.yaml"
-        files[config] = _yaml(asked)
-        known = {key: asked[key] for key in asked if key not in ("model", "dataset", "output_dir")}
         of_rows = digest_of_file(measured)
-        command = ("prefopt", "eval", "--config", str(folder / config))
-        stages.append(Stage(stage, command, digest_of(digest, known, of_rows), stage))
+        for part in self._measuring(method, model, options, stage):
+            config = "eval.yaml" if part.name == "evaluation" else f"{part.name}.yaml"
+            places = {"dataset": str(measured), "output_dir": str(folder / part.name)}
+            files[config] = _yaml(self._with_paths({"model": model, **part.told, **places}))
+            command = (*part.command, "--config", str(folder / config))
+            known = digest_of(digest, part.told, of_rows)
+            stages.append(Stage(part.name, command, known, part.name))
         return Task(name, folder, tuple(stages), files)
 
-    def _asked(self, method: Method, model: str, measured: Path, output: Path) -> dict[str, Any]:
-        """Return what ``prefopt eval`` is told of a run."""
+    def _measuring(
+        self, method: Method, model: str, options: Mapping[str, Any], stage: str
+    ) -> list[_Measuring]:
+        """Return the commands that measure a run."""
+        kind, evaluation = KINDS[method.kind], self.spec.evaluation
         given = {**self.spec.options, **method.options}
-        options: dict[str, Any] = {"model": model, "ref_model": self.spec.model}
-        options |= {name: given[name] for name in _SCORING if name in given}
+        scoring = {name: given[name] for name in _SCORING if name in given}
+        if method.kind == "reward_model":  # it writes no answers
+            return [_Measuring(stage, kind.measured_by, scoring)]
+        asked = {"ref_model": self.spec.model, **scoring}
         if method.kind == "loss":
-            options |= reward_options(given)
-        return {
-            **options,
-            **self.spec.evaluation,
-            "dataset": str(measured),
-            "output_dir": str(output),
-        }
+            asked |= reward_options(given)
+        asked |= evaluation
+        if method.kind != "best_of_n":
+            return [_Measuring(stage, kind.measured_by, asked)]
+        drawn = {name: asked[name] for name in asked if not name.startswith("judge")}
+        drawn |= {"samples_per_prompt": options["n"] + 1, "temperatures": [1.0]}
+        samples = "samples" if stage == "evaluation" else f"{stage}_samples"
+        return [
+            _Measuring(samples, _EVAL, drawn),
+            _Measuring(stage, kind.measured_by, {**asked, **options, "samples": samples}),
+        ]
 
-    def _evaluating(self) -> dict[str, Any]:
-        return dict(_EVALUATING) if self.data.validation is not None else {}
+    def _with_paths(self, told: dict[str, Any]) -> dict[str, Any]:
+        """Return options that name a reward model by its folder, not by its run."""
+        if "reward_model" not in told:
+            return told
+        return {**told, "reward_model": str(self.root / "runs" / told["reward_model"] / "model")}
+
+    def _evaluating(self, method: Method, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Return when validation rows are looked at; never in RL, which would answer them."""
+        if method.kind in ("rl", "rl_true"):
+            return {"eval_strategy": "no"}
+        given = {name: common[name] for name in _EVALUATING if name in common}
+        return {**_EVALUATING, **given} if self.data.validation is not None else {}
 
     def _sources(self) -> dict[str, Any]:
         sources: dict[str, Any] = {"model": self.spec.model, "dataset": str(self.data.train)}
@@ -242,6 +300,16 @@ class Plan:
 
     def _measured_with(self) -> list[Path]:
         return [file for file in (self.data.validation, self.data.held_out) if file is not None]
+
+
+def in_phases(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return runs in groups, each of which can be run at once, when those before it are done.
+
+    Args:
+        runs: Those of the matrix.
+    """
+    first = [run for run in runs if run.needs is None]
+    return [group for group in (first, [run for run in runs if run.needs is not None]) if group]
 
 
 def model_digest(model: str, revision: str | None = None) -> str:

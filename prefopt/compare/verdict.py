@@ -10,10 +10,10 @@ LEVEL = 0.05  # p-values below it, corrected for the number of tests, tell metho
 
 
 def write_verdict(methods: Sequence[MethodResult], tests: Sequence[PairedTest]) -> str:
-    """Return which methods order held-out pairs best, and which are worse.
+    """Return which methods order held-out pairs best, and which are worse; baselines beside them.
 
     Args:
-        methods: All methods; baselines are not judged here.
+        methods: All methods; the losses are judged, and the best baselines named.
         tests: Of every two of them, by ``accuracy``.
     """
     ranked = sorted(
@@ -23,12 +23,13 @@ def write_verdict(methods: Sequence[MethodResult], tests: Sequence[PairedTest]) 
     if not ranked:
         return "No method was measured."
     best = ranked[0]
+    beside = _beside(best, methods, tests)
     if len(ranked) == 1:
-        return f"{best.name} orders {_accuracy(best)} of the held-out pairs as the data do."
+        return f"{best.name} orders {_accuracy(best)} of the held-out pairs as the data do.{beside}"
     found = {one.name: _between(best.name, one.name, tests) for one in ranked[1:]}
     alike = [one for one in ranked[1:] if found[one.name].p_adjusted >= LEVEL]
     worse = [one for one in ranked[1:] if found[one.name].p_adjusted < LEVEL]
-    return f"{_first(best, alike, found)} {_second(worse, found)}"
+    return f"{_first(best, alike, found)} {_second(worse, found)}{beside}"
 
 
 def _first(best: MethodResult, alike: Sequence[MethodResult], found: dict[str, PairedTest]) -> str:
@@ -52,6 +53,36 @@ def _second(worse: Sequence[MethodResult], found: dict[str, PairedTest]) -> str:
             f"{_p(found[one.name].p_adjusted)})"
         )
     return f"Worse {'is' if len(worse) == 1 else 'are'} {_listed(parts)}."
+
+
+def _beside(
+    best: MethodResult, methods: Sequence[MethodResult], tests: Sequence[PairedTest]
+) -> str:
+    """Return a sentence on the best baselines, if there are others than the start."""
+    baselines = [one for one in methods if one.is_baseline and one.loss != "start"]
+    parts = []
+    if order := [one for one in baselines if "accuracy" in one.metrics]:
+        top = max(order, key=lambda one: one.metrics["accuracy"].value)
+        p = _p(_between(best.name, top.name, tests).p_adjusted)
+        parts.append(f"{top.name} orders {_accuracy(top)} rightly ({p} against {best.name})")
+    rewarded = [one for one in methods if "reward" in one.metrics and one.loss != "start"]
+    of_baselines = [one for one in rewarded if one.is_baseline]
+    of_losses = [one for one in rewarded if not one.is_baseline]
+    if of_baselines and of_losses:
+        top, other = (
+            max(its, key=lambda one: one.metrics["reward"].value)
+            for its in (of_baselines, of_losses)
+        )
+        parts.append(
+            f"{top.name} has the highest reward, {_reward(top)}; "
+            f"of the losses {other.name} has it, {_reward(other)}"
+        )
+    return f" Of the baselines, {_listed(parts)}." if parts else ""
+
+
+def _reward(method: MethodResult) -> str:
+    value, low, high, _ = method.metrics["reward"]
+    return f"{value:.2f} (95% interval {low:.2f} to {high:.2f})"
 
 
 def _between(best: str, other: str, tests: Sequence[PairedTest]) -> PairedTest:

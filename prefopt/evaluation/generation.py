@@ -23,6 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from prefopt.data import PreferenceExample
 from prefopt.data.audit import stop_tokens
 from prefopt.data.tokenize import tokenize_prompts
 from prefopt.engine.guard import undisturbed
@@ -33,7 +34,7 @@ from prefopt.evaluation.prompts import Prompt, as_example
 from prefopt.evaluation.sampling import Generation, Sampling
 from prefopt.evaluation.vllm_backend import VllmModel
 
-__all__ = ["end_tokens", "generate", "leave_room"]
+__all__ = ["end_tokens", "generate", "leave_room", "read_answer"]
 
 _QUESTION = [{"role": "user", "content": "question"}]
 _ANSWER = "prefoptanswer"
@@ -93,13 +94,10 @@ def generate(
         written = model.write(prompt_ids, once, ends, progress)
     else:
         written = _write(model, prompt_ids, once, ends, batch_size, progress)
-    # Where text is continued, its end says how the first word is spaced.
-    before = [
-        [] if example.form == "messages" else ids[-_BEFORE:]
-        for example, ids in zip(examples, prompt_ids, strict=True)
-    ]
     answers = [
-        _generation(tokenizer, before[place // once.samples], ids, ends)
+        read_answer(
+            tokenizer, examples[place // once.samples], prompt_ids[place // once.samples], ids, ends
+        )
         for place, ids in enumerate(written)
     ]
     return [answer for answer in answers for _ in range(samples // once.samples)]
@@ -304,12 +302,29 @@ class _Draw(LogitsProcessor):  # type: ignore[misc] # transformers is untyped
 # Text ---------------------------------------------------------------------------------------------
 
 
-def _generation(tokenizer: Any, before: list[int], ids: list[int], ends: list[int]) -> Generation:
-    """Return an answer whose tokens may go on after its end."""
+def read_answer(
+    tokenizer: Any,
+    prompt: PreferenceExample,
+    prompt_ids: Sequence[int],
+    ids: Sequence[int],
+    ends: Sequence[int],
+) -> Generation:
+    """Return an answer whose tokens may go on after its end.
+
+    Args:
+        tokenizer: Of the model.
+        prompt: What was asked.
+        prompt_ids: Its token ids.
+        ids: Token ids of the answer.
+        ends: Ids that end one, as ``end_tokens`` returns them.
+    """
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     said = ids if end is None else ids[:end]
     kept = ids if end is None else ids[: end + 1]
-    return Generation(_text(tokenizer, before, said), tuple(kept), len(kept), end is None)
+    # Where text is continued, its end says how the first word is spaced.
+    before = [] if prompt.form == "messages" else list(prompt_ids[-_BEFORE:])
+    text = _text(tokenizer, before, list(said))
+    return Generation(text, tuple(kept), len(kept), end is None)
 
 
 def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:

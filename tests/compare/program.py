@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
     options = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
     with Path(os.environ["STAND_IN_CALLS"]).open("a") as calls:
         calls.write(f"{argv[1]} {Path(options['output_dir']).parent.name}\n")
-    {"train": train, "eval": evaluate, "cache": lambda options: None}[argv[1]](options)
+    trains = dict.fromkeys(("train", "reward_model", "rl"), train)
+    measures = dict.fromkeys(("eval", "measure_reward_model", "best_of_n"), evaluate)
+    {**trains, **measures, "cache": lambda options: None}[argv[1]](options)
 
 
 if __name__ == "__main__":

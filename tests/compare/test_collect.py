@@ -185,3 +185,12 @@ def test_rules_that_know_no_method_are_taken_from_any_run(put):
     ]
     assert data_baselines(runs) == {"longer": Estimate(1, 1, 1, 1)}
     assert data_baselines(runs[:1]) == {}
+
+
+def test_methods_are_compared_on_the_pairs_that_both_read_and_not_without_pairs(put):
+    runs = [put("dpo", 0, [1, 1, 1, -1]), put("ipo", 0, [-1, -1, 1]), put("best", 0, [1, 1])]
+    (runs[2].task.folder / "evaluation" / "pairs.jsonl").unlink()
+    (test,) = paired_tests(runs)
+    assert (test.first, test.second) == ("dpo", "ipo")
+    assert test.difference.value == pytest.approx(3 / 3 - 1 / 3)
+    assert test.difference.size == 3

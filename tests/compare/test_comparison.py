@@ -72,6 +72,22 @@ def test_what_is_done_is_not_done_again_and_a_method_more_is_added(run, calls):
     assert more.methods[:3] == first.methods
 
 
+def test_baselines_are_run_beside_the_losses_and_after_what_they_need(run, calls):
+    asked = {"baselines": "sft, rl, best_of_n", "evaluation": {"reward": "r.py:reward"}}
+    found, text = run("dpo", **asked)
+    assert "a reward model is trained and measured, too" in text
+    names = ["start", "dpo", "reward model", "sft on the chosen", "rl, learnt reward", "best of 16"]
+    assert [method.name for method in found.methods] == names
+    assert [method.is_baseline for method in found.methods] == [True, False, *[True] * 4]
+    assert {run.state for run in found.runs} == {"done"}
+    assert [run.method for run in found.runs].count("best of 16") == 1
+    order = [call.split()[0] for call in calls()]
+    assert order.index("rl") > max(at for at, word in enumerate(order) if word == "reward_model")
+    again, _ = run("dpo", **asked)
+    assert len(calls()) == len(order)
+    assert again.methods == found.methods
+
+
 def test_one_failure_is_shown_and_ends_no_other(run, calls, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAILS", "ipo-1")
     found, text = run()

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from prefopt.compare.baselines import read_baselines
 from prefopt.compare.budget import Budget, RowTokens
 from prefopt.compare.methods import Method, read_methods
-from prefopt.compare.plan import START, Plan, Spec, model_digest, reward_options
+from prefopt.compare.plan import START, Plan, Spec, in_phases, model_digest, reward_options
 from prefopt.compare.split import split_rows, write_split
 
 
@@ -144,6 +145,82 @@ def test_a_model_is_what_its_files_hold(tmp_path):
 )
 def test_the_reward_that_is_measured_is_that_of_the_loss(loss, expected):
     assert reward_options({"loss_type": loss, "learning_rate": 1.0}) == expected
+
+
+@pytest.fixture
+def plan_with(make_plan):
+    """Make a plan with baselines among its methods."""
+
+    def make(baselines, **more):
+        plan = make_plan("dpo", **more)
+        evaluation = {"reward": "r.py:reward", "judge": "logprob:M", "max_new_tokens": 9}
+        beside, _ = read_baselines(baselines, plan.spec.options, evaluation)
+        methods = (*plan.spec.methods, *beside)
+        return replace(plan, spec=replace(plan.spec, methods=methods, evaluation=evaluation))
+
+    return make
+
+
+def test_a_baseline_of_trl_is_told_what_it_understands(plan_with):
+    plan = plan_with(
+        [{"kind": "rl", "beta": 0.05}], options={"beta": 0.5, "per_device_train_batch_size": 4}
+    )
+    runs = plan.runs(plan.spec.methods)
+    rl, model = (
+        next(run for run in runs if (run.method.kind, run.seed) == (kind, 5))
+        for kind in ("rl", "reward_model")
+    )
+    options = told(rl)
+    assert options["reward_model"] == str(model.task.folder / "model")
+    assert (options["beta"], options["max_completion_length"], options["seed"]) == (0.05, 9, 5)
+    assert (options["eval_strategy"], told(model)["eval_strategy"]) == ("no", "steps")
+    assert "beta" not in told(model)
+    assert "diagnostics" not in told(model)
+    words = [stage.command[:2] for stage in (*rl.task.stages, *model.task.stages)]
+    package = "prefopt.compare.baselines"
+    assert words == [
+        (package, "rl"),
+        ("prefopt", "eval"),
+        (package, "reward_model"),
+        (package, "measure_reward_model"),
+    ]
+    assert (rl.needs, model.needs) == (model.task.name, None)
+    assert [len(group) for group in in_phases(runs)] == [5, 2]
+    assert {run.method.kind for run in in_phases(runs)[1]} == {"rl"}
+
+
+def test_baselines_see_as_many_tokens_as_the_losses(plan_with):
+    """A pair has 100 tokens and its preferred half 50; 10 steps of 8 pairs are 8000 tokens."""
+    plan = plan_with([{"kind": "rl", "per_device_train_batch_size": 16}, "sft"])
+    found = {run.method.kind: run.budget for run in plan.runs(plan.spec.methods)}
+    assert found == {
+        "start": None,
+        "loss": Budget(10, 80, 8000.0),
+        "sft": Budget(20, 160, 8000.0, 0.5),
+        "reward_model": Budget(10, 80, 8000.0),
+        "rl": Budget(10, 160, 8000.0),
+    }
+
+
+def test_another_reward_model_makes_another_run(plan_with):
+    one, other = (
+        plan_with([{"kind": "reward_model", "learning_rate": rate}, "rl"]) for rate in (0.1, 0.2)
+    )
+    names = [plan.run(plan.spec.methods[-1], 0).task.name for plan in (one, other)]
+    assert names[0] != names[1]
+
+
+def test_best_of_n_draws_from_the_start_and_picks(plan_with, toy_start):
+    plan = plan_with([{"kind": "best_of_n", "n": 6}])
+    (run,) = (run for run in plan.runs(plan.spec.methods) if run.method.kind == "best_of_n")
+    assert run.budget is None
+    drawn, asked = told(run, "samples.yaml"), told(run, "eval.yaml")
+    assert (drawn["model"], drawn["samples_per_prompt"]) == (toy_start, 7)
+    assert (drawn["temperatures"], drawn["reward"]) == ([1.0], "r.py:reward")
+    assert "judge" not in drawn
+    assert drawn["output_dir"] == str(run.task.folder / "samples")
+    assert (asked["samples"], asked["n"], asked["by"]) == ("samples", 6, "reward")
+    assert [stage.output for stage in run.task.stages] == ["samples", "evaluation"]
 
 
 def test_the_start_is_not_trained(make_plan):

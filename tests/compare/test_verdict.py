@@ -60,3 +60,27 @@ def test_when_none_is_worse_that_is_said():
     assert text.endswith(
         "No method is worse beyond the uncertainty of the held-out rows and seeds."
     )
+
+
+def test_the_best_baselines_are_named_beside_the_losses():
+    def rewarded(name, reward, baseline=True):
+        found = {"reward": Estimate(reward, reward - 0.1, reward + 0.1, 90)}
+        return MethodResult(name, name, is_baseline=baseline, metrics=found)
+
+    text = write_verdict(
+        [
+            method("start", 0.9, True),
+            method("dpo", 0.7),
+            method("reward model", 0.72, True),
+            method("sft", 0.5, True),
+            rewarded("best of 8", 1.5),
+            rewarded("rl", 2.25),
+            rewarded("kto", 1.0, baseline=False),
+        ],
+        [test("dpo", "reward model", -0.02, 0.3), test("dpo", "sft", 0.2, 0.001)],
+    )
+    assert text == (
+        "dpo orders 70.0% of the held-out pairs as the data do. Of the baselines, reward model "
+        "orders 72.0% rightly (p = 0.30 against dpo) and rl has the highest reward, 2.25 (95% "
+        "interval 2.15 to 2.35); of the losses kto has it, 1.00 (95% interval 0.90 to 1.10)."
+    )

@@ -102,7 +102,10 @@ class ClassifierJudge:
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """Return the score of each completion after its prompt."""
-        texts = self._token_ids(prompts, completions)
+        return self.scores_of_ids(self._token_ids(prompts, completions))
+
+    def scores_of_ids(self, texts: Sequence[list[int]]) -> list[float]:
+        """Return the score of each text of token ids, prompt and completion as one."""
         window = _window(self._model.config, self._tokenizer)
         cut = sum(len(ids) > window for ids in texts)
         if cut:
