@@ -9,9 +9,11 @@ import contextlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import Field, fields
+from typing import Any, get_args, get_origin, get_type_hints
 
 from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.eval import EvalArguments
 from prefopt.cli.train import given_options, make_parser, read_config_file
 
 _DESCRIPTION = """\
@@ -26,16 +28,13 @@ Any option of `prefopt train` goes to all runs, such as --learning_rate, --max_s
 Started again with the same options it goes on: what is done is not done again.
 """
 
-# Options of `prefopt eval` that are taken here, by their name there.
-EVALUATION = {
-    "reward": str,
-    "judge": str,
-    "judge_model": str,
-    "temperatures": float,
-    "samples_per_prompt": int,
-    "max_prompts": int,
-    "max_new_tokens": int,
-}
+# Options of `prefopt eval` that the comparison sets.
+_SET_OF_EVAL = ("output_dir", "start_samples")
+
+
+def eval_fields() -> dict[str, Field[Any]]:
+    """Return the own options of ``prefopt eval``, which are taken here too, by name."""
+    return {item.name: item for item in fields(EvalArguments) if item.name not in _SET_OF_EVAL}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,14 +107,17 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         names |= {"methods", "evaluation"}
         values = {name: options.pop(name) for name in [*options] if name in names}
         for name in [*options]:
-            if name in EVALUATION:
+            if name in eval_fields():
                 values.setdefault("evaluation", {})
                 values["evaluation"] = {**values["evaluation"], name: options.pop(name)}
         _set_defaults(parser, values, own.config)
         own, rest = parser.parse_known_args(argv)
     options |= given_options(make_parser(), rest)
-    given = {name: getattr(own, name) for name in EVALUATION if getattr(own, name) is not None}
-    own.evaluation = {**(own.evaluation or {}), **given}
+    given = {name: getattr(own, name) for name in eval_fields()}
+    own.evaluation = {
+        **(own.evaluation or {}),
+        **{name: value for name, value in given.items() if value is not None},
+    }
     own.output_dir = options.pop("output_dir", None)
     _check(own, options)
     return own, options
@@ -158,8 +160,12 @@ def make_own_parser() -> argparse.ArgumentParser:
     add("--dry-run", "--dry_run", action="store_true", help="only print the runs")
     parser.set_defaults(methods=None, evaluation=None)
     group = parser.add_argument_group("measuring", "options of `prefopt eval`")
-    for name, kind in EVALUATION.items():
-        group.add_argument(f"--{name}", type=kind, nargs="+" if name == "temperatures" else None)
+    hints = get_type_hints(EvalArguments)
+    for name, item in eval_fields().items():
+        several = get_origin(hints[name]) is list
+        kind = next((k for k in (float, int) if k in (hints[name], *get_args(hints[name]))), str)
+        told = item.metadata["help"]
+        group.add_argument(f"--{name}", type=kind, nargs="+" if several else None, help=told)
     parser.error = _fail  # type: ignore[method-assign,assignment]
     return parser
 
@@ -211,6 +217,9 @@ def _check(own: argparse.Namespace, options: Mapping[str, Any]) -> None:
         raise UserError("--dataset is missing: a Hub id, a folder, or a file")
     if not own.losses and not own.methods:
         raise UserError("--losses is missing: such as 'dpo, ipo, kto'")
+    for name in own.evaluation:
+        if name not in eval_fields():
+            raise UserError.unknown("option of prefopt eval", name, eval_fields())
     if own.search_trials < 0:
         raise UserError(f"--search_trials must be at least 0, got {own.search_trials}")
 

@@ -18,7 +18,7 @@ from prefopt.compare.budget import row_tokens
 from prefopt.compare.executors import Executor, make_executor, model_bytes
 from prefopt.compare.methods import Method, named, read_methods
 from prefopt.compare.options import check_options, plain_options
-from prefopt.compare.plan import Plan, Run, Spec, in_phases, model_digest
+from prefopt.compare.plan import START, Plan, Run, Spec, in_phases, model_digest
 from prefopt.compare.report import write_report
 from prefopt.compare.results import Comparison
 from prefopt.compare.search import Search
@@ -206,7 +206,7 @@ class _Work:
             use_gpus=not self._spec.options.get("use_cpu"),
             parameters=self._resources.parameters,
         )
-        self._fill_references(executor)
+        self._prepare_start(executor)
         runs = self._plan.runs(self._chosen(executor))
         steps = {run.task.name: run.budget.steps for run in runs if run.budget}
         tasks = [run.task for run in runs]
@@ -233,16 +233,19 @@ class _Work:
     def _trials(self, tasks: Sequence[Task]) -> Watch:
         return Watch(tasks, {}, self._console, "Learning rates")
 
-    def _fill_references(self, executor: Executor) -> None:
-        for task in self._plan.references(self._spec.methods):
-            if state_of(task).state == "done":
-                continue
-            with Watch(
-                [task], {}, self._console, "Reference log-probs, once for all runs"
-            ) as watch:
-                executor.run([task], watch.update)
+    def _prepare_start(self, executor: Executor) -> None:
+        """Compute once what all runs need of the start: its log-probs, numbers and answers."""
+        start = self._plan.run(START, 0).task
+        tasks = [*self._plan.references(self._spec.methods), start]
+        waiting = [task for task in tasks if state_of(task).state != "done"]
+        for task in waiting:
+            retry(task)
+        if waiting:
+            with Watch(waiting, {}, self._console, "The start, once for all runs") as watch:
+                executor.run(waiting, watch.update)
+        for task in waiting:
             if (state := state_of(task)).state == "failed":
-                self.say(f"reference log-probs: {state.error}; each run computes its own")
+                self.say(f"{task.name}: {state.error}; each run does it by itself")
 
     def _finish(self, runs: Sequence[Run]) -> Comparison:
         """Collect, print and save what was found."""

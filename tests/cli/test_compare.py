@@ -52,13 +52,22 @@ def test_a_file_holds_any_of_them_and_the_command_line_goes_before_it(tmp_path):
     path.write_text(
         "model: m\ndataset: d\noutput_dir: o\nlosses: [dpo, ipo]\nbetas: [0.1, 0.2]\nseeds: 2\n"
         "methods:\n- loss_type: slic\n  learning_rate: 1e-6\nmax_steps: 5\nmax_prompts: 3\n"
-        "evaluation:\n  judge: length\nheld_out: 200\n"
+        "evaluation:\n  judge: function:a.py:better\nheld_out: 200\n"
     )
     own, options = read("--config", path, "--seeds", "4", "--max_steps", "6")
     assert (own.losses, own.betas, own.seeds, own.held_out) == ("dpo,ipo", [0.1, 0.2], [4], 200)
     assert own.methods == [{"loss_type": "slic", "learning_rate": "1e-6"}]
-    assert own.evaluation == {"judge": "length", "max_prompts": 3}
+    assert own.evaluation == {"judge": "function:a.py:better", "max_prompts": 3}
     assert options == {"model_name_or_path": "m", "dataset_name": "d", "max_steps": 6}
+
+
+def test_measuring_has_the_options_of_eval_and_no_others(tmp_path):
+    own, _ = read(*NEEDED, "--losses", "dpo", "--max_new_tokens", "7", "--temperatures", "0", "1")
+    assert own.evaluation == {"max_new_tokens": 7, "temperatures": [0.0, 1.0]}
+    path = tmp_path / "compare.yaml"
+    path.write_text("evaluation:\n  temperature: 1\n")
+    with pytest.raises(UserError, match="unknown option of prefopt eval 'temperature'; did you"):
+        read(*NEEDED, "--losses", "dpo", "--config", path)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from pathlib import Path
 
 def train(options: dict) -> None:
     output = Path(options["output_dir"])
-    if os.environ.get("STAND_IN_FAILS", "nothing") in output.parent.name:
-        sys.exit("Traceback:\nprefopt: error: this one fails")
     output.mkdir(parents=True, exist_ok=True)
     for step in range(options["max_steps"]):
         time.sleep(float(os.environ.get("STAND_IN_STEP_S", "0")))
@@ -59,6 +57,8 @@ def main(argv: list[str]) -> None:
     options = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
     with Path(os.environ["STAND_IN_CALLS"]).open("a") as calls:
         calls.write(f"{argv[1]} {Path(options['output_dir']).parent.name}\n")
+    if os.environ.get("STAND_IN_FAILS", "nothing") in Path(options["output_dir"]).parent.name:
+        sys.exit("Traceback:\nprefopt: error: this one fails")
     trains = dict.fromkeys(("train", "reward_model", "rl"), train)
     measures = dict.fromkeys(("eval", "measure_reward_model", "best_of_n"), evaluate)
     {**trains, **measures, "cache": lambda options: None}[argv[1]](options)

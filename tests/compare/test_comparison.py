@@ -54,10 +54,18 @@ def test_all_runs_are_trained_measured_and_collected(run, calls, tmp_path):
     assert [call.split()[0] for call in calls()].count("train") == 4
 
 
-def test_reference_log_probs_are_computed_first_and_once(run, calls):
+def test_what_runs_need_of_the_start_is_computed_first_and_once(run, calls):
     run()
-    assert [call.split()[0] for call in calls()].index("cache") == 0
-    assert [call.split()[0] for call in calls()].count("cache") == 1
+    made = [call.split()[0] for call in calls()]
+    assert sorted(made[:2]) == ["cache", "eval"]
+    assert (made.count("cache"), made.count("eval")) == (1, 5)
+
+
+def test_a_start_that_cannot_be_measured_ends_no_other_run(run, calls, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAILS", "start")
+    found, text = run()
+    assert [run.state for run in found.runs] == ["failed", *["done"] * 4]
+    assert "this one fails; each run does it by itself" in text
 
 
 def test_what_is_done_is_not_done_again_and_a_method_more_is_added(run, calls):
