@@ -162,12 +162,18 @@ def make_own_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("measuring", "options of `prefopt eval`")
     hints = get_type_hints(EvalArguments)
     for name, item in eval_fields().items():
-        several = get_origin(hints[name]) is list
-        kind = next((k for k in (float, int) if k in (hints[name], *get_args(hints[name]))), str)
+        parts = _parts(hints[name])
+        several = any(get_origin(part) is list for part in parts)
+        kind = next((kind for kind in (float, int) if kind in parts), str)
         told = item.metadata["help"]
         group.add_argument(f"--{name}", type=kind, nargs="+" if several else None, help=told)
     parser.error = _fail  # type: ignore[method-assign,assignment]
     return parser
+
+
+def _parts(hint: Any) -> list[Any]:
+    """Return a type and all that it is made of: of ``list[int] | None`` that, list[int] and int."""
+    return [hint, *(inner for part in get_args(hint) for inner in _parts(part))]
 
 
 def load(data: Mapping[str, Any], own: argparse.Namespace) -> tuple[Any, Any]:

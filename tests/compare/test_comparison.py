@@ -194,6 +194,21 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(
     assert numbers_of(root) == numbers_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_real_runs_that_are_killed_go_on_to_the_same_results(tmp_path, toy_rows, toy_start):
+    options = {"max_steps": 30, "learning_rate": 1e-3, "use_cpu": True, "logging_steps": 5}
+    given = {"options": options, "evaluation": {"max_new_tokens": 8, "max_prompts": 4}}
+    root = str(tmp_path / "killed")
+    script = KILLED.format(program="", start=toy_start, root=root, **given)
+    kill_and_restart(script, [random.uniform(15, 60) for _ in range(2)])
+    more = {"losses": "dpo, ipo", "seeds": 2, "resources": ONE}
+    compare(toy_start, toy_rows, tmp_path / "whole", **more, **given)
+    assert numbers_of(root) == numbers_of(tmp_path / "whole")
+    assert {run.state for run in Comparison.load(tmp_path / "whole" / "results.json").runs} == {
+        "done"
+    }
+
+
 def test_the_report_is_written_where_there_is_one(run, calls, tmp_path, monkeypatch):
     from prefopt.compare import comparison
 
