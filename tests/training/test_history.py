@@ -45,8 +45,11 @@ def test_a_window_is_pooled_by_pairs():
 def test_a_window_is_the_last_quarter_and_no_more_than_an_epoch():
     long = [entry(step, 100, epoch=step / 1000) for step in range(40)]
     assert summary_of_history(long).pairs == 1000
-    epochs = [entry(step, 32, epoch=step / 3) for step in range(1, 40)]
+    epochs = [
+        entry(step, 32, epoch=step / 3, kept_mass=step, chosen_count=32) for step in range(1, 40)
+    ]
     assert summary_of_history(epochs).pairs == 96  # three logs of 32
+    assert summary_of_history(epochs).kept_mass == pytest.approx(38)  # the last three
     assert training_pairs(epochs) == 96
     # A log of two epochs has each pair twice, which makes it no surer.
     twice = [entry(step, 64, epoch=2.0 * step) for step in range(1, 9)]
