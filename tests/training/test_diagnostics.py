@@ -21,8 +21,9 @@ from tests.toy_runs import RewardOfSamples, longer_first, pairs, run
 
 
 def healthy(folder):
-    """Two epochs at a moderate rate."""
-    options = {"learning_rate": 4e-4, "max_steps": 40, "eval_steps": 10}
+    """Three epochs, with a beta that holds the policy near its start."""
+    options = {"learning_rate": 1.2e-3, "beta": 1.0, "max_steps": 60, "eval_steps": 20}
+    options["lr_scheduler_type"] = "linear"
     return run(folder, pairs(640), callbacks=[RewardOfSamples()], **options)
 
 
@@ -93,6 +94,8 @@ def test_a_healthy_run_is_told_nothing(ran):
     assert [one.name for one in found] == list(DIAGNOSTICS)
     assert [one.text for one in found if one.fires] == []
     assert all(one.value is not None for one in found), "each was measured"
+    accuracies = [e["eval_rewards/accuracies"] for e in done.history if "eval_loss" in e]
+    assert accuracies[-1] > 0.65  # it has learnt something
     assert done.said == []
 
 
