@@ -183,7 +183,8 @@ class Comparison:
         verdict: The answer in two sentences, its uncertainty included.
         methods: All methods, the start first where it was measured.
         data_baselines: Accuracy of rules that look at lengths, and of the start's log-probs, by
-            name: ``longer``, ``shorter``, ``start``.
+            name: ``longer``, ``shorter``, ``start``; and mean rewards of the data's own answers,
+            ``chosen_reward`` and ``rejected_reward``, where there is a reward.
         tests: Between methods.
         frontier: Best reachable reward by KL, where it is known.
         curves: Of training.

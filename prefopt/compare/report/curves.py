@@ -1,7 +1,8 @@
 """Curves of training, with bands over seeds."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import altair as alt
@@ -24,8 +25,9 @@ def curves(comparison: Comparison) -> Iterable[Chart]:
         its = [it for it in comparison.curves if it.metric == metric]
         rows = _rows(comparison, its, series)
         if rows:
-            spec = spec_of(_layers(comparison), height=220, rows=rows)
-            yield Chart(f"curve_{metric}", "training", metric, _caption(its), spec)
+            scale = "log" if _is_wide(rows) else "linear"
+            spec = spec_of(_layers(comparison, scale), height=220, rows=rows)
+            yield Chart(f"curve_{metric}", "training", metric, _caption(metric, scale, its), spec)
 
 
 def _rows(comparison: Comparison, its: Sequence[Curve], series: int) -> list[dict[str, Any]]:
@@ -40,7 +42,16 @@ def _rows(comparison: Comparison, its: Sequence[Curve], series: int) -> list[dic
     ]
 
 
-def _layers(comparison: Comparison) -> list[Any]:
+def _is_wide(rows: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether methods differ so much that a linear scale would flatten some of them."""
+    if min(row.get("l", row["v"]) for row in rows) <= 0:
+        return False
+    methods = {row["m"] for row in rows}
+    middles = [median(row["v"] for row in rows if row["m"] == method) for method in methods]
+    return max(middles) > 8 * min(middles)
+
+
+def _layers(comparison: Comparison, scale: str) -> list[Any]:
     """Return bands, paler the more there are, and lines."""
     colour, _ = look_scales(comparison)
     names = [it.name for it in comparison.methods]
@@ -55,18 +66,25 @@ def _layers(comparison: Comparison) -> list[Any]:
         .transform_filter(SHOWN)
         .encode(x=alt.X("s:Q", title="Step"), color=colour)
     )
-    y = alt.Y("v:Q", title=None, scale=alt.Scale(zero=False))
+    kind = alt.Scale(type=scale, zero=False)
+    y = alt.Y("v:Q", title=None, scale=kind)
     return [
         # Of the fill: as an opacity of the whole mark, a PNG would take twice the time.
-        base.mark_area(opacity=1, fillOpacity=min(0.2, 2 / len(names))).encode(y="l:Q", y2="h:Q"),
+        base.mark_area(opacity=1, fillOpacity=min(0.2, 2 / len(names))).encode(
+            y=alt.Y("l:Q", scale=kind), y2="h:Q"
+        ),
         base.mark_line(strokeWidth=1.75).encode(y=y, tooltip=tip),
     ]
 
 
-def _caption(curves: Sequence[Curve]) -> str:
-    """Return what of the curves is not drawn."""
-    count = unfinite(curves)
-    return f"Not drawn, because not finite: {count:,} of the logged values." if count else ""
+def _caption(metric: str, scale: str, its: Sequence[Curve]) -> str:
+    count = unfinite(its)
+    parts = {
+        "Losses of different methods are in different units.": metric in ("loss", "eval_loss"),
+        "The scale is logarithmic.": scale == "log",
+        f"Not drawn, because not finite: {count:,} of the logged values.": count,
+    }
+    return " ".join(text for text, is_so in parts.items() if is_so)
 
 
 def _short(value: float) -> float:

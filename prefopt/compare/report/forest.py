@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from prefopt.compare.report.metrics import Metric, find_metric, number
-from prefopt.compare.report.tables import rule_title
+from prefopt.compare.report.rules import rule_title, rules_of
 from prefopt.compare.report.vega import (
     INK,
     Chart,
@@ -33,8 +33,8 @@ def accuracies(comparison: Comparison) -> Iterable[Chart]:
     Args:
         comparison: What was found.
     """
-    yield from _forest(comparison, "accuracy", "results", comparison.data_baselines)
-    yield from _forest(comparison, "balanced_accuracy", "results", {})
+    yield from _forest(comparison, "accuracy", "results")
+    yield from _forest(comparison, "balanced_accuracy", "results")
 
 
 def lengths(comparison: Comparison) -> Iterable[Chart]:
@@ -43,19 +43,18 @@ def lengths(comparison: Comparison) -> Iterable[Chart]:
     Args:
         comparison: What was found.
     """
-    yield from _forest(comparison, "completion_tokens", "length", {})
-    yield from _forest(comparison, "margin_length_correlation", "length", {})
+    yield from _forest(comparison, "completion_tokens", "length")
+    yield from _forest(comparison, "margin_length_correlation", "length")
 
 
-def _forest(
-    comparison: Comparison, name: str, section: str, rules: Mapping[str, Estimate]
-) -> Iterable[Chart]:
+def _forest(comparison: Comparison, name: str, section: str) -> Iterable[Chart]:
     """Yield a chart of one metric: methods down, estimates with intervals across."""
     metric = find_metric(name)
     rows = _estimate_rows(comparison, metric)
     if not rows:
         return
-    lines = {name: it for name, it in rules.items() if is_finite(it)}
+    rules = rules_of(name, comparison.data_baselines)
+    lines = {rule: it for rule, it in rules.items() if is_finite(it)}
     caption = f"{metric.meaning} Lines are 95% intervals.{_lines_said(lines, metric)}"
     caption += _left_out(comparison, metric, rows)
     layers = [

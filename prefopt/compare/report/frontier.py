@@ -36,17 +36,16 @@ def frontier(comparison: Comparison) -> Iterable[Chart]:
     if not rows:
         return
     seeds, losses = _seed_rows(comparison), Counter(row["loss"] for row in rows)
+    joined = [loss for loss, count in losses.items() if count > 1]
     axes = _Axes("sqrt" if _is_wide([row["kl"] for row in rows]) else "linear")
-    layers = [
-        *_background(axes, [loss for loss, count in losses.items() if count > 1]),
-        *_marks(comparison, axes),
-    ]
+    layers = [*_background(axes, joined), *_marks(comparison, axes)]
+    data = _data_rows(comparison)
     yield Chart(
         "frontier",
         "frontier",
         "Reward against distance from the start",
-        _caption(comparison, seeds),
-        spec_of(layers, height=400, rows=rows, seeds=seeds, best=_best(comparison)),
+        _caption(comparison, joined, seeds, data),
+        spec_of(layers, height=400, rows=rows, seeds=seeds, best=_best(comparison), data=data),
     )
 
 
@@ -63,9 +62,16 @@ def _seed_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {"method": it.name, "kl": x, "reward": y}
         for it in comparison.methods
+        if len(it.by_seed.get("reward", ())) > 1
         for x, y in zip(it.by_seed.get("kl", ()), it.by_seed.get("reward", ()), strict=False)
         if math.isfinite(x) and math.isfinite(y)
     ]
+
+
+def _data_rows(comparison: Comparison) -> list[dict[str, float]]:
+    """Return the mean reward of the data's chosen answers, where it is known."""
+    reward = comparison.data_baselines.get("chosen_reward")
+    return [{"reward": reward.value}] if is_finite(reward) else []
 
 
 def _both(kl: Estimate, reward: Estimate) -> dict[str, Any]:
@@ -113,13 +119,15 @@ def _best(comparison: Comparison) -> list[dict[str, float]]:
 
 
 def _background(axes: _Axes, joined: Sequence[str]) -> list[Any]:
-    """Return the best reachable reward, and lines that join the methods of a loss."""
+    """Return the best reachable reward, that of the data, and lines that join methods of a loss."""
     x, y = axes.x(), axes.y()
     best = rows_named("best").mark_line(color=INK, strokeWidth=2, strokeDash=[6, 4])
     of_one_loss = alt.FieldOneOfPredicate(field="loss", oneOf=list(joined))
     lines = rows_named("rows").transform_filter(SHOWN).transform_filter(of_one_loss)
+    data = rows_named("data").mark_rule(color=INK, strokeWidth=1.5, strokeDash=[2, 3])
     return [
         best.encode(x=x, y=y, order="kl:Q"),
+        data.encode(y=y),
         lines.mark_line(strokeWidth=1, opacity=0.6).encode(
             x=x, y=y, order="kl:Q", detail="loss:N", stroke=alt.Stroke("colour:N", scale=None)
         ),
@@ -146,13 +154,14 @@ def _marks(comparison: Comparison, axes: _Axes) -> list[Any]:
     ]
 
 
-def _caption(comparison: Comparison, seeds: Sequence[Any]) -> str:
-    parts = [
-        "Up is better, left is cheaper. Crosses of lines are 95% intervals; methods of one "
-        "loss are joined."
-    ]
-    if seeds:
-        parts.append("Small rings are single seeds.")
-    if comparison.frontier:
-        parts.append("Dashed: the best reward that any policy can reach at this KL.")
-    return " ".join(parts)
+def _caption(
+    comparison: Comparison, joined: Sequence[str], seeds: Sequence[Any], data: Sequence[Any]
+) -> str:
+    parts = {
+        "Up is better, left is cheaper. Crosses of lines are 95% intervals.": True,
+        "Methods of one loss are joined.": joined,
+        "Small rings are single seeds.": seeds,
+        "Dashed: the best reward that any policy can reach at this KL.": comparison.frontier,
+        "Dotted: the reward of the data's chosen answers.": data,
+    }
+    return " ".join(text for text, is_there in parts.items() if is_there)

@@ -22,6 +22,7 @@ from prefopt.compare.report.marks import SIGNIFICANT
 from prefopt.compare.report.metrics import decimals, find_metric, number
 from prefopt.compare.report.names import short_names, with_all_methods, with_names
 from prefopt.compare.report.palette import SHAPES, looks
+from prefopt.compare.report.rules import rules_of
 from prefopt.compare.report.samples import MOST_BYTES as SAMPLE_BYTES
 from prefopt.compare.report.samples import shown_samples
 from prefopt.compare.report.tables import (
@@ -143,7 +144,7 @@ def _facts(comparison: Comparison) -> list[str]:
     if sizes:
         facts.append(f"{max(sizes):,} held-out pairs")
     seconds = sum(run.seconds or 0.0 for run in comparison.runs)
-    return [it for it in facts if it] + ([f"{_duration(seconds)} of training"] if seconds else [])
+    return [it for it in facts if it] + ([f"{_duration(seconds)} for all runs"] if seconds else [])
 
 
 def _count(count: int, noun: str) -> str:
@@ -169,7 +170,9 @@ def missing_parts(comparison: Comparison) -> list[str]:
         "Paired tests between methods: none was made; overlap of intervals stands in for them.": (
             not comparison.tests and len(comparison.methods) > 1
         ),
-        "Accuracy of rules that look at lengths: not measured.": not comparison.data_baselines,
+        "Accuracy of rules that look at lengths: not measured.": not rules_of(
+            "accuracy", comparison.data_baselines
+        ),
         "Training curves: nothing was logged.": not comparison.curves,
         "Diagnoses: none was made.": not comparison.diagnoses,
         "Samples: none were taken.": not comparison.samples,

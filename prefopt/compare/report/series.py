@@ -13,16 +13,16 @@ MOST_POINTS = 16_000  # of all curves of a page: at 45 bytes a point, about 0.7 
 _FEWEST, _ENOUGH = 12, 200  # points of one curve
 # The order of the page; what is not listed follows by name.
 _FIRST = (
-    "loss",
-    "eval_loss",
-    "rewards/accuracies",
     "eval_rewards/accuracies",
-    "rewards/margins",
+    "rewards/accuracies",
     "eval_rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
+    "rewards/margins",
+    "eval_loss",
+    "loss",
     "eval_logps/chosen",
+    "logps/chosen",
     "eval_logps/rejected",
+    "logps/rejected",
 )
 
 

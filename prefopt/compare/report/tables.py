@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from prefopt.compare.report.marks import Mark, marks
 from prefopt.compare.report.metrics import METRICS, Metric, decimals, find_metric, number
+from prefopt.compare.report.rules import rule_title, rules_of
 from prefopt.compare.results import Comparison, MethodResult
 from prefopt.evaluation import Estimate
 
@@ -19,13 +20,6 @@ __all__ = [
     "win_rate_table",
 ]
 
-# Rules that need no training rank the same held-out pairs, so they stand under these accuracies.
-_RANKINGS = ("accuracy", "log_ratio_accuracy")
-_RULES = {
-    "longer": "always the longer answer",
-    "shorter": "always the shorter answer",
-    "start": "the start's own log-probs",
-}
 _JUDGED = {"chosen": "the data's answers", "start": "the start"}
 
 
@@ -152,15 +146,6 @@ def main_temperature(comparison: Comparison) -> float:
     return 1.0 if 1.0 in temperatures else max(temperatures, default=1.0)
 
 
-def rule_title(name: str) -> str:
-    """Return what a rule of ``Comparison.data_baselines`` does, in words.
-
-    Args:
-        name: Its key.
-    """
-    return _RULES.get(name, name)
-
-
 def opponent_title(name: str) -> str:
     """Return whom ``WinRate.against`` names, in words.
 
@@ -180,8 +165,9 @@ def _measured(comparison: Comparison, metric: Metric) -> _Values:
         for method in comparison.methods
         if metric.name in method.metrics
     }
-    shown = metric.name == "accuracy" or (metric.name in _RANKINGS and measured)
-    return _Values(metric, measured, comparison.data_baselines if shown else {})
+    rules = rules_of(metric.name, comparison.data_baselines)
+    # Where no method was measured, the rules still have one column.
+    return _Values(metric, measured, rules if measured or metric.name == "accuracy" else {})
 
 
 def _table(comparison: Comparison, columns: Sequence[_Values]) -> Table:
@@ -211,7 +197,7 @@ def _cells(comparison: Comparison, column: _Values) -> tuple[dict[str, Cell], di
         for it in comparison.methods
     }
     of_rules = {
-        name: _cell(column.rules[name], scale, places, None) if column.rules else _NOTHING
+        name: _cell(column.rules[name], scale, places, None) if name in column.rules else _NOTHING
         for name in comparison.data_baselines
     }
     return of_methods, of_rules

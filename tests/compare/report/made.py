@@ -69,6 +69,8 @@ def made_comparison(seed: int = 0) -> Comparison:
             "longer": wilson_interval(307, PAIRS),
             "shorter": wilson_interval(193, PAIRS),
             "start": wilson_interval(281, PAIRS),
+            "chosen_reward": Estimate(0.71, 0.64, 0.78, PAIRS),
+            "rejected_reward": Estimate(-0.42, -0.49, -0.35, PAIRS),
         },
         tests=tuple(_tests(methods)),
         frontier=tuple(

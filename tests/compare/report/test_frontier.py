@@ -42,3 +42,15 @@ def test_a_method_without_reward_or_kl_has_no_place():
         MethodResult("b", "b", metrics={"reward": HALF, "kl": NAN}),
     )
     assert list(frontier(Comparison("", "", "", methods=methods))) == []
+
+
+def test_the_caption_explains_what_is_drawn_and_nothing_else(comparison):
+    whole = next(iter(frontier(comparison))).caption
+    assert "joined" in whole
+    assert "single seeds" in whole
+    assert "data's chosen answers" in whole
+    method = MethodResult(
+        "a", "a", metrics={"reward": HALF, "kl": HALF}, by_seed={"reward": (0.5,)}
+    )
+    (chart,) = frontier(Comparison("", "", "", methods=(method,)))
+    assert chart.caption == "Up is better, left is cheaper. Crosses of lines are 95% intervals."

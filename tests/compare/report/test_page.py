@@ -75,6 +75,10 @@ def test_the_rules_stand_beside_the_accuracies(page):
     table = page.table("main-table")
     longer = table["always the longer answer"]
     shown = {head: cell.text for head, cell in longer.items() if cell.text}
+    chosen = table["the data's chosen answers"]
+    rewards = {head: cell.text for head, cell in chosen.items() if cell.text}
+    assert rewards.pop("Method", "") == "the data's chosen answers"
+    assert list(rewards.values()) == ["0.71 [0.64, 0.78]"]
     assert [text for text in shown.values() if "61.4 [57.1, 65.6]" in text] == [
         "61.4 [57.1, 65.6]"
     ] * 2
@@ -204,7 +208,7 @@ def test_forty_methods_with_long_names_and_curves_fit_into_5_megabytes():
     html = make_page(crowded()).html
     assert len(html.encode()) < 5_000_000
     page = Page(html)
-    assert len(page.table("main-table")) == 40 + 3
+    assert len(page.table("main-table")) == 40 + 5
     assert "answers did not fit on this page" in page.text
 
 

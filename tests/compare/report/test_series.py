@@ -45,7 +45,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted():
     assert bands([Curve("dpo", 0, "loss", (1,), (NAN,))], 1) == {"dpo": []}
 
 
-def test_losses_come_before_what_is_logged_besides():
+def test_accuracies_margins_and_losses_come_before_what_is_logged_besides():
     names = ["zeal", "grad_norm", "eval_loss", "rewards/margins", "loss"]
     curves = [Curve("dpo", 0, name, (1,), (1.0,)) for name in names]
-    assert curve_metrics(curves) == ["loss", "eval_loss", "rewards/margins", "grad_norm", "zeal"]
+    assert curve_metrics(curves) == ["rewards/margins", "eval_loss", "loss", "grad_norm", "zeal"]
