@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -45,6 +46,19 @@ __all__ = [
 ]
 
 Z = 1.959964  # of a 95% interval
+# Random patterns of signs behind a p-value: it is at least one in so many, and Holm's procedure
+# multiplies it by the number of tests.
+MOST_FLIPS, FLIPS_TIMES_ROWS = 100_000, 5e7
+SHARES = (
+    *("accuracy", "log_ratio_accuracy", "balanced_accuracy", "start_agreement"),
+    *("truncated", "distinct_1", "distinct_2"),
+)
+RULES = ("longer", "shorter", "start")  # of `data_baselines`, those that order pairs
+# Logged numbers that are no curves of learning: clocks, counts, and what diagnoses are made of.
+_NO_CURVES = re.compile(
+    r"step$|epoch$|num_tokens|runtime$|per_second$|total_flos|"
+    r"diagnostics/(?!chosen_log_ratio$|kept_mass|reward_length|saturated)"
+)
 SAMPLES = 50  # prompts whose answers are shown side by side
 ALIKE = 2  # answers of a method to a prompt at a temperature that are shown
 
@@ -83,7 +97,7 @@ def method_results(runs: Sequence[Run]) -> tuple[MethodResult, ...]:
                 loss=method.loss,
                 options={k: v for k, v in method.options.items() if k != "loss_type"},
                 is_baseline=method.kind != "loss",
-                metrics={name: pooled(values) for name, values in by_seed.items()},
+                metrics={name: pooled(its, name in SHARES) for name, its in by_seed.items()},
                 by_seed={
                     name: tuple(one.value for one in values) for name, values in by_seed.items()
                 },
@@ -92,7 +106,7 @@ def method_results(runs: Sequence[Run]) -> tuple[MethodResult, ...]:
     return tuple(results)
 
 
-def pooled(seeds: Sequence[Estimate]) -> Estimate:
+def pooled(seeds: Sequence[Estimate], is_share: bool = False) -> Estimate:
     """Return the mean over seeds, with an interval for rows and for seeds.
 
     All seeds are measured on the same rows, so their mean is as uncertain as one of them for the
@@ -102,6 +116,7 @@ def pooled(seeds: Sequence[Estimate]) -> Estimate:
 
     Args:
         seeds: The same number for each seed, with its 95% interval.
+        is_share: Whether it lies between 0 and 1, and so does the interval.
 
     Examples:
         >>> one = Estimate(0.70, 0.66, 0.74, 500)
@@ -119,6 +134,8 @@ def pooled(seeds: Sequence[Estimate]) -> Estimate:
     below = sum((one.value - one.low) ** 2 for one in seeds) / len(seeds)
     above = sum((one.high - one.value) ** 2 for one in seeds) / len(seeds)
     low, high = mean - math.sqrt(below + between), mean + math.sqrt(above + between)
+    if is_share:
+        low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(mean, low, high, seeds[0].size)
 
 
@@ -156,7 +173,7 @@ def _compare(first: Tensor, second: Tensor) -> tuple[Estimate, float]:
     one, other = first.mean(0), second.mean(0)
     difference = paired_difference(one, other)
     spread = _seed_variance(first) + _seed_variance(second)
-    p = paired_test(one, other)
+    p = paired_test(one, other, resamples=min(MOST_FLIPS, round(FLIPS_TIMES_ROWS / len(one))))
     if spread:
         extra = Z * Z * spread
         value, low, high, size = difference
@@ -182,7 +199,7 @@ def data_baselines(runs: Sequence[Run]) -> dict[str, Estimate]:
     for run in runs:
         if is_measured(run):
             found = evaluation_of(run).get("data_baselines", {})
-            return {name: Estimate(*numbers) for name, numbers in found.items()}
+            return {name: Estimate(*found[name]) for name in RULES if name in found}
     return {}
 
 
@@ -193,7 +210,7 @@ def run_curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
         points: dict[str, list[tuple[int, float]]] = {}
         for entry in log_history(run):
             for name, value in entry.items():
-                if name not in ("step", "epoch") and isinstance(value, int | float):
+                if not _NO_CURVES.search(name) and isinstance(value, int | float):
                     points.setdefault(name, []).append((entry["step"], float(value)))
         for name, its in points.items():
             if len(its) > 1:
@@ -211,7 +228,7 @@ def run_win_rates(runs: Sequence[Run]) -> tuple[WinRate, ...]:
                 rate = _win_rate(method, fields)
                 found.setdefault((rate.method, rate.against, rate.temperature), []).append(rate)
     return tuple(
-        WinRate(*key, pooled([one.rate for one in rates]), _controlled(rates))
+        WinRate(*key, pooled([one.rate for one in rates], is_share=True), _controlled(rates))
         for key, rates in found.items()
     )
 
@@ -365,4 +382,4 @@ def _win_rate(method: Method, fields: Mapping[str, Any]) -> WinRate:
 
 def _controlled(rates: Sequence[WinRate]) -> Estimate | None:
     found = [one.length_controlled for one in rates if one.length_controlled is not None]
-    return pooled(found) if len(found) == len(rates) else None
+    return pooled(found, is_share=True) if len(found) == len(rates) else None

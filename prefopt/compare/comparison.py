@@ -194,6 +194,12 @@ class _Work:
         """Print the runs and what they take."""
         runs = self._plan.runs(self._spec.methods)
         print_plan(self._console, runs)
+        if self._spec.search_trials:
+            asked = sum(not KINDS[method.kind].is_special for method in self._spec.methods)
+            self.say(
+                f"before them {asked * self._spec.search_trials} trials of learning rates, each "
+                "like a run with the first seed; one for each method is a run of the matrix"
+            )
         return self._comparison(runs)
 
     def run(self) -> Comparison:

@@ -83,6 +83,12 @@ def test_an_interval_that_is_not_symmetric_stays_so():
     assert low_end == pytest.approx(Estimate(0.02, 0.01, 0.06, 90))
 
 
+def test_the_interval_of_a_share_ends_at_0_and_1():
+    seeds = [Estimate(0.9, 0.8, 1.0, 90), Estimate(1.0, 0.95, 1.0, 90)]
+    assert pooled(seeds).high > 1
+    assert pooled(seeds, is_share=True) == pooled(seeds)._replace(high=1.0)
+
+
 def test_methods_are_tested_on_the_same_rows(put):
     better, worse = [1.0] * 90 + [-1.0] * 10, [1.0] * 60 + [-1.0] * 40
     runs = [
@@ -124,7 +130,7 @@ def test_records_tell_what_became_of_runs(put):
 
 def test_curves_are_what_was_logged(put):
     curves = {curve.metric: curve for curve in run_curves([put("dpo", 7, [1])])}
-    assert set(curves) == {"loss", "num_tokens", "rewards/margins"}
+    assert set(curves) == {"loss", "rewards/margins"}  # clocks and counts are none
     assert (curves["loss"].steps, curves["loss"].values) == ((5, 9), (0.7, 0.6))
     assert (curves["loss"].method, curves["loss"].seed) == ("dpo", 7)
 
@@ -179,11 +185,12 @@ def test_a_diagnosis_is_that_of_the_worst_seed(put):
 
 
 def test_rules_that_know_no_method_are_taken_from_any_run(put):
+    rules = {"longer": [1, 1, 1, 1], "chosen_reward": [-0.3, -0.4, -0.2, 9]}
     runs = [
         put("ipo", 0, [1], "failed"),
-        put("dpo", 0, [1], data_baselines={"longer": [1, 1, 1, 1]}),
+        put("dpo", 0, [1], data_baselines=rules),
     ]
-    assert data_baselines(runs) == {"longer": Estimate(1, 1, 1, 1)}
+    assert data_baselines(runs) == {"longer": Estimate(1, 1, 1, 1)}  # a reward is no rule
     assert data_baselines(runs[:1]) == {}
 
 

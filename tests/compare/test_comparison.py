@@ -46,7 +46,7 @@ def test_all_runs_are_trained_measured_and_collected(run, calls, tmp_path):
     assert len(found.methods[1].by_seed["accuracy"]) == 2
     assert [test.metric for test in found.tests] == ["accuracy"]
     assert found.data_baselines["longer"].value == 0.6
-    assert {curve.metric for curve in found.curves} == {"loss", "num_tokens"}
+    assert {curve.metric for curve in found.curves} == {"loss"}
     assert found.verdict in text.replace("\n", " ") or found.verdict.split(".")[0] in text
     assert Comparison.load(tmp_path / "out" / "results.json") == found
     spec = yaml.safe_load((tmp_path / "out" / "comparison.yaml").read_text())
@@ -122,6 +122,8 @@ def test_a_dry_run_trains_nothing(run, calls):
     assert calls() == []
     assert [run.state for run in found.runs] == ["waiting"] * 5
     assert "4 runs to train, 12 steps" in text
+    assert "trials" not in text
+    assert "before them 8 trials of learning rates" in run(dry_run=True, search_trials=4)[1]
 
 
 @pytest.mark.parametrize(
