@@ -4,7 +4,7 @@ import pytest
 
 from prefopt.compare import Comparison
 from prefopt.compare.report.page import make_page
-from tests.compare.report.browser import Browser
+from tests.compare.report.browser import Browser, find_chromium
 from tests.compare.report.test_page import HOSTILE, crowded
 
 SHOWN = "[...document.querySelectorAll('.answer')].filter((it) => it.offsetParent).length"
@@ -176,3 +176,13 @@ def test_a_page_of_nothing_has_no_problems(browser, tmp_path):
     )
     opened(browser, path, 390)
     assert browser.problems == []
+
+
+@pytest.mark.parametrize(("in_ci", "outcome"), [("true", "Failed"), ("", "Skipped")])
+def test_without_chromium_tests_skip_but_never_in_ci(monkeypatch, tmp_path, in_ci, outcome):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PREFOPT_CHROMIUM", raising=False)
+    monkeypatch.setenv("CI", in_ci)
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as error:
+        find_chromium()
+    assert (error.typename, "apt-get install chromium" in str(error.value)) == (outcome, True)
