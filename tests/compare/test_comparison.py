@@ -96,6 +96,44 @@ def test_baselines_are_run_beside_the_losses_and_after_what_they_need(run, calls
     assert again.methods == found.methods
 
 
+@pytest.mark.slow
+def test_baselines_by_the_real_commands(run, tmp_path):
+    reward = tmp_path / "rewards.py"
+    reward.write_text(
+        "def count(prompts, completions):\n    return [len(c) for c in completions]\n"
+    )
+    options = {"max_steps": 2, "use_cpu": True, "per_device_train_batch_size": 4}
+    found, text = run(
+        "dpo",
+        seeds=1,
+        baselines="sft, reward_model, rl, rl_true, best_of_n",
+        options=options,
+        evaluation={"reward": f"{reward}:count", "max_new_tokens": 6, "max_prompts": 5},
+        held_out=0.3,
+    )
+    assert {run.state for run in found.runs} == {"done"}, text
+    results = {method.name: method for method in found.methods}
+    (best,) = tmp_path.glob("out/runs/best_of_16-0-*")
+    drawn = (best / "samples" / "samples.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in drawn]
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        if row["temperature"] == 1:
+            groups.setdefault(row["row"], []).append(len(row["completion"]))
+    assert {len(group) for group in groups.values()} == {17}
+    largest = [max(group[1:]) for group in groups.values()]
+    expected = sum(largest) / len(largest)
+    assert results["best of 16"].metrics["reward"].value == pytest.approx(expected)
+    assert "accuracy" not in results["best of 16"].metrics
+    tested = {name for test in found.tests for name in (test.first, test.second)}
+    assert tested == {*results} - {"start", "best of 16"}
+    tokens = {run.method: run.tokens for run in found.runs}
+    assert tokens["rl, true reward"] <= 4 * 4 * (6 + 6)  # twice the steps, of 4 answers
+    assert tokens["rl, true reward"] > 4 * 4 * 6
+    assert abs(tokens["reward model"] / tokens["dpo"] - 1) < 0.2
+    assert "Of the baselines" in found.verdict
+
+
 def test_one_failure_is_shown_and_ends_no_other(run, calls, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAILS", "ipo-1")
     found, text = run()

@@ -1,6 +1,7 @@
 """RL on the policy's own answers, through TRL."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,22 @@ def test_the_true_reward_rises(options, fitted_start):
 
 
 @pytest.mark.slow
-def test_it_goes_on_from_a_checkpoint(options, capsys):
-    once = {**options, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    train_on_policy({**once, "max_steps": 4})
-    train_on_policy({**once, "max_steps": 6}, resume=True)
-    log = json.loads(Path(options["output_dir"], "trainer_state.json").read_text())
-    assert log["global_step"] == 6
-    assert sorted(path.name for path in Path(options["output_dir"]).glob("checkpoint-*"))[-1] == (
-        "checkpoint-6"
-    )
+def test_it_goes_on_from_a_checkpoint_to_the_same_end(options, tmp_path):
+    steps = {**options, "max_steps": 6, "logging_steps": 1}
+    whole = {**steps, "save_strategy": "no", "output_dir": str(tmp_path / "whole")}
+    parted = {**steps, "save_strategy": "steps", "save_steps": 3}
+    train_on_policy(whole)
+    train_on_policy(parted)
+    shutil.rmtree(Path(parted["output_dir"], "checkpoint-6"))
+    train_on_policy(parted, resume=True)
+    logs = [
+        json.loads(Path(its["output_dir"], "trainer_state.json").read_text())["log_history"]
+        for its in (whole, parted)
+    ]
+    for name in ("reward", "num_tokens"):
+        one, other = ([entry[name] for entry in log if name in entry] for log in logs)
+        assert len(one) == 6
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_an_answer_is_rewarded_as_it_is_measured():
