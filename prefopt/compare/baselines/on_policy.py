@@ -6,6 +6,7 @@ are read as ``prefopt eval`` reads them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -13,12 +14,11 @@ from datasets import Dataset
 from prefopt.compare.baselines.reward_model import model_options
 from prefopt.compare.baselines.training import train
 from prefopt.compare.baselines.trl_config import make_config, make_model_config
-from prefopt.data import PreferenceExample, load_rows
+from prefopt.data import PreferenceExample, load_rows, read_example
 from prefopt.data.tokenize import tokenize_prompts
 from prefopt.evaluation.generation import end_tokens, read_answer
 from prefopt.evaluation.judges import FunctionJudge, PointJudge, load_function
 from prefopt.evaluation.loading import tokenizer_of
-from prefopt.evaluation.prompts import read_prompts
 from prefopt.training.loading import load_model
 
 __all__ = ["train_on_policy"]
@@ -52,7 +52,8 @@ def train_on_policy(options: Mapping[str, Any], resume: bool = False) -> None:
     model = load_model(options["model"], config.model_init_kwargs, trainable=True)
     ends = end_tokens(model, tokenizer)
     model.generation_config.eos_token_id = ends
-    prompts = read_prompts(load_rows(options["dataset"]))
+    prompts = _prompts(options["dataset"])
+    _check_enough(len(prompts), config)
     prompt_ids = tokenize_prompts(prompts, range(len(prompts)), tokenizer)
     _check_readable(prompts, prompt_ids, tokenizer)
     trainer = RLOOTrainer(
@@ -64,6 +65,24 @@ def train_on_policy(options: Mapping[str, Any], resume: bool = False) -> None:
         peft_config=get_peft_config(model_config),
     )
     train(trainer, resume, lambda: trainer.save_model(config.output_dir))
+
+
+def _prompts(file: str) -> list[PreferenceExample]:
+    """Return the prompt of each row: as often as there are pairs of it, as the losses see it."""
+    return [
+        replace(read_example(row, number), completions=[])
+        for number, row in enumerate(load_rows(file))
+    ]
+
+
+def _check_enough(prompts: int, config: Any) -> None:
+    """Raise ``ValueError`` if there are fewer prompts than a step takes: TRL would make no step."""
+    needed = config.generation_batch_size // config.num_generations
+    if prompts < needed:
+        raise ValueError(
+            f"a step of RL takes {needed} prompts and there are {prompts}: take a smaller "
+            "per_device_train_batch_size, or more num_generations"
+        )
 
 
 def _judge(options: Mapping[str, Any]) -> PointJudge:

@@ -109,3 +109,8 @@ def test_without_a_reward_or_with_prompts_that_trl_reads_otherwise_it_is_refused
         on_policy._check_readable([as_example([3, 4])], [[3, 4]], tokenizer)
     with pytest.raises(ValueError, match="reads prompt 0 as other tokens"):
         on_policy._check_readable([as_example(PROMPT)], [[3, 4]], tokenizer)
+
+
+def test_a_step_that_takes_more_prompts_than_there_are_is_refused(options):
+    with pytest.raises(ValueError, match="takes 800 prompts and there are 600"):
+        train_on_policy({**options, "per_device_train_batch_size": 3200})
