@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefopt.compare.plan import Run
+from prefopt.compare.report.rules import rule_title, rules_of
 from prefopt.compare.results import Comparison, MethodResult
 from prefopt.compare.tasks import state_of
 from prefopt.evaluation import Estimate
@@ -55,9 +56,10 @@ def print_results(console: Console, comparison: Comparison) -> None:
         cells = [_cell(method, name, factor, digits) for name, _, factor, digits in columns]
         table.add_row(f"[bold]{method.name}[/]", *cells)
     console.print(table)
-    for name, share in comparison.data_baselines.items():
-        rule = "the start's log-probs" if name == "start" else f"choosing the {name} answer"
-        console.print(f"[dim]{rule}: {100 * share.value:.1f}%[/]")
+    for name, share in rules_of("accuracy", comparison.data_baselines).items():
+        console.print(f"[dim]accuracy of {rule_title(name)}: {100 * share.value:.1f}%[/]")
+    for name, reward in rules_of("reward", comparison.data_baselines).items():
+        console.print(f"[dim]reward of {rule_title(name)}: {reward.value:.2f}[/]")
     console.print("[dim]±: half of the 95% interval, over rows and seeds[/]")
     console.print(comparison.verdict, markup=False, style="bold")
 

@@ -39,14 +39,19 @@ def test_results_show_intervals_baselines_and_the_verdict():
         "c",
         verdict="dpo is best.",
         methods=(MethodResult("dpo", "dpo", metrics=metrics), MethodResult("sft", "sft")),
-        data_baselines={"longer": Estimate(0.61, 0.6, 0.62, 500), "start": Estimate(0.5, 0, 1, 9)},
+        data_baselines={
+            "longer": Estimate(0.61, 0.6, 0.62, 500),
+            "start": Estimate(0.5, 0, 1, 9),
+            "chosen_reward": Estimate(-1.649, -1.7, -1.6, 500),
+        },
     )
     text = printed(print_results, found)
     for words in (
         "71.2 ±2.2",
         "1.50 ±0.10",
-        "choosing the longer answer: 61.0%",
-        "the start's log-probs: 50.0%",
+        "accuracy of always the longer answer: 61.0%",
+        "accuracy of the start's own log-probs: 50.0%",
+        "reward of the data's chosen answers: -1.65",
         "dpo is best.",
     ):
         assert words in text
