@@ -26,7 +26,7 @@ from prefopt.evaluation.answers import (
     evaluate_answers,
 )
 from prefopt.evaluation.contests import Contest, Key, contests, first_answers
-from prefopt.evaluation.generation import generate
+from prefopt.evaluation.generation import generate, leave_room
 from prefopt.evaluation.intervals import Estimate
 from prefopt.evaluation.judges import FunctionJudge, Judge, PointJudge, RememberingJudge
 from prefopt.evaluation.kept_answers import kept_answers
@@ -206,11 +206,13 @@ def evaluate_policy(
     texts = _Texts(dataset, prepared, scorer.tokenizer, name)
     answers, won = AnswerEvaluation(), list[Contest]()
     if plan.asks:
-        asked = texts.asked(plan)
-        answers = evaluate_answers(scorer, asked, plan, reward)
-        if judge is not None:
-            if start_answers is None and scorer.has_reference:
+        asked, left_out = texts.asked(plan, scorer)
+        with scorer.holding_reference():
+            answers = evaluate_answers(scorer, asked, plan, reward)
+            if judge is not None and start_answers is None and scorer.has_reference:
                 start_answers = _answers_of_start(scorer, asked, plan)
+        answers.notes += left_out
+        if judge is not None:
             won = contests(judge, asked, first_answers(answers.samples), start_answers)
     return PolicyEvaluation(
         model=model_name,
@@ -369,17 +371,36 @@ class _Texts:
         number = self._numbers[place]
         return replace(read_example(self._parts[name][number], number), completions=[])
 
-    def asked(self, plan: SamplingPlan) -> list[AskedPrompt]:
-        """Return the different prompts, as many as are wanted, in the order of the rows."""
+    def asked(
+        self, plan: SamplingPlan, scorer: PolicyScorer
+    ) -> tuple[list[AskedPrompt], list[str]]:
+        """Return the different prompts, as many as are wanted, in the order of the rows.
+
+        Beside them, what to say of those that leave the model no room for an answer.
+
+        Raises:
+            ValueError: If none does.
+        """
         first: dict[tuple[int, ...], int] = {}
         for place, example in enumerate(read_examples(self._prepared, with_kl=False)):
             if len(example.prompt_ids):
                 first.setdefault(tuple(example.prompt_ids.tolist()), place)
-        found = list(first.items())
+        ids = [list(prompt) for prompt in first]
+        fits = leave_room(scorer.model, scorer.tokenizer, ids, plan.max_new_tokens)
+        found = [its for its, fit in zip(first.items(), fits, strict=True) if fit]
+        notes = []
+        if len(found) < len(first):
+            none = len(first) - len(found)
+            notes = [
+                f"answers: {none} of {len(first)} prompts leave the model no room for "
+                f"{plan.max_new_tokens} tokens, and are not asked"
+            ]
+        if not found:
+            raise ValueError(f"no prompt to ask ({', '.join(notes) or 'all are empty'})")
         if plan.max_prompts is not None and len(found) > plan.max_prompts:
             order = np.random.default_rng(plan.seed).permutation(len(found))
             found = [found[pick] for pick in sorted(order[: plan.max_prompts].tolist())]
-        return [self._asked(place, ids) for ids, place in found]
+        return [self._asked(place, prompt_ids) for prompt_ids, place in found], notes
 
     def _asked(self, place: int, prompt_ids: Sequence[int]) -> AskedPrompt:
         prompt, row = self.prompt(place), self._prepared[place]

@@ -184,6 +184,8 @@ class PolicyScorer:
             args.seed,
         )
         self.reports = self._data.reports
+        self._loaded: ReferenceModel | None = None
+        self._holds = False
         self._ref_model = ref_model  # held: one that is given is used for each dataset
         if ref_model is not None:
             self._setup.choose(ref_model)
@@ -269,14 +271,18 @@ class PolicyScorer:
         Raises:
             ValueError: If there is no reference.
         """
-        if self._setup.references is None:
-            raise ValueError("this needs a reference, and there is none")
-        source = self._setup.references.source
+        with self._reference() as reference, reference.asked() as model:
+            yield model
+
+    @contextmanager
+    def holding_reference(self) -> Iterator[None]:
+        """Keep the reference until the context ends, once something inside has loaded it."""
+        self._holds = True
         try:
-            with source.load().asked() as model:
-                yield model
+            yield
         finally:
-            source.release()
+            self._holds = False
+            self._drop_reference()
 
     @property
     def reference_mark(self) -> str | None:
@@ -292,14 +298,20 @@ class PolicyScorer:
         return store.database.path.parent if isinstance(store, FileStore) else None
 
     @contextmanager
-    def _reference(self) -> Iterator[Scorer]:
+    def _reference(self) -> Iterator[ReferenceModel]:
         if self._setup.references is None:
             raise ValueError("this needs a reference, and there is none")
-        source = self._setup.references.source
+        self._loaded = self._loaded or self._setup.references.source.load()
         try:
-            yield source.load().scorer
+            yield self._loaded
         finally:
-            source.release()
+            if not self._holds:
+                self._drop_reference()
+
+    def _drop_reference(self) -> None:
+        self._loaded = None
+        if self._setup.references is not None:
+            self._setup.references.source.release()
 
     def divergences(
         self,
@@ -329,7 +341,7 @@ class PolicyScorer:
         batches = list(_sampled_batches(prompts, completions, FILL_TOKENS))
         bar = tqdm(batches, desc=progress, disable=not self._launch.show_progress)
         with self._reference() as reference:
-            parts = [self._divergences(batch, reference) for batch in bar]
+            parts = [self._divergences(batch, reference.scorer) for batch in bar]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from prefopt.evaluation.judges import FunctionJudge
 from prefopt.evaluation.policy import PolicyEvaluation, evaluate_policy, read_samples
 from prefopt.evaluation.scoring import PolicyScorer
 from prefopt.objective import parse_objective
+from prefopt.training import reference as training_reference
 from tests.models import tiny_model, tiny_rows, tiny_tokenizer
 from tests.runs import config
 
@@ -148,6 +149,40 @@ def test_a_judge_of_pairs_compares_and_rewards_nothing(scorer):
     assert [one.rate for one in made.win_rates] == [one.rate for one in by_reward.win_rates]
     assert made.settings["judge"] == "longer"
     assert made.settings["reward_function"] is None
+
+
+def test_prompts_without_room_for_an_answer_are_not_asked_and_said(tmp_path):
+    model = tiny_model("llama", max_position_embeddings=24)
+    short = PolicyScorer(model, config(tmp_path), None, tiny_tokenizer())
+    lengths = [len(prompt.split()) for prompt in ROWS["prompt"]]
+    room = sorted(lengths)[4]  # of the longer prompts, some leave none
+    plan = SamplingPlan(max_new_tokens=24 - room)
+    made = evaluate_policy(short, ROWS, plan=plan)
+    asked = {sample.row for sample in made.samples}
+    assert asked == {row for row, length in enumerate(lengths) if length <= room}
+    left = len(ROWS) - len(asked)
+    assert f"answers: {left} of 8 prompts leave the model no room" in made.notes[-1]
+    with pytest.raises(ValueError, match="no prompt to ask"):
+        evaluate_policy(short, ROWS, plan=SamplingPlan(max_new_tokens=24))
+
+
+def test_the_reference_is_loaded_once_for_kl_and_answers(tmp_path, monkeypatch):
+    start = tiny_model("llama", seed=2)
+    start.save_pretrained(tmp_path / "start")
+    tiny_tokenizer().save_pretrained(tmp_path / "start")
+    scorer = PolicyScorer(
+        tiny_model("llama"), config(tmp_path), str(tmp_path / "start"), tiny_tokenizer()
+    )
+    scorer.score(scorer.prepare(ROWS))  # what the store has is not computed again
+    loaded = []
+    original = training_reference.load_reference
+    monkeypatch.setattr(
+        training_reference,
+        "load_reference",
+        lambda *given: loaded.append(given) or original(*given),
+    )
+    evaluate_policy(scorer, ROWS, plan=PLAN, reward=characters)
+    assert len(loaded) == 1
 
 
 def test_answers_of_another_start_are_refused(scorer, tmp_path):

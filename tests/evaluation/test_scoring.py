@@ -12,6 +12,7 @@ from prefopt.evaluation import implicit_rewards, sequence_kl
 from prefopt.evaluation.pairs import evaluate_pairs
 from prefopt.evaluation.scoring import PolicyScorer, known_start
 from tests.models import move, tiny_model, tiny_rows, tiny_tokenizer
+from tests.quantisers import SIZES, kinds, load, save_base
 from tests.runs import config, trainer
 
 
@@ -29,7 +30,8 @@ def saved(model, folder) -> str:
 def plain_logps(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
     """Return the log-prob of each token of a completion, by transformers alone."""
     with torch.no_grad():
-        table = model(torch.tensor([prompt + completion])).logits[0].double().log_softmax(-1)
+        # Nothing is predicted from the last token; int8 layers would see it in the others.
+        table = model(torch.tensor([prompt + completion[:-1]])).logits[0].double().log_softmax(-1)
     first = len(prompt) - 1
     return torch.stack([table[first + place, token] for place, token in enumerate(completion)])
 
@@ -246,3 +248,26 @@ def test_the_policy_is_left_as_it_was(tmp_path):
     assert model.training
     assert [weight.requires_grad for weight in model.parameters()] == needed
     assert all(torch.equal(weights[name], weight) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", kinds(quick=("nf4",)))
+def test_a_quantised_policy_is_scored_as_it_computes_against_a_whole_start(tmp_path, kind):
+    folder = save_base(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(folder)
+    quantised = load(folder, kind)
+    scorer = scorer_of(tmp_path, quantised, folder)
+    prepared = scorer.prepare(tiny_rows(3))
+    scores = scorer.score(prepared)
+    whole = tiny_model("llama", **SIZES)
+    ids = [(row["prompt_ids"], its) for row in prepared for its in row["completion_ids"]]
+    for number, (prompt, completion) in enumerate(ids):
+        with scorer.scorer.evaluating():  # 8-bit layers compute as they are trained
+            expected = plain_logps(quantised, prompt, completion)
+        torch.testing.assert_close(
+            scores.per_token_logps[number].double(), expected, rtol=0, atol=1e-4
+        )
+        start = plain_logps(whole, prompt, completion)
+        torch.testing.assert_close(
+            scores.ref_per_token_logps[number].double(), start, rtol=0, atol=1e-4
+        )
+    assert scores.log_ratios.abs().max() > 1e-2  # quantisation is seen
