@@ -26,11 +26,13 @@ class Asked(NamedTuple):
     Attributes:
         model: Its id or folder.
         prompts: The prompts, as people read them.
+        columns: The prompts, as columns of data hold them.
         answers: Answers to each prompt, in the order of the prompts.
     """
 
     model: str
     prompts: list[str]
+    columns: list[dict[str, Any]]
     answers: "list[Generation]"
 
 
@@ -208,7 +210,19 @@ def ask(
     names = ("temperature", "top_p", "top_k", "samples", "max_new_tokens", "seed", "batch_size")
     settings = {option: getattr(options, option) for option in names}
     answers = generate(model, tokenizer, asked, **settings)
-    return Asked(name, [prompt_text(prompt, tokenizer) for prompt in asked], answers)
+    texts = [prompt_text(prompt, tokenizer) for prompt in asked]
+    return Asked(name, texts, list(map(_columns, asked, texts)), answers)
+
+
+def _columns(prompt: Any, text: str) -> dict[str, Any]:
+    """Return a prompt as data hold it: messages with their tools, or text."""
+    from prefopt.evaluation.prompts import as_example
+
+    example = as_example(prompt)
+    if example.form != "messages":
+        return {"prompt": text}
+    more = {"tools": example.tools, "chat_template_kwargs": example.options}
+    return {"prompt": example.prompt, **{name: its for name, its in more.items() if its}}
 
 
 def free_memory() -> None:
@@ -253,7 +267,10 @@ def _length(answer: "Generation") -> str:
 
 
 def write(found: Sequence[Asked], options: argparse.Namespace, path: Path) -> None:
-    """Write one line of JSON for each answer, those to one prompt next to each other."""
+    """Write one line of JSON for each answer, those to one prompt next to each other.
+
+    Prompts are as in data, so that answers can be scored, and trained on.
+    """
     settings = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "seed")}
     with path.open("w", encoding="utf-8") as file:
         for place in range(len(found[0].answers)):
@@ -261,7 +278,7 @@ def write(found: Sequence[Asked], options: argparse.Namespace, path: Path) -> No
             for asked in found:
                 answer = asked.answers[place]
                 record = {
-                    "prompt": asked.prompts[number],
+                    **asked.columns[number],
                     "model": asked.model,
                     "completion": answer.text,
                     "sample": sample,

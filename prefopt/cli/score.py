@@ -166,8 +166,10 @@ def _layout(own: ScoreArguments, columns: Sequence[str], tokenizer: Any) -> "Sco
 # What is written ----------------------------------------------------------------------------------
 
 _PARTS = ("reward", "logps", "ref_logps", "tokens")
+_TOKENS = "completion_tokens"  # of rows that are no pairs: `prefopt sample` writes `tokens`
 _COLUMNS = (
-    *_PARTS,
+    *_PARTS[:-1],
+    _TOKENS,
     "rewards",
     "best",
     *(f"{side}_{part}" for side in ("chosen", "rejected") for part in _PARTS),
@@ -192,7 +194,9 @@ def _score_columns(scores: "RowScores | None", prefix: str) -> dict[str, Any]:
             for place, side in enumerate(("chosen", "rejected"))
             for name, values in parts.items()
         }
-    elif scores.example.kind == "unpaired":
+        return {prefix + name: value for name, value in made.items()}
+    parts[_TOKENS] = parts.pop("tokens")
+    if scores.example.kind == "unpaired":
         made = {name: values[0] for name, values in parts.items()}
     else:
         best = max(range(len(scores.rewards)), key=lambda place: scores.rewards[place])

@@ -53,7 +53,9 @@ def test_two_models_answer_side_by_side(prefopt, model_folder, other_folder, tmp
     assert [line["completion"] for line in found] == [answer.text for answer in expected]
     assert [line["tokens"] for line in found] == [answer.tokens for answer in expected]
     assert [line["truncated"] for line in found] == [answer.truncated for answer in expected]
-    assert {line["prompt"] for line in found} == {"user: Why?", "user: What is 2 + 2?"}
+    questions = [message["content"] for line in found for message in line["prompt"]]
+    assert set(questions) == {"Why?", "What is 2 + 2?"}
+    assert all(line["prompt"][0]["role"] == "user" for line in found)
     assert {line["temperature"] for line in found} == {0.0}
     places = [
         result.out.index(text) for text in ("--- prompt 1 ---\nuser: Why?", str(other_folder))
@@ -133,7 +135,9 @@ def test_in_a_terminal_answers_stand_beside_each_other(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     made = [Generation(text, (1,), 1, text == "left") for text in ("left", "right")]
-    found = [sample.Asked(name, ["asked"], [one]) for name, one in zip("ab", made, strict=True)]
+    found = [
+        sample.Asked(name, ["asked"], [{}], [one]) for name, one in zip("ab", made, strict=True)
+    ]
     sample.show(found, 1)
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "left" in line]

@@ -4,10 +4,12 @@ import json
 
 import pytest
 from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.cli import UserError
 from prefopt.cli import score as command
 from prefopt.cli.score import ScoreArguments
+from prefopt.evaluation import completion_logps
 from tests.cli.conftest import write_rows
 
 QUESTIONS = ["Say hello.", "Count to three.", "Name a colour."]
@@ -59,12 +61,13 @@ def test_rows_get_columns_of_scores(run, data_files, suffix):
 
 def test_unpaired_rows_and_lists_have_columns_of_their_own(run, data_files, tmp_path):
     rows, result = run(data_files["unpaired"], "--prefix", "mine_")
-    assert {"mine_reward", "mine_logps", "mine_tokens", "reward"} < rows[0].keys()
+    assert {"mine_reward", "mine_logps", "mine_completion_tokens", "reward"} < rows[0].keys()
     assert "accuracy" not in result.out
     rows, _ = run(answers_file(tmp_path))
     for row, answers in zip(rows, ANSWERS, strict=True):
         assert row["completions"] == answers
-        assert len(row["rewards"]) == len(row["tokens"]) == len(answers)
+        assert len(row["rewards"]) == len(row["logps"]) == len(answers)
+        assert row["completion_tokens"] == [len(answer) + 1 for answer in answers]
         assert row["best"] == row["rewards"].index(max(row["rewards"]))
 
 
@@ -89,6 +92,27 @@ def test_answers_of_one_prompt_in_many_rows_become_one_best_row(run, tmp_path):
         }
         for row in lists
     ]
+
+
+def test_what_was_sampled_is_scored_as_the_model_said_it(run, prefopt, model_folder, tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    sampled = prefopt(
+        *("sample", "--model", model_folder, "--prompts", "Why?", "How?", "--temperature", 1),
+        *("--samples", 3, "--max_new_tokens", 6, "--output", answers),
+    )
+    assert sampled.code == 0, sampled.err
+    rows, _ = run(answers)
+    assert len(rows) == 6
+    best, _ = run(answers, "--keep", "best")
+    assert [row["prompt"][0]["content"] for row in best] == ["Why?", "How?"]
+    # Its log-prob is that of the conversation, by transformers alone.
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    text = f"[user]{rows[0]['prompt'][0]['content']}</s>[assistant]"
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    said = tokenizer(f"{rows[0]['completion']}</s>", add_special_tokens=False)["input_ids"]
+    expected = completion_logps(model, [prompt], [said]).item()
+    assert rows[0]["logps"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_new_preferences_can_be_trained_on(run, prefopt, model_folder, tmp_path):
