@@ -21,6 +21,9 @@ _PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype))
 # What every module has: its parts and hooks, which no forward pass changes.
 _COMMON = frozenset(vars(nn.Module())) - {"training"}
 
+# Whether a 4-bit layer of bitsandbytes may rewrite its weights for the processor.
+_PACKS = "support_avx512bf16_for_cpu"
+
 # Larger buffers are tables and masks, which no forward pass writes to; these are copied.
 _SMALL_BUFFER = 1 << 16
 
@@ -61,12 +64,21 @@ def _set_mode(model: nn.Module, modules: Iterable[nn.Module], training: bool) ->
     """Switch a model to training mode, or to evaluation mode as far as that is the same model.
 
     On a CPU, 8-bit layers of bitsandbytes are exact in training and round their inputs in
-    evaluation; they have no dropout, and stay as they are trained.
+    evaluation; they have no dropout, and stay as they are trained. Its 4-bit layers rewrite their
+    weights for good in evaluation (see ``prefopt.engine.quantised``).
     """
     model.train(training)
     for module in modules:
         if is_8bit(module):
             module.training = True
+    keep_unpacked(modules)
+
+
+def keep_unpacked(modules: Iterable[nn.Module]) -> None:
+    """Prevent bitsandbytes from packing 4-bit weights from now on; packed ones stay packed."""
+    for module in modules:
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
 
 
 def is_8bit(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefopt.engine.guard import is_8bit, undisturbed
+from prefopt.engine.guard import is_8bit, keep_unpacked, undisturbed
 
 
 def keep_trainable(model: nn.Module) -> None:
@@ -28,14 +28,7 @@ def keep_trainable(model: nn.Module) -> None:
                 "evaluation mode on CPU, such as `generate`; bitsandbytes rounds them then, and "
                 "they cannot be trained: load the model again, and train before you generate"
             )
-    keep_unpacked(model)
-
-
-def keep_unpacked(model: Any) -> None:
-    """Prevent bitsandbytes from packing 4-bit weights from now on; packed ones stay packed."""
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+    keep_unpacked(model.modules())
 
 
 def is_quantised(weight: Tensor) -> bool:

@@ -28,7 +28,6 @@ from prefopt.data.audit import stop_tokens
 from prefopt.data.tokenize import tokenize_prompts
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.probe import causal_lm_of
-from prefopt.engine.quantised import keep_unpacked
 from prefopt.evaluation.progress import progress_bar
 from prefopt.evaluation.prompts import Prompt, as_example
 from prefopt.evaluation.sampling import Generation, Sampling
@@ -204,7 +203,6 @@ def _write(
         _own_settings(model),
         progress_bar("Answers", len(rows), progress) as advance,
     ):
-        keep_unpacked(inner)
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             asked = [prompt_ids[rows[row][0]] for row in picked]

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.engine.guard import undisturbed
+from prefopt.engine.guard import keep_unpacked, undisturbed
 from prefopt.engine.probe import probe_inputs
-from prefopt.engine.quantised import keep_unpacked
 from prefopt.reference.store.verify import tolerance_of
 from prefopt.training.loading import SavedAdapter, load_model
 from prefopt.training.merging import merge
@@ -66,7 +65,7 @@ def merge_to_folder(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something already: name a new folder")
     model = load_model(adapter, options)
-    keep_unpacked(model)
+    keep_unpacked(model.modules())
     before = _logps(model)
     quantised = getattr(model, "is_quantized", False) or options.get("quantization_config")
     plain = _merged(model, adapter)

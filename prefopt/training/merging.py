@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prefopt.engine.guard import undisturbed
+from prefopt.engine.guard import keep_unpacked, undisturbed
 from prefopt.engine.probe import inside_peft
-from prefopt.engine.quantised import is_quantised, keep_unpacked
+from prefopt.engine.quantised import is_quantised
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def merge(model: Any) -> Any:
         ValueError: If a quantised layer is not linear, and so no plain one computes the same.
     """
     base = inside_peft(model)
-    keep_unpacked(base)  # which would round its scales
+    keep_unpacked(base.modules())  # which would round its scales
     with undisturbed(base):
         plain = {name: _plain(layer, base.dtype) for name, layer in _linear_layers(base)}
     for name, layer in plain.items():

@@ -132,8 +132,7 @@ def test_splits_are_chosen_or_named(prefopt, model_folder, tmp_path):
 def test_in_a_terminal_answers_stand_beside_each_other(capsys, monkeypatch):
     from prefopt.evaluation import Generation
 
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
     made = [Generation(text, (1,), 1, text == "left") for text in ("left", "right")]
     found = [
         sample.Asked(name, ["asked"], [{}], [one]) for name, one in zip("ab", made, strict=True)

@@ -10,7 +10,8 @@ from prefopt.engine.quantised import (
     rounds_inputs,
 )
 from prefopt.engine.score import Scorer
-from tests.models import tiny_model
+from tests.models import tiny_model, tiny_rows
+from tests.runs import trainer
 
 
 @pytest.fixture
@@ -50,6 +51,24 @@ def test_weights_packed_before_are_an_error_that_names_them(model):
     model.model.layers[0].mlp.down_proj.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(ValueError, match=r"4-bit weights of model\.layers\.0\.mlp\.down_proj"):
         Scorer(model)
+
+
+def test_a_run_makes_no_forward_pass_that_packs_weights(model, tmp_path, monkeypatch):
+    """Whatever it tries of a policy before it trains: an adapter's own penalty, its layout."""
+    from bitsandbytes.nn import modules
+
+    peft = pytest.importorskip("peft")
+    packed = []
+    packs = modules._convert_weight_packed_for_cpu
+    monkeypatch.setattr(
+        modules, "_convert_weight_packed_for_cpu", lambda *of: packed.append(of) or packs(*of)
+    )
+    policy = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    rows = tiny_rows(4)
+    run = trainer(tmp_path / "out", rows, model=policy, eval_dataset=rows, max_steps=1)
+    run.train()
+    assert run.evaluate()["eval_loss"] > 0
+    assert not packed
 
 
 # What is quantised, and how -----------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefopt.engine.quantised import keep_unpacked
+from prefopt.engine.guard import keep_unpacked
 from prefopt.training import merged
 from prefopt.training.loading import load_model
 from prefopt.training.merged import merge_to_folder
@@ -72,7 +72,7 @@ def test_a_quantised_base_becomes_plain(base, tmp_path):
     assert report.difference < 1e-3
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     adapted = load_model(adapter, options)
-    keep_unpacked(adapted)
+    keep_unpacked(adapted.modules())
     with torch.no_grad():
         found, expected = (model(input_ids=IDS).logits for model in (loaded, adapted))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
