@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from prefopt.compare.baselines import KINDS
 from prefopt.compare.methods import Method
 from prefopt.compare.plan import START, Run
 from prefopt.compare.results import (
@@ -57,7 +58,10 @@ RULES = ("longer", "shorter", "start")  # of `data_baselines`, those that order 
 # Logged numbers that are no curves of learning: clocks, counts, and what diagnoses are made of.
 _NO_CURVES = re.compile(
     r"step$|epoch$|num_tokens|runtime$|per_second$|total_flos|"
-    r"diagnostics/(?!chosen_log_ratio$|kept_mass|reward_length|saturated)"
+    r"diagnostics/(?!chosen_log_ratio$|kept_mass|reward_length|saturated)|"
+    # Of TRL: details, and what has the name of something else (kl: of a token; reward: less KL).
+    r"clip_ratio|clipped_ratio|completions/m(in|ax)_|terminated|step_time|zero_std|_std$|/std$|"
+    r"^kl$|^reward$|(min|max)_reward$"
 )
 SAMPLES = 50  # prompts whose answers are shown side by side
 ALIKE = 2  # answers of a method to a prompt at a temperature that are shown
@@ -263,12 +267,15 @@ def run_samples(
 
 
 def run_diagnoses(runs: Sequence[Run]) -> tuple[Diagnosis, ...]:
-    """Return what each method should be looked at for: of its seeds, the one that is worst."""
+    """Return what each loss should be looked at for: of its seeds, the one that is worst.
+
+    What helps is said of losses, so RL and reward models are left out.
+    """
     measured = {method.name: its for method, its in _by_method(runs)}
     start = _metrics(measured[START.name][0]) if START.name in measured else None
     found = []
     for name, its in measured.items():
-        if name == START.name:
+        if KINDS[its[0].method.kind].is_special:
             continue
         of_seeds = [
             diagnose(log_history(run), _pairs(run), measured=_metrics(run), start=start)

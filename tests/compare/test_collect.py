@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,3 +202,18 @@ def test_methods_are_compared_on_the_pairs_that_both_read_and_not_without_pairs(
     assert (test.first, test.second) == ("dpo", "ipo")
     assert test.difference.value == pytest.approx(3 / 3 - 1 / 3)
     assert test.difference.size == 3
+
+
+def test_details_of_trl_are_no_curves_and_baselines_of_it_get_no_advice(put):
+    run = put("rl", 0, [1, -1])
+    names = ("loss", "kl", "reward", "rewards/score/mean", "rewards/score/std", "entropy")
+    more = ("clip_ratio/low_min", "completions/mean_length", "completions/min_length")
+    history = [{"step": step, **dict.fromkeys((*names, *more), 1.0)} for step in (1, 2)]
+    text = json.dumps({"log_history": history})
+    (run.task.folder / "model" / "trainer_state.json").write_text(text)
+    assert {curve.metric for curve in run_curves([run])} == {
+        *("loss", "rewards/score/mean", "entropy", "completions/mean_length")
+    }
+    rl = replace(run, method=Method("rl", {}, "rl"))
+    assert run_diagnoses([rl]) == ()
+    assert run_diagnoses([run]) != ()
