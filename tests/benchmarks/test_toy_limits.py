@@ -167,15 +167,60 @@ def test_a_run_is_done_once(worker, size, changes, tmp_path):
     assert json.loads(json.dumps(found)) == again
 
 
+def made_up_run(seed: int, too_far: bool) -> dict[str, object]:
+    """Return what a run might have found."""
+    return {
+        "share": None if too_far else [0.7 + 0.01 * seed, 0.6, 0.8, 100],
+        "reward": [1.0, 0.9, 1.1, 100],
+        "kl": [1.0 + seed, 0.9, 1.1, 100],
+        "best_reward": None if too_far else 1.5,
+        "grammatical": 0.9,
+        "start_reward": -0.7,
+        "start_temperatures": {"0.0": -0.5, "0.7": -0.6},
+        "temperatures": {"0.0": 2.0, "0.7": 1.5},
+        "accuracy": 0.8,
+        "cpu_seconds": 3.0,
+    }
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_study_has_its_table_and_its_picture(bench, seeds, tmp_path):
+    report, studies = sys.modules["toy_limits_report"], [*bench.STUDIES.values()]
+    found = {
+        study.name: {
+            label: [made_up_run(seed, number == 1) for seed in range(seeds)]
+            for number, label in enumerate(study.recipes)
+        }
+        for study in studies
+    }
+    found["noise"].popitem()
+    found["noise"]["robust, + 30% flipped"] = []  # a run that failed
+    curve = {"kls": [0.1, 1.0], "gains": [[1.0, 0.9, 1.1], [2.0, 1.9, 2.1]], "start": -0.7}
+    frontiers = {str(seed): curve for seed in range(seeds)}
+    record = {"commit": "0" * 40, "date": "today", "device": "a processor", "note": ""}
+    report.write_results(tmp_path, studies, found, frontiers, record)
+    text = (tmp_path / "toy_limits.md").read_text()
+    labels = {label for study in studies for label in study.recipes}
+    assert all(f"\n| {label} | " in text for label in labels)
+    assert "| robust, + 30% flipped | not done |" in text
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"toy_limits.png", "toy_limits_losses.png", "toy_limits_studies.png"}
+    saved = json.loads((tmp_path / "toy_limits.json").read_text())
+    assert saved["studies"]["beta"]["rows"].keys() == bench.STUDIES["beta"].recipes.keys()
+
+
 @pytest.mark.slow
-def test_the_script_writes_tables_numbers_and_pictures(tmp_path):
+def test_the_script_goes_on_where_it_was_stopped(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "toy_limits.py"), "--quick", "--allow-dirty"]
-    command += ["--seeds", "2", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    numbers = json.loads((tmp_path / "out" / "toy_limits.json").read_text())
-    ladder = numbers["studies"]["ladder"]["rows"]
-    assert all(len(row["runs"]) == 2 for row in ladder.values())
-    assert "not done" not in (tmp_path / "out" / "toy_limits.md").read_text()
-    names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert names == {"toy_limits.png", "toy_limits_losses.png", "toy_limits_studies.png"}
+    command += ["--seeds", "1", "--jobs", "1", "--studies", "unpaired"]
+    command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    numbers = tmp_path / "out" / "toy_limits.json"
+    rows = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        rows.append(json.loads(numbers.read_text())["studies"]["unpaired"]["rows"])
+        for path in (tmp_path / "work" / "quick" / "runs").glob("*.json"):
+            path.write_text(path.read_text().replace('"seed": 0', '"seed": "kept"'))
+    assert [row["runs"][0]["seed"] for row in rows[0].values()] == [0] * 5
+    assert [row["runs"][0]["seed"] for row in rows[1].values()] == ["kept"] * 5
