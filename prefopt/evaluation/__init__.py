@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefopt.evaluation.diagnostics import (
-    DIAGNOSTICS,
     Diagnostic,
     PairSummary,
     diagnose,
@@ -69,7 +68,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "DIAGNOSTICS",
     "Diagnostic",
     "Estimate",
     "FrontierPoint",
