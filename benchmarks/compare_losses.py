@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--losses", default=LOSSES)
     parser.add_argument("--betas", type=float, nargs="*", default=[0.1, 0.3])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--baselines", default="", help="sft,reward_model,rl,rl_true,best_of_n")
     parser.add_argument("--search_trials", type=int, default=0)
     parser.add_argument("--learning_rate", type=float, default=1e-6)
     parser.add_argument("--dry_run", action="store_true", help="only print the runs")
@@ -53,6 +54,7 @@ def main() -> None:
         output_dir=asked.output_dir,
         losses=asked.losses,
         betas=asked.betas,
+        baselines=asked.baselines,
         seeds=asked.seeds,
         search_trials=asked.search_trials,
         dry_run=asked.dry_run,
