@@ -46,11 +46,11 @@ class Sizes(NamedTuple):
         samples: Continuations of each beginning: half as many pairs.
     """
 
-    fitted: int = 6500
+    fitted: int = 4000
     chosen_on: int = 500
     shown: int = 1000
-    train: int = 640
-    held_out: int = 320
+    train: int = 256
+    held_out: int = 160
     samples: int = 4
 
 
