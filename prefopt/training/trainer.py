@@ -56,6 +56,7 @@ from prefopt.training.loaders import (
 from prefopt.training.model import as_given, compile_policy, only_by_name
 from prefopt.training.model_card import write_model_card
 from prefopt.training.optimizers import to_result, to_training_point
+from prefopt.training.out_of_memory import MemoryWatch
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
 from prefopt.training.reference import FollowPolicy
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
@@ -225,6 +226,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.add_callback(DiagnosticsCallback(self._run.say))
         self._evaluator = Evaluator(self._statistics)
         self._safety = Safety(self, self._statistics, self._launch, self._run)
+        self._memory = MemoryWatch(self)
+        self.add_callback(self._memory)
 
     def _noise(self, batch: Batch) -> Noise:
         """Return the noise of a batch at this step, the same if it is scored twice."""
@@ -311,6 +314,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             ValueError: If the checkpoint is broken, or of another loss or reference, or the
                 reference has not scored the data and cannot be had again.
             NonFiniteError: If a loss, a gradient norm or a weight is; nothing of it was saved.
+            TrainingMemoryError: If memory is too small for a step, naming the batch.
             CheckpointError: If a checkpoint cannot be written.
             TrainingInterrupted: A ``KeyboardInterrupt``, once a checkpoint was saved.
         """
@@ -321,7 +325,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._begin_counting = partial(self._safety.resume, checkpoint)
         self._begin_counting()
         folder = None if checkpoint is None else str(checkpoint)
-        with self._safety.interrupt.listening(), set_up_for(self.args.device):
+        listening, told = self._safety.interrupt.listening(), self._memory.telling()
+        with listening, told, set_up_for(self.args.device):
             trained = super().train(folder, *args, **kwargs)
         to_result(self.optimizer)
         self._safety.check("the trained model")
@@ -408,6 +413,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         contexts = inputs.get(CONTEXTS) or self._statistics.contexts_alone(batches)
         loss, outputs = torch.zeros((), device=self.args.device), list[LossOutput]()
         for batch, context in zip(batches, contexts, strict=True):
+            self._memory.batch = batch
             share, of_batch = self._statistics.loss(batch, context, model, training)
             loss, outputs = loss + share, outputs + of_batch
             if training:
