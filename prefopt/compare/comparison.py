@@ -276,15 +276,16 @@ class _Work:
     def _comparison(self, runs: Sequence[Run]) -> Comparison:
         methods = collect.method_results(runs)
         tests = collect.paired_tests(runs)
+        rules = collect.data_baselines(runs)
         return Comparison(
             title=self._about.title,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=self._about.command,
             spec=self._written_spec(),
             versions=_versions(),
-            verdict=write_verdict(methods, tests),
+            verdict=write_verdict(methods, tests, rules),
             methods=methods,
-            data_baselines=collect.data_baselines(runs),
+            data_baselines=rules,
             tests=tests,
             frontier=self._about.frontier,
             curves=collect.run_curves(runs),

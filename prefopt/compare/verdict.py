@@ -1,20 +1,29 @@
 """The answer in two sentences, its uncertainty included."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from prefopt.compare.report.rules import rule_title, rules_of
 from prefopt.compare.results import MethodResult, PairedTest
+from prefopt.evaluation import Estimate
 
 __all__ = ["write_verdict"]
 
 LEVEL = 0.05  # p-values below it, corrected for the number of tests, tell methods apart
+NAMED = 3  # of the worse methods, as many are named one by one
 
 
-def write_verdict(methods: Sequence[MethodResult], tests: Sequence[PairedTest]) -> str:
+def write_verdict(
+    methods: Sequence[MethodResult],
+    tests: Sequence[PairedTest],
+    rules: Mapping[str, Estimate] | None = None,
+) -> str:
     """Return which methods order held-out pairs best, and which are worse; baselines beside them.
 
     Args:
         methods: All methods; the losses are judged, and the best baselines named.
         tests: Of every two of them, by ``accuracy``.
+        rules: Accuracy of rules that need no training, by name. It is said if one does as well as
+            the best method.
     """
     ranked = sorted(
         (one for one in methods if not one.is_baseline and "accuracy" in one.metrics),
@@ -23,7 +32,7 @@ def write_verdict(methods: Sequence[MethodResult], tests: Sequence[PairedTest]) 
     if not ranked:
         return "No method was measured."
     best = ranked[0]
-    beside = _beside(best, methods, tests)
+    beside = _untrained(best, rules or {}) + _beside(best, methods, tests)
     if len(ranked) == 1:
         return f"{best.name} orders {_accuracy(best)} of the held-out pairs as the data do.{beside}"
     found = {one.name: _between(best.name, one.name, tests) for one in ranked[1:]}
@@ -45,14 +54,26 @@ def _first(best: MethodResult, alike: Sequence[MethodResult], found: dict[str, P
 def _second(worse: Sequence[MethodResult], found: dict[str, PairedTest]) -> str:
     if not worse:
         return "No method is worse beyond the uncertainty of the held-out rows and seeds."
-    parts = []
-    for one in worse:
-        value, low, high = (100 * number for number in _loss(found[one.name]))
-        parts.append(
-            f"{one.name} by {value:.1f} points (95% interval {low:.1f} to {high:.1f}, "
-            f"{_p(found[one.name].p_adjusted)})"
-        )
-    return f"Worse {'is' if len(worse) == 1 else 'are'} {_listed(parts)}."
+    told = [f"{one.name} by {_points(found[one.name])}" for one in worse]
+    if len(worse) <= NAMED:
+        return f"Worse {'is' if len(worse) == 1 else 'are'} {_listed(told)}."
+    return f"Worse are {len(worse)} others, from {told[0]} to {told[-1]}."
+
+
+def _points(test: PairedTest) -> str:
+    value, low, high = (100 * number for number in _loss(test))
+    interval = f"95% interval {low:.1f} to {high:.1f}"
+    return f"{value:.1f} points ({interval}, {_p(test.p_adjusted)})"
+
+
+def _untrained(best: MethodResult, rules: Mapping[str, Estimate]) -> str:
+    """Return a sentence on the best rule that needs no training, if no method is beyond it."""
+    its = rules_of("accuracy", rules)
+    name = max(its, key=lambda rule: its[rule].value, default=None)
+    if name is None or its[name].value < best.metrics["accuracy"].low:
+        return ""
+    share = f"{100 * its[name].value:.1f}%"
+    return f" None is beyond what needs no training: {rule_title(name)} is right in {share}."
 
 
 def _beside(

@@ -84,3 +84,26 @@ def test_the_best_baselines_are_named_beside_the_losses():
         "orders 72.0% rightly (p = 0.30 against dpo) and rl has the highest reward, 2.25 (95% "
         "interval 2.15 to 2.35); of the losses kto has it, 1.00 (95% interval 0.90 to 1.10)."
     )
+
+
+def test_of_many_worse_methods_the_least_and_the_most_are_told():
+    worse = [method(name, 0.7 - 0.01 * place) for place, name in enumerate("bcde", 1)]
+    tests = [test("a", one.name, 0.01 * place, 0.01) for place, one in enumerate(worse, 1)]
+    tests += [test(one.name, two.name, 0.0, 1.0) for one in worse for two in worse if one != two]
+    text = write_verdict([method("a", 0.7), *worse], tests)
+    assert text.endswith(
+        "Worse are 4 others, from b by 1.0 points (95% interval 0.0 to 4.0, p = 0.01) "
+        "to e by 4.0 points (95% interval 3.0 to 7.0, p = 0.01)."
+    )
+
+
+def test_a_rule_that_does_as_well_without_training_is_told():
+    rules = {
+        "longer": Estimate(0.69, 0.65, 0.73, 500),
+        "shorter": Estimate(0.31, 0.27, 0.35, 500),
+        "chosen_reward": Estimate(2.0, 1.9, 2.1, 500),
+    }
+    assert write_verdict([method("a", 0.7)], [], rules).endswith(
+        "None is beyond what needs no training: always the longer answer is right in 69.0%."
+    )
+    assert "None is beyond" not in write_verdict([method("a", 0.72)], [], rules)

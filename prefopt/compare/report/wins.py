@@ -1,4 +1,4 @@
-"""Win rate over temperature."""
+"""Win rate over temperature; of one temperature, by method."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -14,6 +14,7 @@ from prefopt.compare.report.vega import (
     Chart,
     is_finite,
     look_scales,
+    method_axis,
     rows_named,
     spec_of,
     text_of,
@@ -22,9 +23,12 @@ from prefopt.compare.results import Comparison
 
 __all__ = ["win_rates"]
 
+HALF = "the dotted line is 50%"
+SIDE_BY_SIDE = "Points of one temperature stand side by side so that no interval hides another."
+
 
 def win_rates(comparison: Comparison) -> Iterable[Chart]:
-    """Yield win rate over temperature, a chart for each opponent.
+    """Yield win rate over temperature, or by method if there is but one; a chart for each opponent.
 
     Args:
         comparison: What was found.
@@ -33,15 +37,32 @@ def win_rates(comparison: Comparison) -> Iterable[Chart]:
         rows = _rows(comparison, against)
         if not rows:
             continue
+        temperatures = {row["temperature"] for row in rows}
+        single = len(temperatures) == 1
         yield Chart(
             f"win_rate_{against}",
             "wins",
             f"Win rate against {opponent_title(against)}",
-            "Share of prompts on which the judge prefers the method, a tie as one half; the dotted "
-            "line is 50%. Points of one temperature stand side by side so that no interval hides "
-            "another.",
-            spec_of(_layers(comparison, rows), height=320, rows=rows),
+            f"Share of prompts on which the judge prefers the method, a tie as one half; {HALF}. "
+            + (f"Temperature {temperatures.pop():g}." if single else SIDE_BY_SIDE),
+            spec_of(_forest(comparison), height=alt.Step(22), rows=rows)
+            if single
+            else spec_of(_layers(comparison, rows), height=320, rows=rows),
         )
+
+
+def _forest(comparison: Comparison) -> list[Any]:
+    """Return the line of 50%, intervals and points: methods down, prompts won across."""
+    colour, shape = look_scales(comparison)
+    tip = [alt.Tooltip(f"{it}:N") for it in ("method", "won")]
+    base = rows_named("rows").encode(y=method_axis(), color=colour.legend(None), tooltip=tip)
+    x = alt.X("rate:Q", title="Prompts won, %", scale=alt.Scale(zero=False))
+    half = alt.Chart(alt.Data(values=[{"at": 50}])).encode(x="at:Q")
+    return [
+        half.mark_rule(strokeDash=[2, 3], color=INK, strokeWidth=1.5),
+        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape.legend(None)),
+    ]
 
 
 def _layers(comparison: Comparison, rows: list[dict[str, Any]]) -> list[Any]:

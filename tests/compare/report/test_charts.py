@@ -1,7 +1,10 @@
 """All charts, each with a name of its own."""
 
+from dataclasses import replace
+
 from prefopt.compare import Comparison, Curve, MethodResult
 from prefopt.compare.report.charts import all_charts
+from prefopt.compare.report.wins import win_rates
 
 
 def test_there_is_a_chart_for_everything_that_was_measured(charts):
@@ -38,3 +41,14 @@ def test_names_are_those_of_files_and_no_two_are_one():
     assert len({name.lower() for name in found.values()}) == 4
     assert all(name.replace("_", "").isalnum() and name.isascii() for name in found.values())
     assert max(map(len, found.values())) == 80
+
+
+def test_win_rates_of_one_temperature_have_a_row_for_each_method(comparison):
+    some = tuple(rate for rate in comparison.win_rates if rate.temperature == 0.7)
+    chart = next(iter(win_rates(replace(comparison, win_rates=some))))
+    points = chart.spec["layer"][-1]["encoding"]
+    assert (points["x"]["field"], points["y"]["field"]) == ("rate", "method")
+    assert "Temperature 0.7." in chart.caption
+    over = next(iter(win_rates(comparison)))
+    assert over.spec["layer"][-1]["encoding"]["y"]["field"] == "rate"
+    assert "side by side" in over.caption
