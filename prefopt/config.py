@@ -5,6 +5,7 @@ to use instead (``prefopt.migration`` lists them all), so that a script changes 
 and runs.
 """
 
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -314,6 +315,22 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         if self.loss_type is None and self.loss_weights is not None:
             raise ValueError("loss_weights needs a loss_type: a list of as many losses")
         self._check_loss()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, into ``training_args.bin``, which is uploaded: no token."""
+        return {**vars(self), "hub_token": None}
+
+    def __copy__(self) -> "PreferenceConfig":
+        """Return a copy, with the token."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PreferenceConfig":
+        """Return a copy of all that it holds, with the token."""
+        made = copy(self)
+        vars(made).update(deepcopy(vars(self), memo))
+        return made
 
     @property
     def reference_mode(self) -> str:

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,18 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(fill, "score_completions", counting)
     return counts
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for the Hub, which uploads of this process go to."""
+    from huggingface_hub import constants
+    from transformers.utils import hub as of_transformers
+
+    from tests.hub import stand_in
+
+    with stand_in() as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(of_transformers, "_hf_api", None)
+        yield served

@@ -1,6 +1,8 @@
 """The configuration: every TRL field has an answer, and nothing is ignored in silence."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import transformers
@@ -142,3 +144,12 @@ def test_options_of_every_loss_are_described_by_loss_options():
     for option in dataclasses.fields(LossOptions):
         assert ours[option.name].metadata == option.metadata
         assert ours[option.name].default in (option.default, None)
+
+
+def test_copies_keep_the_token_and_files_do_not():
+    config = make(hub_token="hf_secret", loss_kwargs={"beta": 0.2})
+    assert copy.copy(config).hub_token == copy.deepcopy(config).hub_token == "hf_secret"
+    assert copy.deepcopy(config).loss_kwargs is not config.loss_kwargs
+    written = pickle.dumps(config)
+    assert b"hf_secret" not in written
+    assert pickle.loads(written).objective.terms[0].hyperparameters == {"beta": 0.2}

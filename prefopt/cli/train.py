@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         code = loading_code(trainer.model, config.output_dir, loading_options(trainer.args))
         asking = command_after_training(data_args, config, model_args)
         print_metrics(metrics, config.output_dir, str(code), asking)
+        if config.push_to_hub:
+            print(f"Shared as https://huggingface.co/{trainer.hub_model_id}")
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
         trainer.end()
     return 0
@@ -337,6 +339,8 @@ def run_arguments(config: Any, model_args: Any) -> dict[str, Any]:
 def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
     """Train, save model, tokenizer, state and metrics, evaluate; return the metrics."""
     config = trainer.args
+    names = [entry.path for entry in data_args.entries]
+    trainer.card_details = trainer.card_details.updated(dataset_name=names)
     result = trainer.train(resume_from_checkpoint=checkpoint_of(config.resume_from_checkpoint))
     metrics = dict(result.metrics)
     trainer.save_metrics("train", result.metrics, combined=False)
@@ -346,8 +350,9 @@ def run(trainer: Any, data_args: DataArguments) -> dict[str, float]:
         held_out = trainer.evaluate()
         trainer.save_metrics("eval", held_out, combined=False)
         metrics |= held_out
+        trainer.create_model_card()  # with the evaluation
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=[entry.path for entry in data_args.entries])
+        trainer.push_to_hub()
     return metrics
 
 

@@ -87,6 +87,7 @@ class Safety:
             yield
             self.progress.save(checkpoint)
         if trainer.args.push_to_hub:
+            trainer.create_model_card()  # what is uploaded is output_dir, which may have none yet
             trainer._push_from_checkpoint(str(checkpoint))
 
     @contextmanager

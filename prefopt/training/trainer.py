@@ -54,7 +54,7 @@ from prefopt.training.loaders import (
     training_loader,
 )
 from prefopt.training.model import as_given, compile_policy, only_by_name
-from prefopt.training.model_card import write_model_card
+from prefopt.training.model_card import CardDetails, write_model_card
 from prefopt.training.optimizers import to_result, to_training_point
 from prefopt.training.out_of_memory import MemoryWatch
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
@@ -101,6 +101,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         references: Serves reference log-probs; None if no loss needs them.
         load_balancing_loss: Added for a mixture of experts; None for none.
         data_reports: What preparation did to each dataset, by name.
+        card_details: What model cards say that the run does not know: ``create_model_card``.
 
     Raises:
         TypeError: If ``args``, a dataset, the tokenizer or ``peft_config`` is of the wrong type, or
@@ -174,6 +175,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self.model_accepts_loss_kwargs = True
         self._run, self.objective, self.max_length = run, run.objective, run.max_length
         self.data_reports = run.data.reports
+        self.card_details = CardDetails()
         self._set_up_reference(ref_model)
         self._set_up_steps()
         if data_collator is None:
@@ -503,6 +505,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             write_model_card(folder, self)
             self._reference.save(folder)
             self._statistics.save(folder)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | Sequence[str] | None = None,
+        tags: str | Sequence[str] | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Write the model card into ``output_dir``; later ones, of uploads too, say the same.
+
+        Args:
+            model_name: Its headline; by default the name on the Hub, or that of the folder.
+            dataset_name: On what was trained: ids on the Hub, folders or files.
+            tags: Tags beside those of the run.
+            **metadata: ``finetuned_from``, the base model's id; and entries of the card's metadata,
+                such as ``license`` or ``language``.
+        """
+        self.card_details = self.card_details.updated(model_name, dataset_name, tags, **metadata)
+        if self.is_world_process_zero():
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            write_model_card(self.args.output_dir, self)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         with self._safety.checkpoint(self._get_output_dir(trial)):

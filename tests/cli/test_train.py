@@ -103,6 +103,22 @@ def test_the_command_that_is_printed_asks_what_was_trained(
         assert asked.out.count(f"--- {model} (") == 3
 
 
+def test_a_run_that_is_shared_ends_with_our_card_on_the_hub(
+    prefopt, model_folder, data_files, tmp_path, hub
+):
+    result = prefopt(
+        *("train", "--model", model_folder, "--dataset", data_files["paired"], "--use_peft"),
+        *("--output_dir", tmp_path, "--push_to_hub", "--hub_model_id", "me/aligned"),
+        *("--hub_token", "hf_secret", "--eval_fraction", "0.25", *FAST),
+    )
+    assert result.code == 0, result.err
+    card = hub.repos["me/aligned"]["README.md"].decode()
+    for said in ("library_name: peft", "`pairs.jsonl.gz`", "## Evaluation after 2 steps"):
+        assert said in card
+    assert str(tmp_path) not in card
+    assert "Shared as https://huggingface.co/me/aligned" in result.out
+
+
 def test_every_option_of_configuration_and_model_is_there():
     from trl import ModelConfig
 
