@@ -323,13 +323,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     def __copy__(self) -> "PreferenceConfig":
         """Return a copy, with the token."""
         made = object.__new__(type(self))
-        vars(made).update(vars(self))
+        made.__dict__.update(vars(self))
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PreferenceConfig":
         """Return a copy of all that it holds, with the token."""
         made = copy(self)
-        vars(made).update(deepcopy(vars(self), memo))
+        made.__dict__.update(deepcopy(vars(self), memo))
         return made
 
     @property
