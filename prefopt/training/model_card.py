@@ -31,7 +31,7 @@ _ASKING_TEXT = """\
 inputs = tokenizer("The capital of France is", return_tensors="pt").to(model.device)"""
 _ANSWERING = """\
 output = model.generate(**inputs, max_new_tokens=128)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))"""
 
 
 @dataclass(frozen=True)
