@@ -242,6 +242,19 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "saturated pairs."
         },
     )
+    log_throughput: bool = field(
+        default=True,
+        metadata={
+            "help": "Log `tokens_per_second`, `mfu` (on a CPU `matmul_share`), `peak_memory_gib` "
+            "and where the time of a step goes (`timing_s/*`)."
+        },
+    )
+    profile_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Write a trace of so many optimiser steps, by torch's profiler, to output_dir."
+        },
+    )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={

@@ -115,6 +115,7 @@ _RANGES = {
     "precompute_ref_batch_size": _COUNT,
     "router_aux_loss_coef": _Range(0),
     "non_finite_steps": _Range(0),
+    "profile_steps": _Range(0),
 }
 # What torch computes with: float32 and int64.
 _LARGEST = {float: 3.4e38, int: 2**63 - 1}

@@ -65,6 +65,7 @@ TAKEN = {
     "router_aux_loss_coef": NUMBER_FROM_0,
     "max_tokens_per_batch": COUNT,
     "non_finite_steps": (0, BIG),
+    "profile_steps": (0, BIG),
     "pad_to_multiple_of": NOTHING,
 }
 # Fields that mean something only beside another.

@@ -58,6 +58,7 @@ RULES = ("longer", "shorter", "start")  # of `data_baselines`, those that order 
 # Logged numbers that are no curves of learning: clocks, counts, and what diagnoses are made of.
 _NO_CURVES = re.compile(
     r"step$|epoch$|num_tokens|runtime$|per_second$|total_flos|"
+    r"timing_s/|^mfu$|^matmul_share$|^peak_memory_gib$|"
     r"diagnostics/(?!chosen_log_ratio$|kept_mass|reward_length|saturated)|"
     # Of TRL: details, and what has the name of something else (kl: of a token; reward: less KL).
     r"clip_ratio|clipped_ratio|completions/m(in|ax)_|terminated|step_time|zero_std|_std$|/std$|"

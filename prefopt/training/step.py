@@ -45,6 +45,7 @@ from prefopt.objective.preference_index import PreferenceIndex
 from prefopt.objective.running_means import RunningMeans, running_sums
 from prefopt.reference.processes import Processes
 from prefopt.reference.references import References
+from prefopt.training.throughput import StepClock
 
 # What a checkpoint keeps of means over training.
 RUNNING_FILE = "prefopt_running.json"
@@ -95,6 +96,7 @@ class BatchScorer:
         token_metrics: Whether metrics of single tokens are logged too.
         context: Makes the context of forward passes, such as ``accelerator.autocast``.
         noise: Returns the noise of a batch's embeddings in training; None for none.
+        clock: Times what the reference takes of a step; None for one of its own.
 
     Attributes:
         device: Of the policy.
@@ -109,8 +111,10 @@ class BatchScorer:
         token_metrics: bool = False,
         context: Callable[[], Any] = nullcontext,
         noise: Callable[[Batch], Noise] | None = None,
+        clock: StepClock | None = None,
     ) -> None:
         self._noise = noise
+        self._clock = clock or StepClock()
         self._scorer = scorer
         self._references = references
         self._objective = objective
@@ -138,7 +142,8 @@ class BatchScorer:
         reference = None
         if self._references is not None:
             divergences = self._objective.needs_divergences
-            reference = self._references.logps(batch.texts, divergences)
+            with self._clock.within("reference"):
+                reference = self._references.logps(batch.texts, divergences)
         scores = self._scorer.score(
             batch.texts.tokens,
             wrapped,
@@ -170,7 +175,8 @@ class BatchScorer:
     def _mismatched_reference(self, batch: Batch) -> Tensor:
         assert self._references is not None  # no loss takes a KL estimate without a reference
         assert batch.mismatched is not None
-        return self._references.logps(batch.mismatched).logps
+        with self._clock.within("reference"):
+            return self._references.logps(batch.mismatched).logps
 
 
 class StepStatistics:

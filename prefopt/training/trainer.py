@@ -57,11 +57,13 @@ from prefopt.training.model import as_given, compile_policy, only_by_name
 from prefopt.training.model_card import CardDetails, write_model_card
 from prefopt.training.optimizers import to_result, to_training_point
 from prefopt.training.out_of_memory import MemoryWatch
+from prefopt.training.profiling import ProfileSteps
 from prefopt.training.quantisation import check_placed, check_quantised, with_quantization
 from prefopt.training.reference import FollowPolicy
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.safety import Safety
 from prefopt.training.step import BatchScorer, StepStatistics
+from prefopt.training.throughput import Throughput
 from prefopt.training.unused import check_unmoved, in_parts
 from prefopt.training.weights import check_trainable_dtype
 from prefopt.training.zero import gathering_on_save, ready_for_engine
@@ -208,6 +210,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def _set_up_steps(self) -> None:
         self.load_balancing_loss = LoadBalancingLoss.of(self.model, self.args.router_aux_loss_coef)
+        self._throughput = Throughput(self, self._launch.processes)
         self._score = BatchScorer(
             self.scorer,
             self.references,
@@ -216,6 +219,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.args.log_token_metrics,
             self.accelerator.autocast,
             self._noise if self.args.neftune_noise_alpha else None,
+            self._throughput.clock,
         )
         self._statistics = StepStatistics(
             self.objective,
@@ -229,7 +233,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self._evaluator = Evaluator(self._statistics)
         self._safety = Safety(self, self._statistics, self._launch, self._run)
         self._memory = MemoryWatch(self)
-        self.add_callback(self._memory)
+        for callback in (self._memory, self._throughput):
+            self.add_callback(callback)
+        if self.args.profile_steps:
+            self.add_callback(
+                ProfileSteps(self.args.profile_steps, self._launch.processes, self._run.say)
+            )
 
     def _noise(self, batch: Batch) -> Noise:
         """Return the noise of a batch at this step, the same if it is scored twice."""
@@ -361,13 +370,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Return the micro-batches of an optimiser step, with what they must know of each other."""
         self.model.train()  # for what is scored ahead of the step
         to_training_point(self.optimizer)
+        self._throughput.clock.start("data")
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not samples:
+            self._throughput.clock.stop()
             if self.state.global_step == 0:
                 raise DataError("no row is left: all were set aside", dataset="train")
             return samples, None
         batches = [self._in_step(self._batches(inputs)) for inputs in samples]
         self._safety.guard.begin()
+        self._throughput.clock.turn_to("forward")
         contexts = self._statistics.contexts([batch for part in batches for batch in part])
         remaining = iter(contexts)
         for inputs, part in zip(samples, batches, strict=True):
@@ -390,6 +402,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
                 loss += super().training_step(model, part, num_items_in_batch)
         with offloading():
             loss += super().training_step(model, last, num_items_in_batch)
+        self._throughput.clock.turn_to("optimizer")
         self._safety.guard.add_loss(loss)
         return loss
 
@@ -412,6 +425,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """
         training = self.model.training
         batches = self._batches(inputs)
+        self._throughput.clock.turn_to("forward")
         contexts = inputs.get(CONTEXTS) or self._statistics.contexts_alone(batches)
         loss, outputs = torch.zeros((), device=self.args.device), list[LossOutput]()
         for batch, context in zip(batches, contexts, strict=True):
@@ -420,6 +434,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             loss, outputs = loss + share, outputs + of_batch
             if training:
                 self._safety.progress.tokens += batch.texts.tokens.sequence_tokens
+                self._throughput.add(batch)
+        self._throughput.clock.turn_to("backward")
         if training:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -465,6 +481,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         """Log, adding the metrics of the optimiser steps since the last time."""
         if "loss" in logs or "train_loss" in logs:  # in the summary, what was not logged before
             logs |= self._statistics.means_of(self._statistics.metrics)
+            if self.args.log_throughput:
+                logs |= self._throughput.logged()
         if "loss" in logs:
             logs |= self._safety.progress.logged(logs["loss"])
         if "train_loss" in logs:
