@@ -199,7 +199,39 @@ def _table(found: Comparison, about: dict[str, Any]) -> str:
         for name, its in found.data_baselines.items()
         if not name.endswith("reward")
     ]
-    return "\n".join([*lines, "", f"Accuracy without training: {', '.join(rules)}.", ""])
+    lines += ["", f"Accuracy without training: {', '.join(rules)}.", ""]
+    return "\n".join([*lines, *_beside_text(_beside(found)), "", *_published_table()])
+
+
+def _beside_text(rows: list[list[Any]]) -> list[str]:
+    """Return answers, those to one prompt together."""
+    lines = []
+    for prompt in dict.fromkeys(row[0] for row in rows):
+        lines += ["", f"> {prompt} ...", ""]
+        lines += [_answer(*rest) for asked, *rest in rows if asked == prompt]
+    return lines
+
+
+def _answer(method: str, text: str, reward: float | None) -> str:
+    scored = "" if reward is None else f" ({reward:.1f})"
+    return f"- **{method}**{scored}: {' '.join(text.split())}"
+
+
+def _published_table() -> list[str]:
+    table = sentiment_data.published()
+    betas = sorted({beta for points in table.values() for beta, *_ in points})
+    lines = [
+        "Published, on IMDb with GPT-2 (DiscoPOP, arXiv:2406.08414): reward, which is a "
+        "probability, and KL, which is a mean over tokens.",
+        "",
+        "| beta | " + " | ".join(table) + " |",
+        "|---|" + "---|" * len(table),
+    ]
+    for beta in betas:
+        found = [{b: its for b, *its in points}.get(beta) for points in table.values()]
+        cells = ["" if its is None else f"{its[0]:.3f}, {its[1]:.3f}" for its in found]
+        lines.append(f"| {beta:g} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _cell(method: MethodResult, name: str, factor: float, digits: int) -> str:

@@ -11,6 +11,7 @@ Rows of ``../shared/data/sentiment`` are dealt to parts that share none:
 | held_out | the same, for measuring: trained policies continue these |
 """
 
+import csv
 import gzip
 import json
 import os
@@ -135,3 +136,27 @@ def make_pairs(
         rewards = {"reward_chosen": max(first, second), "reward_rejected": min(first, second)}
         pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **rewards})
     return pairs
+
+
+def published() -> dict[str, list[tuple[float, float, float]]]:
+    """Return what others reached on IMDb: beta, mean reward and mean KL, by loss.
+
+    The controlled sentiment of DiscoPOP (Lu et al. 2024, arXiv:2406.08414): GPT-2, a classifier's
+    probability as the reward, ten samplings of one run for each beta. Their KL is a mean over
+    tokens, those of the prompt included, from the reference to the policy: it orders points, but
+    its values are not those of a KL of whole answers from the policy to the reference.
+    """
+    names = {"dpo": "dpo", "hinge": "slic-hf / hinge", "lrml": "discopop"}
+    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    with (SHARED / "data" / "reference" / "discopop_imdb_results.csv").open() as lines:
+        for row in csv.DictReader(lines):
+            if row["loss"] in names and row["reward"]:  # some runs diverged
+                key = (names[row["loss"]], float(row["beta"]))
+                measured = (float(row["reward"]), float(row["kl_divergence"]))
+                found.setdefault(key, []).append(measured)
+    table: dict[str, list[tuple[float, float, float]]] = {}
+    for (loss, beta), points in sorted(found.items()):
+        rewards, distances = zip(*points, strict=True)
+        mean = (sum(rewards) / len(points), sum(distances) / len(points))
+        table.setdefault(loss, []).append((beta, *mean))
+    return table

@@ -47,6 +47,18 @@ def test_the_reward_is_ridge_regression_with_a_free_constant(load):
     )
 
 
+def test_published_points_are_means_over_samplings(load, shared_dir):
+    found = load("sentiment_data").published()
+    assert {loss: len(points) for loss, points in found.items()}["dpo"] == 9
+    for beta, reward, distance in (
+        (0.01, 0.9751, 1.683),
+        (0.1, 0.9642, 0.549),
+        (1.0, 0.8522, 0.074),
+    ):
+        near = next(point for point in found["dpo"] if point[0] == beta)
+        assert near[1:] == pytest.approx((reward, distance), abs=6e-4)
+
+
 @pytest.mark.slow
 def test_the_experiment_goes_from_ratings_to_a_table_and_a_picture(load, tmp_path, shared_dir):
     pytest.importorskip("peft")
@@ -69,5 +81,8 @@ def test_the_experiment_goes_from_ratings_to_a_table_and_a_picture(load, tmp_pat
     assert set(found["methods"]) >= {"start", "orpo"}
     for metrics in found["methods"].values():
         assert {"reward", "kl", "accuracy"} <= metrics.keys()
-    assert "| start |" in (tmp_path / "sentiment.md").read_text()
+    text = (tmp_path / "sentiment.md").read_text()
+    assert "| start |" in text
+    assert "- **orpo**" in text
+    assert "| 0.1 | 0.964, 0.549 |" in text
     assert (tmp_path / "sentiment.png").stat().st_size > 1000
