@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "compare": "which loss for these data: train several alike, and measure them",
     "eval": "measure a model on held-out preferences: accuracy, length, KL, reward, answers",
     "score": "give every completion of a file its implicit reward; best-of-N, new preferences",
+    "chat": "talk to a model, beside another model",
     "sample": "print what a model answers, beside another model",
     "merge": "merge an adapter into its base model",
     "losses": "list the losses: what each needs, and its hyper-parameters",

@@ -3,13 +3,12 @@
 import argparse
 import gc
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.cli.errors import UserError, user_errors
-from prefopt.cli.inference import DTYPES, add_model_options, check_number, model_options
+from prefopt.cli.inference import add_model_options, check_number, model_options
 
 if TYPE_CHECKING:
     from prefopt.evaluation.sampling import Generation
@@ -107,33 +106,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="default: 0")
     group.add_argument("--batch_size", type=int, default=8, help="default: 8")
     group.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
-
-
-def command_after_training(data_args: Any, config: Any, model_args: Any) -> str:
-    """Return the command that asks what was trained, beside what it started from.
-
-    Args:
-        data_args: ``DataArguments`` of the run.
-        config: Its ``PreferenceConfig``.
-        model_args: Its ``ModelConfig`` of TRL.
-    """
-    words = ["prefopt", "sample", "--model", config.output_dir]
-    if model_args.model_revision in (None, "main"):
-        words += ["--compare", model_args.model_name_or_path]
-    entry = data_args.entries[0]
-    simple = entry == type(entry)(entry.path, split=entry.split, weight=entry.weight)
-    if simple and not data_args.dataset_streaming:
-        words += ["--dataset", entry.path, "--max_prompts", "3"]
-        words += ["--split", entry.split] if entry.split else []
-    else:
-        words += ["--prompts", "What can you tell me?"]
-    words += ["--dtype", model_args.dtype] if model_args.dtype in DTYPES else []
-    flags = {
-        "--load_in_4bit": model_args.load_in_4bit,
-        "--load_in_8bit": model_args.load_in_8bit,
-        "--trust_remote_code": config.trust_remote_code,
-    }
-    return shlex.join([*words, *(flag for flag, given in flags.items() if given)])
 
 
 def read_prompts(options: argparse.Namespace) -> list[Any]:

@@ -20,8 +20,8 @@ from prefopt.cli import is_main_process
 from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.rendering import summary
+from prefopt.cli.next_steps import next_steps
 from prefopt.cli.rows import DataArguments, load_splits
-from prefopt.cli.sample import command_after_training
 
 _ALIASES = {
     "model": "model_name_or_path",
@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     data_args, config, model_args = parse(parser, list(argv))
     with user_errors():
         train_rows, eval_rows = load_splits(data_args, config)
+        from prefopt.training.adapter import is_peft
         from prefopt.training.checkpoints import checkpoint_folder
         from prefopt.training.model import loading_options
         from prefopt.training.saved import loading_code
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
     metrics = run(trainer, data_args)
     if trainer.is_world_process_zero():
         code = loading_code(trainer.model, config.output_dir, loading_options(trainer.args))
-        asking = command_after_training(data_args, config, model_args)
-        print_metrics(metrics, config.output_dir, str(code), asking)
+        steps = next_steps(data_args, config, model_args, is_peft(trainer.model))
+        print_metrics(metrics, config.output_dir, str(code), steps)
         if config.push_to_hub:
             print(f"Shared as https://huggingface.co/{trainer.hub_model_id}")
     if hasattr(trainer, "end"):  # transformers >= 5.18: closes trackers and the process group
@@ -362,9 +363,12 @@ def checkpoint_of(value: str | None) -> str | bool | None:
 
 
 def print_metrics(
-    metrics: Mapping[str, float], output_dir: str, code: str, asking: str = ""
+    metrics: Mapping[str, float],
+    output_dir: str,
+    code: str,
+    steps: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Print the final metrics as a table, and how to ask and to load what was saved."""
+    """Print the final metrics as a table, how to load what was saved, and what to do with it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -374,13 +378,9 @@ def print_metrics(
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
     console = Console(soft_wrap=True)
     console.print(table)
-    if asking:
-        console.print(f"Ask it:\n  {asking}", markup=False, highlight=False)
-    console.print(
-        f"Saved to {output_dir}. Load it:\n{indent(code, '  ')}",
-        markup=False,
-        highlight=False,
-    )
+    told = [(f"Saved to {output_dir}. Load it in Python", code), *steps]
+    for title, text in told:
+        console.print(f"{title}:\n{indent(text, '  ')}", markup=False, highlight=False)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -9,14 +9,14 @@ answers whatever the batches (as far as rounding lets it).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -33,7 +33,7 @@ from prefopt.evaluation.prompts import Prompt, as_example
 from prefopt.evaluation.sampling import Generation, Sampling
 from prefopt.evaluation.vllm_backend import VllmModel
 
-__all__ = ["end_tokens", "generate", "leave_room", "read_answer"]
+__all__ = ["end_tokens", "generate", "leave_room", "read_answer", "stream"]
 
 _QUESTION = [{"role": "user", "content": "question"}]
 _ANSWER = "prefoptanswer"
@@ -100,6 +100,79 @@ def generate(
         for place, ids in enumerate(written)
     ]
     return [answer for answer in answers for _ in range(samples // once.samples)]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    tell: Callable[[str], None],
+    *,
+    number: int = 0,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> Generation:
+    """Return a model's answer to one prompt, told word by word while it is written.
+
+    It is the answer that ``generate`` gives to the prompt of that number.
+
+    Args:
+        model: As for ``generate``, but not of vLLM.
+        tokenizer: Its tokenizer.
+        prompt: As for ``generate``.
+        tell: Called with each further piece of text.
+        number: Of the prompt; each has random numbers of its own.
+        temperature: As for ``generate``.
+        max_new_tokens: Most tokens of the answer; fewer where the model's window ends before.
+        seed: As for ``generate``.
+        top_p: As for ``generate``.
+        top_k: As for ``generate``.
+
+    Raises:
+        ValueError: If a setting is out of its range, or the prompt fills the model's window.
+        DataError: If the prompt cannot be rendered.
+    """
+    Sampling(temperature, max_new_tokens, 1, seed, top_p, top_k).check()
+    example = as_example(prompt)
+    (ids,) = tokenize_prompts([example], [0], tokenizer)
+    window = _window_of(model)
+    room = max_new_tokens if window is None else min(max_new_tokens, window - len(ids))
+    if room < 1:
+        raise ValueError(f"{len(ids)} tokens fill all {window} that the model reads at most")
+    sampling, ends = (
+        Sampling(temperature, room, 1, seed, top_p, top_k),
+        end_tokens(model, tokenizer),
+    )
+    draws, streamer = _random_numbers(sampling, number, 0), _Telling(tokenizer, tell, ends)
+    with undisturbed(causal_lm_of(model)), _own_settings(model):
+        (written,) = _batch(model, [ids], [draws], sampling, ends, streamer)
+    return read_answer(tokenizer, example, ids, written, ends)
+
+
+class _Telling(TextStreamer):  # type: ignore[misc] # transformers is untyped
+    """Hands on the text of an answer in whole words, without the tokens that end it."""
+
+    def __init__(self, tokenizer: Any, tell: Callable[[str], None], ends: Sequence[int]) -> None:
+        super().__init__(
+            tokenizer,
+            skip_prompt=True,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        self._tell, self._ends = tell, ends
+
+    def put(self, value: Tensor) -> None:
+        """Take the tokens of the prompt, then one token after the other; (T,) or (1, T)."""
+        if self.next_tokens_are_prompt or int(value.reshape(-1)[-1]) not in self._ends:
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hand on a piece of text that no later token changes."""
+        if text:
+            self._tell(text)
 
 
 def leave_room(
@@ -238,8 +311,9 @@ def _batch(
     draws: Sequence[Any],
     sampling: Sampling,
     ends: list[int],
+    streamer: Any = None,
 ) -> list[list[int]]:
-    """Return the token ids of the answers to prompts, written together."""
+    """Return the token ids of the answers to prompts, written together; a streamer takes one."""
     width, device = max(map(len, asked)), model.device
     padding = [width - len(ids) for ids in asked]
     pad = ends[0] if ends else 0  # any token: it is masked
@@ -260,6 +334,7 @@ def _batch(
         attention_mask=mask.long().to(device),
         generation_config=config,
         logits_processor=processors,
+        streamer=streamer,
     )
     rows: list[list[int]] = output[:, width:].tolist()
     return rows

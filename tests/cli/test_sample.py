@@ -1,13 +1,11 @@
 """``prefopt sample``: which prompts are asked, what is printed and written."""
 
 import json
-from argparse import Namespace
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.cli import sample
-from prefopt.cli.rows import DataArguments
 from prefopt.evaluation import generate
 
 from .conftest import write_rows
@@ -173,26 +171,3 @@ def test_vllm_is_used_where_it_is_asked_for(prefopt, model_folder, monkeypatch):
     command = ("sample", "--model", model_folder, "--prompts", "a", "--backend", "vllm", *QUICK)
     assert prefopt(*command, "--seed", "3", "--dtype", "bfloat16").code == 0
     assert loaded == {str(model_folder): {"seed": 3, "dtype": "bfloat16"}}
-
-
-def after(**changes):
-    """Return the command that is printed after a run with these options."""
-    model = {"model_name_or_path": "start", "model_revision": "main", "dtype": None}
-    model |= {"load_in_4bit": False, "load_in_8bit": False}
-    of_model = {name: changes.pop(name) for name in list(changes) if name in model}
-    code = changes.pop("trust_remote_code", False)
-    config = Namespace(output_dir="my run", trust_remote_code=code)
-    data = DataArguments(**({"dataset_name": "rows.jsonl"} | changes))
-    return sample.command_after_training(data, config, Namespace(**(model | of_model)))
-
-
-def test_the_command_after_training_names_what_the_run_named():
-    start = "prefopt sample --model 'my run' --compare start"
-    assert after() == f"{start} --dataset rows.jsonl --max_prompts 3"
-    assert after(dataset_train_split="train[:9]").endswith("--max_prompts 3 --split 'train[:9]'")
-    assert after(dataset_name=None, datasets=["a", "b"]).endswith("--dataset a --max_prompts 3")
-    for needs_more in ({"dataset_config": "c"}, {"dataset_streaming": True}):
-        assert after(**needs_more) == f"{start} --prompts 'What can you tell me?'"
-    loaded = {"dtype": "bfloat16", "load_in_4bit": True, "trust_remote_code": True}
-    assert after(**loaded).endswith("--dtype bfloat16 --load_in_4bit --trust_remote_code")
-    assert "--compare" not in after(model_revision="v2")

@@ -6,6 +6,7 @@ import re
 import shlex
 import textwrap
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_lora_saves_an_adapter_that_the_printed_code_loads(
     assert (tmp_path / "adapter_config.json").is_file()
     assert not (tmp_path / "model.safetensors").exists()
     namespace = {}
-    exec(textwrap.dedent(result.out.partition("Load it:\n")[2]), namespace)
+    code = result.out.partition("Load it in Python:\n")[2].partition("Talk to it")[0]
+    exec(textwrap.dedent(code), namespace)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     for name, weight in namespace["model"].named_parameters():
         if "lora_" in name:
@@ -84,7 +86,7 @@ def test_lora_saves_an_adapter_that_the_printed_code_loads(
 
 
 @pytest.mark.parametrize("peft", [False, True])
-def test_the_command_that_is_printed_asks_what_was_trained(
+def test_the_commands_that_are_printed_talk_to_what_was_trained_ask_it_and_merge_it(
     prefopt, model_folder, data_files, tmp_path, peft
 ):
     out = tmp_path / "with spaces"
@@ -94,13 +96,24 @@ def test_the_command_that_is_printed_asks_what_was_trained(
         *(("--use_peft", "--lora_r", "2") if peft else ()),
     )
     assert result.code == 0, result.err
-    program, *words = shlex.split(result.out.partition("Ask it:\n")[2].splitlines()[0])
-    assert program == "prefopt"
-    asked = prefopt(*words)
+    lines = result.out.splitlines()
+    commands = {
+        title: shlex.split(command)[1:]
+        for title, command in pairwise(lines)
+        if command.startswith("  prefopt ")
+    }
+    asked = prefopt(*commands.pop("Ask it:"))
     assert asked.code == 0, asked.err
     assert asked.out.count("--- prompt ") == 3
     for model in (out, model_folder):
         assert asked.out.count(f"--- {model} (") == 3
+    talked = prefopt(*commands.pop("Talk to it:"), "--prompt", "Why?", "--max_new_tokens", "3")
+    assert talked.code == 0, talked.err
+    assert [f"--- {model} ---" in talked.out for model in (out, model_folder)] == [True, True]
+    assert len(commands) == peft
+    for command in commands.values():
+        assert prefopt(*command).code == 0
+        assert load(command[-1])
 
 
 def test_a_run_that_is_shared_ends_with_our_card_on_the_hub(
