@@ -20,6 +20,7 @@ from prefopt.cli import is_main_process
 from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.rendering import summary
+from prefopt.cli.model_options import check_model_options
 from prefopt.cli.next_steps import next_steps
 from prefopt.cli.rows import DataArguments, load_splits
 
@@ -120,6 +121,7 @@ def with_common_options(parser: Any) -> Any:
 def parse(parser: Any, argv: list[str]) -> tuple[DataArguments, Any, Any]:
     """Return data arguments, ``PreferenceConfig`` and TRL's ``ModelConfig`` of a command line."""
     data_args, config, model_args = read_arguments(parser, argv)
+    check_model_options(model_args, argv)
     check_named(model_args, data_args)
     return data_args, config, model_args
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm  # type: ignore[import-untyped] # ships no types
 
-from prefopt.data.prepared import KEY_BYTES, completion_keys, read_examples
+from prefopt.data.prepared import KEY_BYTES, Ints, completion_keys, read_examples
 from prefopt.engine import build_layout
 from prefopt.engine.cpu import heap_kept
 from prefopt.engine.layout import Example
@@ -33,6 +33,9 @@ FILL_TOKENS = 8192
 
 # Keys that are looked up, and values that are sent to other processes, at a time.
 _CHUNK = 4096
+
+# Rows that are read at a time where not all are wanted.
+_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,16 @@ class CompletionIndex:
     with_kl: bool
 
     @classmethod
-    def of(cls, dataset: Dataset, with_kl: bool) -> "CompletionIndex":
-        """Return the completions of prepared rows, with KTO's mismatched ones if ``with_kl``."""
+    def of(cls, dataset: Dataset, with_kl: bool, only: Ints | None = None) -> "CompletionIndex":
+        """Return the completions of prepared rows, with KTO's mismatched ones if ``with_kl``.
+
+        Args:
+            dataset: The rows.
+            with_kl: Whether mismatched completions are wanted.
+            only: Numbers of the rows that are wanted; None for all.
+        """
         keys, rows, places, tokens = bytearray(), array("q"), array("i"), array("q")
-        for row, example in enumerate(read_examples(dataset, with_kl)):
+        for row, example in _numbered(dataset, with_kl, only):
             completions = example.completion_ids
             keys += b"".join(completion_keys(example.prompt_ids, completions))
             rows.extend([row] * len(completions))
@@ -129,6 +138,17 @@ class CompletionIndex:
                     check_finite(logps, f"row {self.rows[index]}, as the store has it,")
             missing[chunk] = [logps is None for logps in found]
         return missing
+
+
+def _numbered(dataset: Dataset, with_kl: bool, only: Ints | None) -> Iterator[tuple[int, Example]]:
+    """Yield rows with their numbers; ``only`` some of them, in the order of the data."""
+    if only is None:
+        yield from enumerate(read_examples(dataset, with_kl))
+        return
+    wanted = np.sort(only)
+    for start in range(0, len(wanted), _ROWS):
+        part = wanted[start : start + _ROWS].tolist()
+        yield from zip(part, read_examples(dataset, with_kl, part), strict=True)
 
 
 @dataclass(frozen=True)

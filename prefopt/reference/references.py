@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefopt.batch import Texts
-from prefopt.data.prepared import completion_keys, is_stream
+from prefopt.data.prepared import Ints, completion_keys, is_stream
 from prefopt.engine import Scorer, build_layout
 from prefopt.engine.divergences import Predictions
 from prefopt.engine.layout import Example
@@ -48,6 +48,28 @@ class ReferenceLogps(NamedTuple):
     per_token_logps: Tensor
     continuation: Tensor | None = None
     predictions: Predictions | None = None
+
+
+class Served(NamedTuple):
+    """Prepared rows whose reference log-probs are wanted.
+
+    Attributes:
+        name: What they are called.
+        dataset: The rows, or a stream.
+        only: Numbers of those that are wanted, in any order; None for all.
+    """
+
+    name: str
+    dataset: Any
+    only: Ints | None = None
+
+    @property
+    def mark(self) -> tuple[str, bytes] | None:
+        """What tells them from others; None where nothing does."""
+        fingerprint = getattr(self.dataset, "_fingerprint", None)
+        if fingerprint is None:
+            return None
+        return fingerprint, b"" if self.only is None else np.sort(self.only).tobytes()
 
 
 class References:
@@ -98,7 +120,7 @@ class References:
         self.fingerprint = self._options.processes.all(source.fingerprint())[0]
         self.store: LogpStore | None = None
         self._filler: Filler | None = None
-        self._served: set[str] = set()
+        self._served: set[tuple[str, bytes]] = set()
         if self._mode != "live":
             self.store = self._open()
             self._filler = Filler(self.store, source.load, self._options)
@@ -131,12 +153,12 @@ class References:
         how = "computed once" if self._live is None else "computed when first seen"
         return f"{self.source.description}{name}, {how}, kept in {place}"
 
-    def prepare(self, *datasets: tuple[str, Any]) -> int:
+    def prepare(self, *datasets: tuple[str, Any] | Served) -> int:
         """Make sure that datasets can be served; return how many completions were computed.
 
         Args:
-            datasets: A name for people, and prepared rows; rows of a stream are computed when they
-                are first asked for.
+            datasets: ``Served``, or a name for people and prepared rows; rows of a stream are
+                computed when they are first asked for.
 
         Raises:
             ValueError: If something is missing and the reference cannot be loaded any more, or for
@@ -146,15 +168,17 @@ class References:
             return 0
         replaced_before = self.store.replaced
         try:
-            computed = sum(self._fill(name, dataset) for name, dataset in datasets)
+            wanted = [Served(*one) for one in datasets]
+            computed = sum(map(self._fill, wanted))
             if any(self._options.processes.all(self.store.replaced and not replaced_before)):
                 self._served.clear()  # what the damaged file held is not in the new one
-                computed += sum(self._fill(name, dataset) for name, dataset in datasets)
+                computed += sum(map(self._fill, wanted))
             return computed
         finally:
             self.source.release()
 
-    def _fill(self, name: str, dataset: Any) -> int:
+    def _fill(self, wanted: Served) -> int:
+        name, dataset, only = wanted
         if is_stream(dataset):
             if self._mode == "cached":
                 raise ValueError(
@@ -164,11 +188,12 @@ class References:
                 )
             self._live = self._live or self.source.live()
             return 0
-        mark = getattr(dataset, "_fingerprint", None)
-        if mark is not None and mark in self._served:
+        mark = wanted.mark
+        if mark is not None and self._served & {mark, (mark[0], b"")}:
             return 0
         assert self._filler is not None
-        computed = self._filler.fill(dataset, CompletionIndex.of(dataset, self._with_kl), name)
+        index = CompletionIndex.of(dataset, self._with_kl, only)
+        computed = self._filler.fill(dataset, index, name)
         if mark is not None:
             self._served.add(mark)
         self.computed += computed

@@ -31,12 +31,14 @@ class Source(ABC):
     Attributes:
         description: What the reference is, for people.
         moved: Whether the policy has been trained since this was made.
+        stays: Whether it can be had when the policy has been trained.
         loaded_from: Where another run can load it from: ``name_or_path`` of a model, or
             ``adapter``; empty if it was not loaded from anywhere.
     """
 
     description: str
     moved: bool = False
+    stays: bool = True
     loaded_from: Mapping[str, str] = MappingProxyType({})
     _fingerprint: Fingerprint | None = None
 
@@ -86,6 +88,7 @@ class InitialPolicy(Source):
         self._reload = reload
         self._scorer_of = scorer_of
         self._adapter_off = adapter_off
+        self.stays = reload is not None
         self._has_adapter = hasattr(scorer.model, "peft_config") and not adapter_off
         self._fingerprint = _fingerprint(scorer.model, autocast, adapter_off)
         # A base alone would be another model than the one with its adapter.

@@ -255,3 +255,20 @@ def _why_nothing(model: Any) -> str:
         f"the adapter {names} is frozen, as it is when loaded for inference; load it with "
         "PeftModel.from_pretrained(base, folder, is_trainable=True), or pass its folder as model"
     )
+
+
+def rate_advice(model: Any, args: PreferenceConfig) -> str | None:
+    """Return what to say of an adapter that is trained at the default rate of whole models.
+
+    Args:
+        model: What is trained.
+        args: Those of the run.
+    """
+    default = PreferenceConfig.__dataclass_fields__["learning_rate"].default
+    if not is_peft(model) or args.learning_rate != default:
+        return None
+    return (
+        f"prefopt: learning_rate is {default:g}, the default, which suits the training of all "
+        "weights; an adapter learns little at it: take about ten times as much or more (1e-5, up "
+        "to 1e-4)"
+    )

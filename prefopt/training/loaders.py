@@ -1,13 +1,16 @@
 """Data loaders that give each process its share of each step, and no row twice."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from datasets import Dataset
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers.trainer_utils import seed_worker
 
 from prefopt.config import PreferenceConfig
@@ -86,6 +89,33 @@ def training_loader(
         even_batches=False,
         non_blocking=args.accelerator_config.non_blocking,
     )
+
+
+def rows_seen(
+    dataset: Any, sampler: Sampler[int] | None, args: PreferenceConfig, processes: Processes
+) -> Ints | None:
+    """Return the numbers of the rows that a run shorter than an epoch sees, in their order.
+
+    None where it sees all, or an order that does not follow from seed and epoch.
+
+    Args:
+        dataset: Prepared rows, or a stream.
+        sampler: Their order, not used otherwise.
+        args: Those of the run.
+        processes: Those that share the steps.
+    """
+    if is_stream(dataset) or sampler is None:
+        return None
+    steps, rows = steps_of(args, processes), len(dataset)
+    share = args.max_steps * steps.rows_of_step if args.max_steps > 0 else None
+    if share is None and args.num_train_epochs < 1:
+        of_epoch = -(-rows // steps.rows_of_step)
+        share = math.ceil(args.num_train_epochs * of_epoch) * steps.rows_of_step
+    seeded = _seeded(sampler, args)
+    known = isinstance(seeded, SeedableRandomSampler | MixedLabels | SequentialSampler)
+    if share is None or share >= rows or not known:
+        return None
+    return np.fromiter(islice(seeded, share), dtype=np.int64)
 
 
 def evaluation_loader(

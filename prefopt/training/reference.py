@@ -23,7 +23,7 @@ from prefopt.reference.adapters import (
 from prefopt.reference.fill import FillOptions
 from prefopt.reference.fingerprint import Fingerprint
 from prefopt.reference.live import MovingCopy, adapter_starts_as_identity
-from prefopt.reference.references import References, origin_facts
+from prefopt.reference.references import References, Served, origin_facts
 from prefopt.reference.sources import (
     BaseModel,
     InitialPolicy,
@@ -272,17 +272,22 @@ class ReferenceSetup:
 
     # Serving it -----------------------------------------------------------------------------------
 
-    def serve(self, *datasets: tuple[str, Any]) -> None:
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether rows that training does not see must be known too: they cannot be had later."""
+        return self.references is not None and not self.references.source.stays
+
+    def serve(self, *datasets: tuple[str, Any] | Served) -> None:
         """Make sure that prepared rows can be served: compute what can be kept and is not known."""
         if self.references is not None:
-            self.references.prepare(*(pair for pair in datasets if pair[1] is not None))
+            self.references.prepare(*(its for its in datasets if its[1] is not None))
 
     def announce(self) -> None:
         """Print what the reference is."""
         if self.references is not None:
             self._say(f"prefopt: reference: {self.references}")
 
-    def begin(self, folder: Path | None, *datasets: tuple[str, Any]) -> None:
+    def begin(self, folder: Path | None, *datasets: tuple[str, Any] | Served) -> None:
         """Serve the reference of the run that is resumed, or that of this one.
 
         Args:

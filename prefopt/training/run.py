@@ -25,9 +25,10 @@ from prefopt.data.columns import check_dataset, check_datasets
 from prefopt.data.degenerate import check_learnable
 from prefopt.data.kinds import LEARNS_FROM, first_kinds
 from prefopt.data.mixture import mix, names_of, read_mixture, rows_used
-from prefopt.data.prepared import is_stream
+from prefopt.data.prepared import Ints, is_stream
 from prefopt.data.resumable import check_same_tokens
 from prefopt.objective import Objective
+from prefopt.reference.references import Served
 from prefopt.training.adapter import add_adapter, added_by_transformers, as_peft_model
 from prefopt.training.launch import Launch
 from prefopt.training.loaders import seed_of_data
@@ -226,15 +227,23 @@ class Run:
             self.named,
         )
 
-    def say(self, text: str) -> None:
-        """Print a line in the main process."""
-        self.console.print(text, markup=False)
+    def say(self, text: str | None) -> None:
+        """Print a line in the main process; None for nothing."""
+        if text is not None:
+            self.console.print(text, markup=False)
 
 
-def named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    """Return datasets, each with its name; an evaluation set may be called "train" too."""
+def named_datasets(train_dataset: Any, eval_dataset: Any, only: Ints | None = None) -> list[Served]:
+    """Return datasets, each with its name; an evaluation set may be called "train" too.
+
+    Args:
+        train_dataset: To train on; None for none.
+        eval_dataset: One, several by name, or None.
+        only: Numbers of the rows that training will see; None for all.
+    """
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    return [("train", train_dataset), *evals.items()]
+    named = [Served(name, dataset) for name, dataset in evals.items()]
+    return [Served("train", train_dataset, only), *named]
 
 
 def prepare_run(

@@ -32,8 +32,8 @@ from prefopt.engine.noise import Noise
 from prefopt.engine.probe_examples import probe_examples
 from prefopt.losses import LossOutput
 from prefopt.migration import check_trainer_arguments
-from prefopt.reference.references import References
-from prefopt.training.adapter import check_trained
+from prefopt.reference.references import References, Served
+from prefopt.training.adapter import check_trained, rate_advice
 from prefopt.training.checkpoints import is_checkpoint
 from prefopt.training.collation import collator_of
 from prefopt.training.diagnostics import DiagnosticsCallback
@@ -50,6 +50,7 @@ from prefopt.training.loaders import (
     asked_for,
     evaluation_loader,
     mixed_labels,
+    rows_seen,
     steps_of,
     training_loader,
 )
@@ -156,6 +157,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if run.train_dataset is not None:
             check_placed(run.model)
             check_trained(run.model, optimizers[0])
+            if optimizers[0] is None:
+                run.say(rate_advice(run.model, args))
         super().__init__(
             model=run.model,
             args=args,
@@ -198,10 +201,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         self.scorer = self._reference.scorer
         check_passes(self.scorer, self._launch, run.max_length)
         if not self._reference.policy_is_checkpoint:
-            self._reference.serve(*named_datasets(run.train_dataset, run.eval_dataset))
+            self._reference.serve(*self._to_serve())
         self._reference.announce()
         if self._reference.moving is not None:
             self.add_callback(FollowPolicy(self._reference.moving, self.args))
+
+    def _to_serve(self) -> list[Served]:
+        """Return the rows whose reference is wanted: of a run shorter than an epoch, those seen."""
+        dataset, kind = self.train_dataset, type(self)
+        own = all(
+            getattr(kind, name) is getattr(PreferenceTrainer, name)
+            for name in ("_get_train_sampler", "get_train_dataloader")
+        )
+        only = None
+        if dataset is not None and own and not self._reference.needs_all_rows:
+            sampler = None if is_stream(dataset) else self._get_train_sampler(dataset)
+            only = rows_seen(dataset, sampler, self.args, self._launch.processes)
+        if only is not None and self._reference.references is not None:
+            self._run.say(
+                f"prefopt: reference: of {len(dataset):,} rows the {len(only):,} that this run sees"
+            )
+        return named_datasets(dataset, self.eval_dataset, only)
 
     @property
     def references(self) -> References | None:
@@ -332,7 +352,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset; there are only data to evaluate on")
         checkpoint = self._safety.folder(resume_from_checkpoint)
-        self._reference.begin(checkpoint, *named_datasets(self.train_dataset, self.eval_dataset))
+        self._reference.begin(checkpoint, *self._to_serve())
         self._begin_counting = partial(self._safety.resume, checkpoint)
         self._begin_counting()
         folder = None if checkpoint is None else str(checkpoint)

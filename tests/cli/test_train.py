@@ -147,7 +147,15 @@ def test_options_reach_their_places(model_folder, tmp_path):
     data_args, config, model_args = parsed(
         *("--model", model_folder, "--dataset=rows.jsonl", "--output_dir", tmp_path),
         *("--loss_type", "dpo + 0.2*sft", "--beta", "0.3", "--loss_kwargs", '{"sft": {}}'),
-        *("--lora-r", "4", "--load_in_4bit", "--max_length", "none", "--no_disable_dropout"),
+        *(
+            "--use_peft",
+            "--lora-r",
+            "4",
+            "--load_in_4bit",
+            "--max_length",
+            "none",
+            "--no_disable_dropout",
+        ),
         *("--report_to=none", "--diagnostics"),
     )
     assert config.diagnostics
@@ -171,6 +179,7 @@ def test_a_file_gives_options_and_the_command_line_goes_before_it(tmp_path, monk
     path = tmp_path / "run.yaml"
     path.write_text(
         "model: m\ndataset: d\nloss_type: ipo\nbeta: 0.5\nlearning_rate: 1e-5\nlora-r: 8\n"
+        "use_peft: true\n"
         "loss_kwargs:\n  normalize: sum\nreport_to: none\nenv:\n  PREFOPT_TEST_VARIABLE: 7\n"
         f"output_dir: {tmp_path}\n"
     )

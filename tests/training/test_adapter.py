@@ -319,3 +319,16 @@ def test_a_model_loaded_by_transformers_from_an_adapter_is_frozen(tmp_path):
         trainer(tmp_path, tiny_rows(4), model=loaded)
     again = trainer(tmp_path / "out", tiny_rows(4), model=str(tmp_path / "adapter"), max_steps=1)
     torch.testing.assert_close(logits(again.model), logits(loaded))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"learning_rate": 1e-6}, True), ({"learning_rate": 1e-5}, False), ({"whole": True}, False)],
+)
+def test_the_default_rate_of_whole_models_is_told_to_be_low_for_adapters(
+    tmp_path, capsys, options, told
+):
+    given = dict(options)
+    adapter = None if given.pop("whole", False) else lora()
+    trainer(tmp_path, tiny_rows(4), peft_config=adapter, **{"learning_rate": 1e-6} | given)
+    assert ("an adapter learns little at it" in capsys.readouterr().err) == told

@@ -184,5 +184,5 @@ def test_wrong_arguments_are_met_before_anything_is_loaded(tmp_path):
 
 
 def test_datasets_are_named_and_an_evaluation_set_may_be_called_train():
-    assert named_datasets(1, 2) == [("train", 1), ("eval", 2)]
-    assert named_datasets(1, {"train": 2}) == [("train", 1), ("train", 2)]
+    assert named_datasets(1, 2) == [("train", 1, None), ("eval", 2, None)]
+    assert named_datasets(1, {"train": 2}, 3) == [("train", 1, 3), ("train", 2, None)]

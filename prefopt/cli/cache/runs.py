@@ -16,7 +16,7 @@ from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.rows import load_splits
 from prefopt.cli.train import checkpoint_of, make_parser, parse, run_arguments
 from prefopt.reference.fingerprint import Fingerprint
-from prefopt.reference.references import References
+from prefopt.reference.references import References, Served
 from prefopt.reference.sources import Source
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME, FileStore
@@ -68,7 +68,7 @@ class _Prepared(NamedTuple):
     launch: Launch
 
     @property
-    def datasets(self) -> list[tuple[str, Any]]:
+    def datasets(self) -> list[Served]:
         """The prepared rows, each set with its name."""
         return named_datasets(self.run.train_dataset, self.run.eval_dataset)
 
@@ -168,7 +168,7 @@ def _compare(
     # A copy that is not written to: looking does not count as a run's use of the reference.
     store = FileStore(Database(database.path, readonly=True), *fingerprint, origin={})
     return recompute(
-        [dataset for _, dataset in prepared.datasets if dataset is not None],
+        [its.dataset for its in prepared.datasets if its.dataset is not None],
         store,
         reference,
         context,
