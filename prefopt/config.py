@@ -99,9 +99,10 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     loss_type: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Loss by name, a sum such as 'dpo + 0.2*sft', a list with loss_weights, or one "
-            'for each kind of rows: {"paired": "dpo", "unpaired": "kto"}. '
-            "Default: dpo on pairs and rankings, kto on unpaired data. `prefopt losses` lists them."
+            "help": "Loss by name, a sum such as 'dpo + 0.2*sft', a list with loss_weights, one "
+            'for each kind of rows ({"paired": "dpo", "unpaired": "kto"}), or a function in a file '
+            "of yours: own.py:mine. Default: dpo on pairs and rankings, kto on unpaired data. "
+            "`prefopt losses` lists them."
         },
     )
     loss_weights: list[float] | None = field(

@@ -88,7 +88,7 @@ def _told_how_to_go_on(command: str) -> Iterator[None]:
 # Options of `prefopt train` that say what the data and the model are.
 DATA_OPTIONS = (
     *("model_name_or_path", "dataset_name", "datasets", "dataset_config", "dataset_train_split"),
-    *("dataset_test_split", "eval_datasets"),
+    *("dataset_test_split", "eval_datasets", "columns"),
 )
 
 

@@ -9,10 +9,11 @@ from importlib.metadata import entry_points
 from rich.console import Console
 from rich.table import Table
 
-from prefopt.cli.errors import UserError
+from prefopt.cli.errors import UserError, user_errors
 from prefopt.losses import Loss, list_losses
 from prefopt.losses.common import without_warnings
 from prefopt.losses.contract import CHECKS, broken_checks, guide_gaps
+from prefopt.losses.files import is_file_loss, loss_of_file
 from prefopt.losses.registry import ENTRY_POINT_GROUP
 
 
@@ -24,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
         "No model is loaded.",
     )
     parser.add_argument(
-        "name", nargs="+", help="a package or module, an entry point, or a loss by name"
+        "name",
+        nargs="+",
+        help="a package or module, an entry point, FILE.py:function, or a loss by name",
     )
     options = parser.parse_args(list(argv))
     found = {loss.name: loss for name in options.name for loss in losses_of(name)}
@@ -35,11 +38,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def losses_of(name: str) -> list[Loss]:
-    """Return the losses of a package, a module, an entry point, or a loss by name or alias.
+    """Return the losses of a package, module or entry point, of a file, or by name or alias.
 
     Raises:
         UserError: If there is no such thing, it cannot be imported, or it registers no loss.
     """
+    if is_file_loss(name):
+        with user_errors():
+            return [loss_of_file(name)]
     module = next((ep.module for ep in entry_points(group=ENTRY_POINT_GROUP, name=name)), name)
     listed = list_losses()  # all that entry points register
     if module == name:

@@ -122,17 +122,30 @@ class DatasetEntry:
         if self.columns:
             rows = rows.select_columns([name for name in rows.column_names if name in named])
         if self.rename:
-            rows = self._renamed(rows)
+            rows = self.renamed(rows)
         return rows if self.limit is None else rows.select(range(min(self.limit, len(rows))))
 
-    def _renamed(self, rows: Any) -> Any:
-        """Return rows whose columns have other names; no two may end up with the same."""
+    def renamed(self, rows: Any) -> Any:
+        """Return rows, or splits of rows, whose columns have the names that are read.
+
+        Raises:
+            ValueError: If there is no such column, or two would have one name.
+        """
+        if isinstance(rows, Mapping):
+            return {name: self.renamed(its) for name, its in rows.items()}
+        if not self.rename or rows.column_names is None:  # of some streams nobody knows them
+            return rows.rename_columns(self.rename) if self.rename else rows
+        missing = [column for column in self.rename if column not in rows.column_names]
+        if missing:
+            raise ValueError(
+                f"{self.label} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}"
+            )
         names = [(self.rename or {}).get(column, column) for column in rows.column_names]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(
-                f"{self.label}: after rename there are two columns {twice[0]!r}; give columns too, "
-                "the list of those to read"
+                f"{self.label}: after rename there are two columns {twice[0]!r}; in an entry of "
+                "datasets, give columns too, the list of those to read"
             )
         return rows.rename_columns({k: v for k, v in (self.rename or {}).items() if k != v})
 
@@ -214,6 +227,13 @@ class DataArguments:
     dataset_streaming: bool = field(
         default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
     )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Which columns of the dataset are read as what: prompt=instruction "
+            "chosen=better; in a YAML file also a mapping. An entry of datasets has its own rename."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
@@ -234,13 +254,38 @@ class DataArguments:
                 raise ValueError(f"{name} needs the whole dataset: it does not go with streaming")
         if isinstance(self.dataset_name, list):
             raise ValueError("dataset_name is one dataset; several go to datasets")
+        _ = self.rename  # raises for what it cannot read
         if self.eval_datasets is not None:
             _check_list("eval_datasets", self.eval_datasets)
         if self.datasets is not None:
             self._check_several()
 
+    @property
+    def rename(self) -> dict[str, str]:
+        """What columns become, by the name that they have in the data.
+
+        Raises:
+            ValueError: If ``columns`` is neither a mapping nor a list of pairs.
+        """
+        given: Any = self.columns or {}
+        if not isinstance(given, Mapping):
+            items = given.split() if isinstance(given, str) else map(str, given)
+            pairs = [item.partition("=") for item in items]
+            if not all(ours and theirs for ours, _, theirs in pairs):
+                raise ValueError(
+                    "columns must be pairs such as prompt=instruction (what a column is read as, "
+                    f"then its name in the data), got {self.columns!r}"
+                )
+            given = {ours: theirs for ours, _, theirs in pairs}
+        renamed = {str(theirs): str(ours) for ours, theirs in given.items()}
+        if len(renamed) < len(given):
+            raise ValueError(f"columns: one column cannot be read as two, got {self.columns!r}")
+        return renamed
+
     def _check_several(self) -> None:
         _check_list("datasets", self.datasets)
+        if self.columns is not None:
+            raise ValueError("columns is of one dataset; give each entry of datasets its rename")
         if self.dataset_name is not None:
             raise ValueError(
                 f"give dataset_name (here {self.dataset_name}) or datasets, not both; a dataset "
@@ -260,7 +305,8 @@ class DataArguments:
         """The datasets of the run."""
         if self.datasets is not None:
             return [DatasetEntry.read(item) for item in self.datasets]
-        return [DatasetEntry(str(self.dataset_name), self.dataset_config, self.dataset_train_split)]
+        named = (str(self.dataset_name), self.dataset_config, self.dataset_train_split)
+        return [DatasetEntry(*named, rename=self.rename or None)]
 
 
 def _check_list(option: str, items: Any) -> None:
@@ -283,7 +329,7 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
     if data_args.datasets is not None:
         return _load_several(data_args, config.seed, evaluates)
     (entry,) = data_args.entries
-    load = partial(entry.load_all, streaming=data_args.dataset_streaming)
+    load = partial(_load_one, entry, data_args.dataset_streaming)
     rows = load(entry.split)
     splits = dict(rows) if isinstance(rows, Mapping) else {}
     rows = train_split(rows, entry.path)
@@ -299,6 +345,11 @@ def load_splits(data_args: DataArguments, config: Any) -> tuple[Any, Any]:
     if "test" not in splits:
         raise _nothing_to_evaluate(f" ({', '.join(splits)})" if splits else "")
     return rows, splits["test"]
+
+
+def _load_one(entry: DatasetEntry, streaming: bool, split: str | None) -> Any:
+    """Return the rows of a split of the one dataset, or all splits, as they are read."""
+    return entry.renamed(entry.load_all(split, streaming=streaming))
 
 
 def _load_several(data_args: DataArguments, seed: int, evaluates: bool) -> tuple[Any, Any]:

@@ -214,7 +214,7 @@ def read_rows(data: DataArguments, config: Any) -> Any:
                 for entry in data.entries
             ]
         (entry,) = data.entries
-        rows = entry.load_all(entry.split)
+        rows = entry.renamed(entry.load_all(entry.split))
     return _of_splits(rows, entry.path) if isinstance(rows, Mapping) else rows
 
 

@@ -1,12 +1,13 @@
 """What the name of a column says of it, and which column a misspelt name means."""
 
 import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-__all__ = ["Meaning", "column_hint", "meaning_of"]
+__all__ = ["Meaning", "column_hint", "meaning_of", "renaming"]
 
 Topic = Literal["media", "conversation", "tools", "system", "prompt", "metadata", "remark"]
 
@@ -99,15 +100,27 @@ def meaning_of(column: str) -> Meaning:
 def column_hint(column: str, columns: Iterable[str]) -> str:
     """Return how to rename the one of the columns that seems to be meant; else an empty string.
 
-    >>> column_hint("chosen", ["prompt", "Chosen"])
-    "; perhaps it is 'Chosen': dataset.rename_column('Chosen', 'chosen')"
+    >>> print(column_hint("chosen", ["prompt", "Best"]) or "nothing is like it")
+    nothing is like it
+    >>> print(column_hint("label", ["kto_tag"]))
+    ; perhaps it is 'kto_tag': dataset.rename_column('kto_tag', 'label'), or --columns label=kto_tag
     """
     names = {"_".join(_words(name)): name for name in columns if name != column}
     meant = [name for word, name in names.items() if word == column or _ALIASES.get(word) == column]
     meant += [names[word] for word in get_close_matches(column, names, cutoff=0.8)]
     if not meant:
         return ""
-    return f"; perhaps it is {meant[0]!r}: dataset.rename_column({meant[0]!r}, {column!r})"
+    return f"; perhaps it is {meant[0]!r}: {renaming(meant[0], column)}"
+
+
+def renaming(column: str, name: str) -> str:
+    """Return how a column gets another name, in Python and on the command line.
+
+    >>> renaming("question", "prompt")
+    "dataset.rename_column('question', 'prompt'), or --columns prompt=question"
+    """
+    option = shlex.quote(f"{name}={column}")
+    return f"dataset.rename_column({column!r}, {name!r}), or --columns {option}"
 
 
 @lru_cache(maxsize=4096)

@@ -340,7 +340,7 @@ class ColumnPlan(NamedTuple):
             for column in {*OUTPUTS, *OPTIONAL} & {*columns} - {"ranks", "scores"}:
                 raise DataError(
                     "is the name of a column of prepared data; rename yours with "
-                    "dataset.rename_column",
+                    "dataset.rename_column, or --columns",
                     column=column,
                 )
         if clash := next((column for column in columns if column in FACTS), None):

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value
 from prefopt.data.errors import DataError
 from prefopt.data.example import Cells
 from prefopt.data.messages import NO_MEDIA, squeezed
-from prefopt.data.names import Topic, meaning_of
+from prefopt.data.names import Topic, meaning_of, renaming
 from prefopt.data.written import is_message, read_written
 
 __all__ = ["plain_columns", "refuse_unread", "without_media"]
@@ -268,13 +268,13 @@ def _advice(
     if topic == "system":
         return (
             "looks like a system prompt, which goes with messages, in a column 'system': "
-            f"dataset.rename_column({column!r}, 'system'), {leave}"
+            f"{renaming(column, 'system')}, {leave}"
         )
     source = next((name for name in _PROMPTS if name in row.read), None)
     if source is None and not has_prompt:
         name = "prompt" if topic == "prompt" else "messages"
         advice = f"looks like the prompt, which must be called {name!r}: "
-        advice += f"dataset.rename_column({column!r}, {name!r})"
+        advice += renaming(column, name)
         if others and topic == "prompt":
             advice += ", or 'instruction', beside which 'system', 'input' and 'history' are read"
         return f"{advice}, {leave}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
+from prefopt.losses.files import FILE_LOSS, is_file_loss, loss_of_file
 from prefopt.losses.registry import Loss, get_loss
 from prefopt.losses.vocabulary import VOCABULARY, specs_of
 from prefopt.objective.options import LossOptions, fit_options, scheduled_beta
@@ -16,7 +17,7 @@ RUNNING_MEANS = frozenset(spec.name for spec in VOCABULARY.values() if spec.side
 
 _TERM = re.compile(
     r"\s*(?:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
-    r"(?P<name>[A-Za-z_][\w-]*)\s*(?P<end>\+|\Z)"
+    rf"(?P<name>{FILE_LOSS}|[A-Za-z_][\w-]*)\s*(?P<end>\+|\Z)"
 )
 
 
@@ -165,9 +166,9 @@ def parse_objective(
     """Return the objective that names, weights and options describe.
 
     Args:
-        loss_type: A name (``"dpo"``), an expression (``"dpo + 0.2*sft"``), a list of them, or a
-            mapping from kinds of rows (paired, unpaired, ranked) to any of these: each kind then
-            has losses of its own.
+        loss_type: A name (``"dpo"``, or ``"own.py:mine"`` of a function in a file), an expression
+            (``"dpo + 0.2*sft"``), a list of them, or a mapping from kinds of rows (paired,
+            unpaired, ranked) to any of these: each kind then has losses of its own.
         loss_weights: One weight per loss; only where the expression has none.
         options: Hyper-parameters by name, given to every loss that has them; a mapping under the
             name of a loss is for that loss alone and comes first. ``lambda`` is ``lambda_``.
@@ -192,7 +193,7 @@ def parse_objective(
     if not rows_and_parts:
         raise ValueError("loss_type is empty: name at least one loss")
     rows, parts = zip(*rows_and_parts, strict=True)
-    losses = [get_loss(name) for _, name in parts]
+    losses = [loss_of_file(name) if is_file_loss(name) else get_loss(name) for _, name in parts]
     listed = [(its, loss.name) for its, loss in zip(rows, losses, strict=True)]
     repeated = sorted({name for its, name in listed if listed.count((its, name)) > 1})
     if repeated:

@@ -67,6 +67,39 @@ def test_columns_are_renamed_and_rows_limited(tmp_path):
     assert len(part.dataset) == 5
 
 
+@pytest.mark.parametrize("form", ["command line", "list", "mapping"])
+def test_columns_of_one_dataset_are_named(tmp_path, form):
+    theirs = [
+        {"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in pairs(5)
+    ]
+    path = write_rows(tmp_path / "other.jsonl", theirs)
+    names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    words = [f"{ours}={its}" for ours, its in names.items()]
+    text, argv = f"dataset: {path}\n", ()
+    if form == "command line":
+        argv = ("--columns", *words)
+    else:
+        text += f"columns: {json.dumps(words if form == 'list' else names)}\n"
+    train_rows, held_out = splits(tmp_path, f"{text}eval_rows: 2\n", *argv)
+    found = sorted([*train_rows, *held_out], key=lambda row: int(row["chosen"]))
+    assert found == pairs(5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("[prompt]", "columns must be pairs such as prompt=instruction"),
+        ("{prompt: asked}", "has no column 'asked'; it has prompt, chosen, rejected"),
+        ("{prompt: chosen}", "there are two columns 'prompt'"),
+        ("{prompt: chosen, rejected: chosen}", "one column cannot be read as two"),
+    ],
+)
+def test_columns_that_cannot_be_had_are_told(tmp_path, columns, message):
+    path = write_rows(tmp_path / "pairs.jsonl", pairs(3))
+    with pytest.raises((ValueError, UserError), match=re.escape(message)):
+        splits(tmp_path, f"dataset: {path}\ncolumns: {columns}\n")
+
+
 def test_a_column_of_csv_that_becomes_text_is_read_as_text(tmp_path):
     """A prompt "NA" or "007" is no missing value and no number."""
     path = tmp_path / "other.csv"

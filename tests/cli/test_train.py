@@ -113,7 +113,7 @@ def test_the_commands_that_are_printed_talk_to_what_was_trained_ask_it_and_merge
     assert len(commands) == peft
     for command in commands.values():
         assert prefopt(*command).code == 0
-        assert load(command[-1])
+        assert load(command[2])
 
 
 def test_a_run_that_is_shared_ends_with_our_card_on_the_hub(
