@@ -256,6 +256,29 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "help": "Write a trace of so many optimiser steps, by torch's profiler, to output_dir."
         },
     )
+    log_ratios: bool = field(
+        default=False,
+        metadata={
+            "help": "Log `log_ratios/*`: by how many nats completions are more likely than under "
+            "the reference. The same scale for every loss; one without a reference is given the "
+            "start of the policy for it."
+        },
+    )
+    sample_prompts: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts that the policy answers while it trains, printed and logged beside "
+            "what it answered at its start: texts, or a file (a prompt a line in .txt, or rows "
+            "with prompt or messages)."
+        },
+    )
+    sample_every: int | None = field(
+        default=None,
+        metadata={"help": "Optimiser steps between such answers. Default: a tenth of the run."},
+    )
+    sample_tokens: int = field(
+        default=128, metadata={"help": "Most tokens of such an answer; the likeliest are taken."}
+    )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
@@ -326,6 +349,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             if self.reference == "auto":
                 self.reference = "cached"
         check_moving_reference(self)
+        if self.sample_prompts is None and self.sample_every is not None:
+            raise ValueError("sample_every needs sample_prompts: what the policy is asked")
         if self.loss_type is None and self.loss_weights is not None:
             raise ValueError("loss_weights needs a loss_type: a list of as many losses")
         self._check_loss()

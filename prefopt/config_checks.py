@@ -111,6 +111,8 @@ _RANGES = {
     "discopop_tau": _Range(0, above=True),
     "beta_final": _Range(0, above=True),
     "max_length": _Range(2),
+    "sample_every": _COUNT,
+    "sample_tokens": _COUNT,
     "max_tokens_per_batch": _COUNT,
     "precompute_ref_batch_size": _COUNT,
     "router_aux_loss_coef": _Range(0),

@@ -111,7 +111,8 @@ def add_batch_metrics(
     """Add what TRL logs, under its names: rewards, accuracies, margins, log-probs, and lengths.
 
     ``rewards/*`` come from the first loss of the objective that defines rewards. On pairs an
-    accuracy is the share of pairs with a positive margin, ties counting as not; on unpaired data
+    accuracy is the share of pairs with a positive margin, ties counting as not, whether the loss
+    sees pairs or single completions; of single completions
     ``rewards/margins`` is the mean reward of the desirable minus that of the undesirable, taken
     where both are known.
 
@@ -136,7 +137,49 @@ def add_batch_metrics(
             desirable = index.of_rows(term.rows).labels
             sums.add_values("rewards/chosen", output.rewards, desirable)
             sums.add_values("rewards/rejected", output.rewards, ~desirable)
+            margins = pair_margins(output, index.of_rows(term.rows), len(logps))
+            if margins is not None:  # of no pairs where the data are unpaired
+                sums.add_values("rewards/accuracies", (margins > 0).float())
             return
+
+
+def pair_margins(output: LossOutput, index: PreferenceIndex, completions: int) -> Tensor | None:
+    """Return the reward of the chosen less that of the rejected completion of each pair; (P,).
+
+    A loss on single completions gives the pairs of the data their margins too.
+
+    Args:
+        output: Of a loss.
+        index: Of the rows that it looks at.
+        completions: Their number in the batch, N.
+
+    Returns:
+        None where the loss defines no rewards.
+    """
+    if output.chosen_rewards is not None and output.rejected_rewards is not None:
+        return output.chosen_rewards - output.rejected_rewards
+    if output.rewards is None:
+        return None
+    rewards = output.rewards.new_zeros(completions).index_copy(0, index.unpaired, output.rewards)
+    return rewards.index_select(0, index.chosen) - rewards.index_select(0, index.rejected)
+
+
+def add_log_ratios(
+    sums: MetricSums, objective: Objective, index: PreferenceIndex, log_ratios: Tensor
+) -> None:
+    """Add by how much completions are more likely than at the start: one scale for all losses.
+
+    Args:
+        sums: Where they are added, as ``log_ratios/*``.
+        objective: The losses.
+        index: Which completions are compared.
+        log_ratios: Of policy and reference, of each completion; (N,), nats.
+    """
+    for side, numbers, mask in sides(objective, index):
+        sums.add_values(f"log_ratios/{side}", log_ratios.index_select(0, numbers), mask)
+    margins = log_ratios.index_select(0, index.chosen) - log_ratios.index_select(0, index.rejected)
+    sums.add_values("log_ratios/margins", margins)
+    sums.add_values("log_ratios/accuracies", (margins > 0).float())
 
 
 def add_token_metrics(

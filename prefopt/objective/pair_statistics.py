@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from prefopt.losses.registry import LossOutput
-from prefopt.objective.metrics import MetricSums, sides
+from prefopt.objective.metrics import MetricSums, pair_margins, sides
 from prefopt.objective.objective import Objective
 from prefopt.objective.preference_index import PreferenceIndex
 
@@ -106,27 +106,6 @@ def _add_pairs(
         "diagnostics/saturated_pairs": saturated if done is None else saturated | done,
     }
     sums.add_columns(columns | _moments("margin", margins) | _moments("gap", gaps))
-
-
-def pair_margins(output: LossOutput, index: PreferenceIndex, completions: int) -> Tensor | None:
-    """Return the reward of the chosen less that of the rejected completion of each pair; (P,).
-
-    A loss on single completions gives the pairs of the data their margins too.
-
-    Args:
-        output: Of a loss.
-        index: Of the rows that it looks at.
-        completions: Their number in the batch, N.
-
-    Returns:
-        None where the loss defines no rewards.
-    """
-    if output.chosen_rewards is not None and output.rejected_rewards is not None:
-        return output.chosen_rewards - output.rejected_rewards
-    if output.rewards is None:
-        return None
-    rewards = output.rewards.new_zeros(completions).index_copy(0, index.unpaired, output.rewards)
-    return rewards.index_select(0, index.chosen) - rewards.index_select(0, index.rejected)
 
 
 def _moments(name: str, values: Tensor) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ _METRICS = (
 )
 _OF_TOKENS = ("entropy", "mean_token_accuracy", *(f"logits/{side}" for side in _SIDES))
 _OF_KL = ("kl", "mean_kl")
+_OF_START = tuple(f"log_ratios/{name}" for name in (*_SIDES, "margins", "accuracies"))
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -101,6 +102,7 @@ def check_best_metric(
     names = [*_METRICS, *terms, *(_OF_KL if objective.needs_kl else ())]
     names += _OF_TOKENS if args.log_token_metrics else ()
     names += PAIR_STATISTICS if args.diagnostics else ()
+    names += _OF_START if args.log_ratios else ()
     known = [f"{prefix}_{name}" for prefix in prefixes for name in names]
     name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
     if name not in known:

@@ -121,7 +121,8 @@ def make_ready(model: Any, args: PreferenceConfig, objective: Objective, launch:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    cached = objective.needs_reference and args.reference_mode != "live"
+    asked = objective.needs_reference or args.log_ratios
+    cached = asked and args.reference_mode != "live"
     if stored or cached:
         # Weights that are gathered in another dtype compute otherwise than whole ones under
         # autocast, which is what the reference was computed with; and 4-bit weights are spoilt.

@@ -121,7 +121,7 @@ class ReferenceSetup:
         Raises:
             ValueError: If the reference does not go with the loss, the launch or the tokenizer.
         """
-        if not self._objective.needs_reference:
+        if not (self._objective.needs_reference or self._args.log_ratios):
             return
         args, launch = self._args, self._launch
         mode = self._mode()
@@ -370,7 +370,7 @@ def check_reference_asked_for(args: PreferenceConfig, objective: Objective, ref_
             "at each token, and a cache holds log-probs of the tokens that follow; use "
             "reference='live' (which 'auto' is for this loss), without precompute_ref_log_probs"
         )
-    if objective.needs_reference:
+    if objective.needs_reference or args.log_ratios:
         return
     for given, what in (
         (ref_model is not None, "ref_model was given"),

@@ -42,6 +42,7 @@ from prefopt.training.model import (
 from prefopt.training.parallelism import check_launch_of_rows, check_not_in_parts
 from prefopt.training.reference import ReferenceSetup, check_reference_asked_for
 from prefopt.training.tokenizer import check_vocabulary, embedded_tokens, load_tokenizer
+from prefopt.training.trackers import check_trackers
 from prefopt.training.trust import named_in_run
 from prefopt.training.unused import check_used
 from prefopt.training.waiting import first_of_node
@@ -265,6 +266,7 @@ def prepare_run(
     """
     _check_arguments(model, ref_model, args, train_dataset, eval_dataset)
     check_used(args)
+    check_trackers(args)
     check_launch_of_rows(args)
     set_seed(args.seed)  # adapters start from random weights
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not args.should_log)

@@ -36,6 +36,7 @@ from prefopt.objective.inputs import (
 from prefopt.objective.metrics import (
     MetricSums,
     add_batch_metrics,
+    add_log_ratios,
     add_token_metrics,
     with_margins,
 )
@@ -188,6 +189,7 @@ class StepStatistics:
         processes: Those that share the steps.
         progress: Returns the share of the optimiser steps that are done, from 0 to 1.
         of_pairs: Whether metrics have what diagnostics need to know of pairs.
+        log_ratios: Whether they have log-ratios of policy and reference.
 
     Attributes:
         metrics: Of training, since they were last logged.
@@ -201,8 +203,10 @@ class StepStatistics:
         processes: Processes,
         progress: Callable[[], float] = lambda: 0.0,
         of_pairs: bool = False,
+        log_ratios: bool = False,
     ) -> None:
         self._of_pairs = of_pairs
+        self._log_ratios = log_ratios
         self.metrics = MetricSums()
         self.objective = objective
         self.score = score
@@ -373,6 +377,8 @@ class StepStatistics:
         if self._of_pairs:
             known = logps, scored.ref_logps, lengths
             add_pair_statistics(metrics, objective, outputs, of_terms, index, *known)
+        if self._log_ratios and scored.ref_logps is not None:
+            add_log_ratios(metrics, objective, index, logps - scored.ref_logps)
         if self.score.token_metrics and scores.statistics is not None:
             of_tokens = {name: getattr(scores.statistics, name) for name in TOKEN_METRICS}
             add_token_metrics(metrics, objective, index, scores.lengths, **of_tokens)

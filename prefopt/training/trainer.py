@@ -63,8 +63,10 @@ from prefopt.training.quantisation import check_placed, check_quantised, with_qu
 from prefopt.training.reference import FollowPolicy
 from prefopt.training.run import check_hooks, named_datasets, prepare_run
 from prefopt.training.safety import Safety
+from prefopt.training.samples import sample_callback
 from prefopt.training.step import BatchScorer, StepStatistics
 from prefopt.training.throughput import Throughput
+from prefopt.training.trackers import give_prompts
 from prefopt.training.unused import check_unmoved, in_parts
 from prefopt.training.weights import check_trainable_dtype
 from prefopt.training.zero import gathering_on_save, ready_for_engine
@@ -247,9 +249,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self._launch.processes,
             progress=lambda: self.state.global_step / max(self.state.max_steps, 1),
             of_pairs=self.args.diagnostics,
+            log_ratios=self.args.log_ratios,
         )
         if self.args.diagnostics:
             self.add_callback(DiagnosticsCallback(self._run.say))
+        self._set_up_samples()
         self._evaluator = Evaluator(self._statistics)
         self._safety = Safety(self, self._statistics, self._launch, self._run)
         self._memory = MemoryWatch(self)
@@ -259,6 +263,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
             self.add_callback(
                 ProfileSteps(self.args.profile_steps, self._launch.processes, self._run.say)
             )
+
+    def _set_up_samples(self) -> None:
+        if self.args.sample_prompts is not None and self._launch.is_sharded:
+            raise ValueError(
+                "sample_prompts needs all weights in one process, which sharded training (FSDP, "
+                "ZeRO-3) does not keep; leave one of them out"
+            )
+        autocast, say = self.accelerator.autocast, self._run.say
+        callbacks = self.callback_handler.callbacks
+        sampled = sample_callback(self.args, self._run.tokenizer, autocast, say, lambda: callbacks)
+        if sampled is not None:
+            self.add_callback(sampled)
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback; one of TRL's that generates is given the prompts of the rows as text.
+
+        Args:
+            callback: A ``TrainerCallback``, or its class.
+        """
+        give_prompts(callback, getattr(self, "processing_class", None))
+        super().add_callback(callback)
 
     def _noise(self, batch: Batch) -> Noise:
         """Return the noise of a batch at this step, the same if it is scored twice."""

@@ -8,7 +8,13 @@ import torch
 from prefopt.losses import LossOutput
 from prefopt.objective import parse_objective
 from prefopt.objective.inputs import Completions, term_counts, term_output
-from prefopt.objective.metrics import MetricSums, add_batch_metrics, batch_rewards, with_margins
+from prefopt.objective.metrics import (
+    MetricSums,
+    add_batch_metrics,
+    add_log_ratios,
+    batch_rewards,
+    with_margins,
+)
 from tests.indices import make_index
 
 
@@ -103,6 +109,23 @@ def test_unpaired_data_is_logged_by_their_label():
     metrics = metrics_of("kto", kl=torch.tensor(0.0))
     assert metrics["rewards/margins"] == pytest.approx(0.1)
     assert metrics["logps/chosen"] == pytest.approx(-2.0)
+
+
+def test_a_loss_on_single_completions_has_the_accuracy_of_the_pairs_that_there_are():
+    # Of the pairs, the first has log-ratios 1 and -2, the second -1 and 0: one of two is right.
+    assert metrics_of("kto", kl=torch.tensor(0.0))["rewards/accuracies"] == pytest.approx(0.5)
+
+
+def test_log_ratios_are_the_same_for_every_loss():
+    for name in ("dpo", "simpo", "kto"):
+        objective, sums = parse_objective(name), MetricSums()
+        add_log_ratios(sums, objective, index_of_two_pairs(), LOGPS - REFERENCE)
+        assert sums.means() == {
+            "log_ratios/chosen": pytest.approx(0.0),
+            "log_ratios/rejected": pytest.approx(-1.0),
+            "log_ratios/margins": pytest.approx(1.0),
+            "log_ratios/accuracies": pytest.approx(0.5),
+        }
 
 
 def test_the_terms_of_a_sum_are_logged_apart_each_over_its_own_units():
