@@ -137,9 +137,9 @@ def add_batch_metrics(
             desirable = index.of_rows(term.rows).labels
             sums.add_values("rewards/chosen", output.rewards, desirable)
             sums.add_values("rewards/rejected", output.rewards, ~desirable)
-            margins = pair_margins(output, index.of_rows(term.rows), len(logps))
-            if margins is not None:  # of no pairs where the data are unpaired
-                sums.add_values("rewards/accuracies", (margins > 0).float())
+            of_pairs = pair_margins(output, index.of_rows(term.rows), len(logps))
+            if of_pairs is not None:  # of no pairs where the data are unpaired
+                sums.add_values("rewards/accuracies", (of_pairs > 0).float())
             return
 
 
