@@ -253,7 +253,7 @@ def _track(tracker: Any, step: int, rows: Sequence[tuple[str, str, str]]) -> Non
 def _table(module: Any, data: list[list[Any]]) -> Any:
     if module.__name__ == "wandb":
         return module.Table(columns=_COLUMNS, data=data)
-    from pandas import DataFrame
+    from pandas import DataFrame  # type: ignore[import-untyped] # ships no types
 
     return module.Table(dataframe=DataFrame(data, columns=_COLUMNS))
 
