@@ -264,7 +264,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
             "start of the policy for it."
         },
     )
-    sample_prompts: list[str] | str | None = field(
+    sample_prompts: list[str] | None = field(
         default=None,
         metadata={
             "help": "Prompts that the policy answers while it trains, printed and logged beside "
