@@ -20,6 +20,7 @@ __all__ = ["UserError", "main"]
 COMMANDS: dict[str, str] = {
     "demo": "align a tiny language model on embedded data; no download, minutes on a CPU",
     "train": "train a model on preference data",
+    "plan": "what a run will need of memory and time, before it is started",
     "compare": "which loss for these data: train several alike, and measure them",
     "eval": "measure a model on held-out preferences: accuracy, length, KL, reward, answers",
     "score": "give every completion of a file its implicit reward; best-of-N, new preferences",
