@@ -234,8 +234,8 @@ def _fits(plan: Any, gpu: Device | None) -> list[str]:
             f"alone, and {where} leaves {_gib(limit)}"
         ]
     all_rows = rows == len(plan.sizes)
-    said = "all rows at once" if all_rows else f"per_device_train_batch_size up to {rows:,}"
-    within = "" if all_rows else f", or passes of max_tokens_per_batch={tokens:,}"
+    said = "all rows at once" if all_rows else f"per_device_train_batch_size up to {rows}"
+    within = "" if all_rows else f", or passes of max_tokens_per_batch={tokens}"
     fits = memory.of(plan.largest_batch) <= limit
     return [f"fits         {'yes' if fits else 'no'}; {said}{within} ({_gib(limit)} of {where})"]
 
