@@ -148,8 +148,124 @@ _PADDED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _MAMBA = {"mamba_d_head": 16, "mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+_GATED_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_LINEAR_FIRST = {"layer_types": ["linear_attention", "full_attention"]}
 
-# Layers that attend and layers that carry a state; they share no prefixes.
+# Layers that carry a state from token to token, and take one to start from.
+_RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        _HEADS_OF_8
+        | _EXPERTS
+        | _GATED_DELTA
+        | _LINEAR_FIRST
+        | {"shared_expert_intermediate_size": 16},
+    ),
+    "qwen3_5": ("Qwen3_5TextConfig", _HEADS_OF_8 | _GATED_DELTA | _LINEAR_FIRST),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig",
+        _HEADS_OF_8
+        | _EXPERTS
+        | _GATED_DELTA
+        | _LINEAR_FIRST
+        | {"shared_expert_intermediate_size": 16},
+    ),
+    "olmo_hybrid": ("OlmoHybridConfig", _COMMON | _GATED_DELTA | _LINEAR_FIRST),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        _COMMON
+        | _LINEAR_FIRST
+        | {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+        },
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        _BARE
+        | {
+            "num_hidden_layers": 2,
+            "num_heads": 4,
+            "head_dim": 16,
+            "state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "use_bias": True,
+        },
+    ),
+    "bamba": (
+        "BambaConfig",
+        _COMMON | _MAMBA | {"mamba_d_state": 8, "attn_layer_indices": [1]},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        _COMMON
+        | _MAMBA
+        | _LINEAR_FIRST
+        | {
+            "mamba_d_state": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 16,
+            "residual_multiplier": 0.7,
+        },
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        _HEADS_OF_8 | _MAMBA | {"mamba_d_ssm": 64, "mamba_d_state": 8},
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        {key: value for key, value in _HEADS_OF_8.items() if key != "num_hidden_layers"}
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 16,
+            "moe_shared_expert_intermediate_size": 16,
+        },
+    ),
+    "zamba2": (
+        "Zamba2Config",
+        _COMMON
+        | {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
+            "mamba_d_state": 8,
+            "n_mamba_heads": 4,
+            "chunk_size": 8,
+        },
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        _COMMON
+        | {"layer_types": ["conv", "full_attention"], "block_ff_dim": 64, "conv_bias": True},
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        _COMMON | _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    ),
+}
+
+# Layers whose state cannot be given; they share no prefixes.
 _HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
     "jamba": (
         "JambaConfig",
@@ -165,31 +281,6 @@ _HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_dt_rank": 4,
         },
     ),
-    "bamba": (
-        "BambaConfig",
-        _COMMON | _MAMBA | {"mamba_d_state": 8, "attn_layer_indices": [1]},
-    ),
-    "falcon_h1": (
-        "FalconH1Config",
-        _HEADS_OF_8 | _MAMBA | {"mamba_d_ssm": 64, "mamba_d_state": 8},
-    ),
-    "lfm2": (
-        "Lfm2Config",
-        _COMMON | {"layer_types": ["conv", "full_attention"], "block_ff_dim": 64},
-    ),
-    "qwen3_next": (
-        "Qwen3NextConfig",
-        _HEADS_OF_8
-        | _EXPERTS
-        | {
-            "shared_expert_intermediate_size": 16,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "layer_types": ["linear_attention", "full_attention"],
-        },
-    ),
     "recurrent_gemma": (
         "RecurrentGemmaConfig",
         _HEADS_OF_8
@@ -201,9 +292,10 @@ _HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+RECURRENT = list(_RECURRENT)
 HYBRID = list(_HYBRID)
 
-_ARCHITECTURES = _SHARING | _PADDED_ONLY | _HYBRID
+_ARCHITECTURES = _SHARING | _PADDED_ONLY | _RECURRENT | _HYBRID
 SHARING = list(_SHARING)
 PADDED_ONLY = list(_PADDED_ONLY)
 

@@ -19,7 +19,7 @@ from prefopt.engine import Scorer
 from prefopt.engine.guard import is_8bit
 from prefopt.engine.probe_examples import probe_examples
 from tests.engine.companions import COMPANIONS, companion, uneven_examples
-from tests.models import HYBRID, tiny_model, tiny_rows
+from tests.models import HYBRID, RECURRENT, tiny_model, tiny_rows
 from tests.runs import steps, trainer
 
 peft = pytest.importorskip("peft")
@@ -73,6 +73,8 @@ def quantised(tmp_path: Any, bits: int) -> Any:
     return lora(model)
 
 
+STATEFUL = [*HYBRID, *RECURRENT]
+
 POLICIES: dict[str, Any] = {
     "full": lambda _: tiny_model("llama"),
     "lora": lambda _: lora(tiny_model("llama")),
@@ -85,7 +87,7 @@ POLICIES: dict[str, Any] = {
     "experts": lambda _: tiny_model("mixtral"),
     "paligemma": lambda _: tiny_model("paligemma"),
     **{name: lambda _, name=name: companion(name) for name in COMPANIONS},
-    **{name: lambda _, name=name: tiny_model(name) for name in HYBRID},
+    **{name: lambda _, name=name: tiny_model(name) for name in STATEFUL},
 }
 
 
@@ -102,7 +104,7 @@ CASES = [
         layout,
         reference,
         marks=pytest.mark.slow
-        if policy in HYBRID or (layout == "auto") != (reference == "cached")
+        if policy in STATEFUL or (layout == "auto") != (reference == "cached")
         else (),
     )
     for policy in POLICIES

@@ -2,9 +2,9 @@
 
 Before its first batch, a *probe* of a few tokens is scored in the shared-prefix layout and by the
 model's own plain forward pass of each text alone. Where the two differ (state that leaks from one
-branch into the next, a head that transforms its logits, attention that never calls our backend),
-the padded layout is used instead, and where that differs too, each text is computed by itself; a
-warning says so once.
+branch into the next, a head that transforms its logits, attention that never calls our backend,
+recurrent layers that start from no state), the padded layout is used instead, and where that
+differs too, each text is computed by itself; a warning says so once.
 """
 
 import logging
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from prefopt.engine import attention
 from prefopt.engine.company import Company, known_company, original_window
 from prefopt.engine.forward import Forward
 from prefopt.engine.guard import is_8bit, undisturbed
-from prefopt.engine.layout import Example, LayoutName, build_layout
+from prefopt.engine.layout import LayoutName, build_layout
 from prefopt.engine.moe import EXPERT_COUNTS, JITTER
 from prefopt.engine.precision import computing_dtype
 from prefopt.engine.probe import (
@@ -31,12 +30,16 @@ from prefopt.engine.probe import (
     probe_inputs,
     quiet_transformers,
 )
+from prefopt.engine.recurrent.probe import probe_leaks, probe_trees
 from prefopt.engine.wrapper import adapter_names, refuse_wrapper, stirred
 
 logger = logging.getLogger("prefopt")
 
 # A layer type outside these restricts attention in a way that only its own mask function knows.
 _EXPRESSIBLE_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+# Layers without attention, or with attention to all tokens beside a state.
+_RECURRENT_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "hybrid", "mlp", "moe"}
 
 
 class Capability(NamedTuple):
@@ -286,17 +289,22 @@ def probe_sharing(forward: Forward) -> str | None:
         return "it reads each token of a prompt from all others"
     model = forward.causal_lm
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if layer_types - _EXPRESSIBLE_LAYERS:
-        return f"it has layers of type {', '.join(sorted(layer_types - _EXPRESSIBLE_LAYERS))}"
+    unknown = layer_types - _EXPRESSIBLE_LAYERS - _RECURRENT_LAYERS
+    if unknown:
+        return f"it has layers of type {', '.join(sorted(unknown))}"
+    forward.carry_states()
     before = model.config._attn_implementation
     with quiet_transformers():
         model.set_attn_implementation(attention.NAME)
         problem = _probe_layout(forward, "shared_prefix", is_exact(forward.model))
+        if problem is None and forward.mixers:
+            problem = probe_leaks(forward, _has_experts(forward))
         passed = any(layer.window for layer in forward.layers_seen)
         if problem is None and _has_windows(model) and not passed:
             problem = "its attention hides its sliding window"
         if problem is not None:
             model.set_attn_implementation(before)
+            forward.carry_no_states()
     return problem
 
 
@@ -363,12 +371,8 @@ def _probe_layout(forward: Forward, layout: LayoutName, exact: bool) -> str | No
 
 @torch.no_grad()
 def _probe_logps(forward: Forward, layout: LayoutName) -> tuple[Tensor, Tensor]:
-    """Return the log-probs of the tokens of two small trees, in a layout and of each text alone."""
-    tokens = _probe_tokens(forward).cpu().numpy()
-    examples = [
-        Example(tokens[:5], [tokens[5:9], tokens[8:11]]),
-        Example(tokens[2:6], [tokens[6:11], np.concatenate([tokens[6:8], tokens[:3]])]),
-    ]
+    """Return the log-probs of the tokens of small trees, in a layout and of each text alone."""
+    examples = probe_trees(forward)
     with _asked(forward):
         batch = build_layout(examples, layout).to(forward.causal_lm.device)
         ours = forward(batch).logps.index_select(0, batch.token_index)

@@ -23,6 +23,8 @@ from prefopt.engine.own_forward import forward_once
 from prefopt.engine.partitioned import is_partitioned
 from prefopt.engine.precision import at_least_float32
 from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_types
+from prefopt.engine.recurrent.mixers import WaveForward, install, remove
+from prefopt.engine.recurrent.waves import branch_points
 from prefopt.engine.sharding import in_own_forward, is_fsdp2
 from prefopt.engine.token_statistics import StatisticsCollector
 
@@ -82,6 +84,7 @@ class Forward:
         asked_in_training_mode: Whether the model is another one in evaluation mode, so that it must
             be in training mode wherever its scores are compared with those of training.
         layers_seen: What the attention layers asked for in the last packed row.
+        mixers: Its recurrent layers, where they compute packed rows in waves.
 
     Raises:
         ValueError: If the model has no output embeddings, is an encoder-decoder, or tunes prompts.
@@ -98,6 +101,7 @@ class Forward:
         self.reads_prompts_both_ways = False
         self.asked_in_training_mode = False
         self.layers_seen: frozenset[attention.LayerFacts] = frozenset()
+        self.mixers: list[WaveForward] = []
         self._backbone = self.causal_lm.base_model
         self._recomputing = RecomputingLayers(self._backbone)
         self.takes_token_types = takes_token_types(self.causal_lm)
@@ -106,7 +110,7 @@ class Forward:
         """Return the log-probs of a batch's predictions, and what else is requested."""
         requested = requested or Requested()
         with self._recomputing.active():
-            cache = None if batch.continuation is None else attention.KVCache(batch.segments)
+            cache = _cache_for(batch)
             if batch.input_ids.numel() == 0:
                 return self._of_no_tokens(batch, requested, cache)
             hidden, head, router_logits = self._run(batch, cache, requested)
@@ -128,6 +132,15 @@ class Forward:
                 Predictions.of(head, predicting) if requested.predictions else None,
                 self._continuation_logps(batch.continuation, hidden, cache),
             )
+
+    def carry_states(self) -> None:
+        """Let recurrent layers, if there are any, compute packed rows in waves from now on."""
+        self.mixers = install(self._backbone)
+
+    def carry_no_states(self) -> None:
+        """Give recurrent layers their own forward passes back."""
+        remove(self.mixers)
+        self.mixers = []
 
     def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the last hidden states of plain rows; (R, T, D)."""
@@ -296,11 +309,19 @@ class Forward:
             plan = attention.AttentionPlan(batch.segments, self.attend, read_cache, write_cache)
             with attention.planned_forward():
                 output = self._backbone(**inputs, **extras, use_cache=False, prefopt_plan=plan)
-        if not plan.calls:
+        if not plan.calls and not plan.mixers:
             raise NotImplementedError("no attention layer reached our attention function")
         plan.write_cache = None  # a checkpoint runs layers again, whose keys have been stored
         self.layers_seen = frozenset(plan.seen)
         return output
+
+
+def _cache_for(batch: Layout) -> attention.KVCache | None:
+    """Return an empty cache for a row that is continued; None for another."""
+    if batch.continuation is None:
+        return None
+    points = branch_points(batch.continuation.segments, len(batch.segments))
+    return attention.KVCache(batch.segments, points)
 
 
 def _with_last_tokens(batch: Layout) -> Layout:

@@ -11,8 +11,7 @@ An example is a prompt with N completions. Two layouts hold it:
     is long enough (``prefix_tree.LEAST_SHARED``): a system prompt, a question asked twice.
 
 ``padded``
-    One row per completion: prompt, completion, padding. For models that cannot share prefixes
-    (state-space layers).
+    One row per completion: prompt, completion, padding. For models that cannot share prefixes.
 
 Both leave out the last token of a completion, since nothing is predicted from it. Both describe the
 predictions in the same way, so that scoring need not distinguish them.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.engine.layout import Segment
+from prefopt.engine.recurrent.states import MixerStates
 
 Ints = NDArray[np.int64]
 T = TypeVar("T")
@@ -91,16 +92,21 @@ class Attend(Protocol):
 
 @dataclass(eq=False)
 class KVCache:
-    """Keys and values of a row, for a later row that continues it.
+    """Keys, values and recurrent states of a row, for a later row that continues it.
 
     Attributes:
         segments: The row.
+        branch_points: Segments at whose ends the later row branches off.
         layers: Keys and values of each attention layer, in the order of their calls; without
             gradient, (1, kv_heads, T, d) each.
+        states: Of each recurrent layer, by its number: at the ends of the branch points, in
+            ascending order; without gradient.
     """
 
     segments: Sequence[Segment]
+    branch_points: frozenset[int] = frozenset()
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    states: dict[int, MixerStates] = field(default_factory=dict)
 
 
 class AttentionPlan:
@@ -119,6 +125,7 @@ class AttentionPlan:
         segments: The runs of the row, behind those of ``read_cache``.
         calls: How often an attention layer has used this plan.
         seen: What those layers required.
+        mixers: Numbers of the recurrent layers that have used it.
         first: Index of the first run of the row itself.
         lengths: Tokens of each segment.
     """
@@ -137,6 +144,7 @@ class AttentionPlan:
         self.write_cache = write_cache
         self.calls = 0
         self.seen: set[LayerFacts] = set()
+        self.mixers: set[int] = set()
         self.first = len(before)
         self.lengths = [segment.length for segment in self.segments]
         self._prepared: dict[Any, Any] = {}

@@ -1,0 +1,1 @@
+"""Recurrent layers in the packed row: the tree in waves, each branch from the state it leaves."""
