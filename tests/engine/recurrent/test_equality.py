@@ -76,9 +76,6 @@ def together(name: str, layout: Any, rows: str) -> Outcome:
     return Outcome(logps.detach(), gradients(model, logps))
 
 
-# Largest differences seen on a CPU: 2.3e-5 nats of sums of up to 330, gradients 3e-6 of their norm.
-
-
 @on_every_table
 def test_log_probs_equal_those_of_each_text_alone(name, layout, rows):
     difference = together(name, layout, rows).logps - alone(name, rows).logps
@@ -114,7 +111,7 @@ def test_a_text_does_not_change_with_another_of_its_row(name):
         else:
             assert torch.equal(after[kept], before[kept])
         rest = slice(8) if changed == 0 else slice(8, None)
-        assert (after[rest] - before[rest]).abs().min() > 1e-2
+        assert (after[rest] - before[rest]).abs().max() > 1
 
 
 @pytest.mark.parametrize("name", RECURRENT)
