@@ -377,6 +377,25 @@ _PREFIX_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# One whose text part has recurrent layers.
+_RECURRENT_MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5_vision": (
+        "Qwen3_5Config",
+        {
+            "text_config": _TEXT | {"head_dim": 8} | _GATED_DELTA | _LINEAR_FIRST,
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+            },
+        }
+        | _IMAGE_IDS,
+    ),
+}
+_IMAGE_READERS = _MULTIMODAL | _PREFIX_MODELS | _RECURRENT_MULTIMODAL
 MULTIMODAL = list(_MULTIMODAL)
 
 
@@ -429,7 +448,7 @@ def tiny_rows(count: int, kind: str = "paired", seed: int = 0) -> Dataset:
 
 def tiny_config(name: str, **changes: Any) -> PretrainedConfig:
     """Return the configuration of a tiny model."""
-    config, fields = (_ARCHITECTURES | _MULTIMODAL | _PREFIX_MODELS)[name]
+    config, fields = (_ARCHITECTURES | _IMAGE_READERS)[name]
     return getattr(transformers, config)(**copy.deepcopy(fields | changes))
 
 
@@ -438,11 +457,8 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        auto = (
-            AutoModelForImageTextToText
-            if name in _MULTIMODAL | _PREFIX_MODELS
-            else AutoModelForCausalLM
-        )
+        reads_images = name in _IMAGE_READERS
+        auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
         # Where transformers takes sdpa for it (5.17), soft caps are lost.
         attention = {"attn_implementation": "eager"} if name == "gemma2" else {}
         model = auto.from_config(tiny_config(name, **changes), **attention)

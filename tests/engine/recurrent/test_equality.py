@@ -76,6 +76,9 @@ def together(name: str, layout: Any, rows: str) -> Outcome:
     return Outcome(logps.detach(), gradients(model, logps))
 
 
+# Largest differences seen on a CPU: 1.5e-5 nats of sums of up to 171, gradients 7e-6 of their norm.
+
+
 @on_every_table
 def test_log_probs_equal_those_of_each_text_alone(name, layout, rows):
     difference = together(name, layout, rows).logps - alone(name, rows).logps
@@ -122,6 +125,13 @@ def test_a_row_that_continues_another_starts_from_its_states(name):
         wanted = plain_logps(tiny_model(name), more)
     batch = build_layout(examples, continued=more, least_shared=3)
     found = scored_by(name)[1].score(batch).continuation.logps
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_reads_images_too_shares_prefixes_of_texts():
+    with torch.no_grad():
+        wanted = plain_logps(tiny_model("qwen3_5_vision"), trees())
+        found = scored_by("qwen3_5_vision", "shared_prefix")[1].score(build_layout(trees())).logps
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
