@@ -6,9 +6,10 @@ holds the states with which they start: its arithmetic, and the kernels it takes
 mamba-ssm, flash-linear-attention, where they are installed), are its own. Without a plan it does
 what it always did.
 
-Nothing is done to classes: the forward pass of each mixer object is replaced, and the layer around
-it notes the plan it was given, since not all layers hand their keywords on. Both hold until
-``remove``, so a layer that runs again in the backward pass (gradient checkpointing) does the same.
+Nothing is done to classes: the forward pass of each mixer object is replaced until ``remove``, so a
+layer that runs again in the backward pass (gradient checkpointing) does the same. The plan comes
+as a keyword; where a layer does not hand its keywords on (LFM2 in transformers 5.17), a hook of the
+layer notes it.
 """
 
 from collections.abc import Sequence
@@ -31,15 +32,14 @@ class WaveForward:
 
     Attributes:
         mixer: The module.
-        plan: What the layer around it was given for its next call; None for a plain batch.
+        plan: What the layer around it was given, until the mixer is called; None for a plain batch.
     """
 
     def __init__(self, mixer: nn.Module, layer: nn.Module) -> None:
         self.mixer = mixer
         self.plan: AttentionPlan | None = None
         self._layer: Any = mixer.layer_idx
-        self._own = mixer.forward
-        self._replaced = vars(mixer).get("forward")
+        self._replaced = vars(mixer).get("forward")  # what accelerate puts on a module
         parameters = signature(type(mixer).forward).parameters
         self._cache = next(name for name in _CACHES if name in parameters)
         self._hook = layer.register_forward_pre_hook(self._note_plan, with_kwargs=True)
@@ -47,6 +47,12 @@ class WaveForward:
 
     def _note_plan(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.plan = kwargs.get("prefopt_plan")
+
+    def _own(self, *args: Any, **kwargs: Any) -> Any:
+        # Looked up anew: a bound method is pickled by its name, which is that of its replacement.
+        if self._replaced is not None:
+            return self._replaced(*args, **kwargs)
+        return type(self.mixer).forward(self.mixer, *args, **kwargs)
 
     def remove(self) -> None:
         """Give the mixer its own forward pass back."""
@@ -57,8 +63,8 @@ class WaveForward:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute plain rows, or a packed row (1, T, D) in waves if there is a plan for it."""
-        plan, self.plan = self.plan, None
-        kwargs.pop("prefopt_plan", None)
+        noted, self.plan = self.plan, None
+        plan = kwargs.pop("prefopt_plan", noted)
         if plan is not None:
             output: Tensor = self._in_waves(hidden_states, plan)
         else:
