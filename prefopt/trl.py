@@ -293,13 +293,14 @@ class CPOConfig(_ConfigWithoutReference):
 
     def objective_for(self, data_kinds: frozenset[str]) -> Objective:
         """Return CPO's loss and its likelihood term; the kinds do not matter."""
-        if not isinstance(self.loss_type, str) or self.loss_type not in _CPO_LOSSES:
+        loss_type = self.loss_type.lower() if isinstance(self.loss_type, str) else ""
+        if loss_type not in _CPO_LOSSES:
             raise ValueError(
                 f"CPOConfig: loss_type must be one of {', '.join(_CPO_LOSSES)}, got "
                 f"{self.loss_type!r}; other losses are those of DPOConfig, KTOConfig or "
                 "prefopt.PreferenceConfig"
             )
-        name = _CPO_LOSSES[self.loss_type]
+        name = _CPO_LOSSES[loss_type]
         weight = 0.0 if name == "alphapo" else self.cpo_alpha
         if self.alpha and name not in ("simpo", "alphapo"):
             raise ValueError(
@@ -342,7 +343,7 @@ class ORPOConfig(_ConfigWithoutReference):
 
     def objective_for(self, data_kinds: frozenset[str]) -> Objective:
         """Return ORPO's loss; the kinds do not matter."""
-        if self.loss_type != "orpo":
+        if str(self.loss_type).lower() != "orpo":
             raise ValueError(
                 f"ORPOConfig: loss_type={self.loss_type!r}, and only 'orpo' is ORPO; for others "
                 "use the configuration of their trainer"

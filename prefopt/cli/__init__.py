@@ -18,7 +18,7 @@ from prefopt.cli.errors import UserError, user_errors
 __all__ = ["UserError", "main"]
 
 COMMANDS: dict[str, str] = {
-    "demo": "align a tiny language model on embedded data; no download, minutes on a CPU",
+    "demo": "align a tiny language model on embedded data, in minutes on a CPU",
     "train": "train a model on preference data",
     "plan": "what a run will need of memory and time, before it is started",
     "compare": "which loss for these data: train several alike, and measure them",
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     a fault of this program, and raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TQDM_DELAY", "2")  # s; what fails soon is told without progress bars
     try:
         return _run(arguments)
     except SystemExit as leaving:  # argparse: help (0) and wrong usage (2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefopt.cli.errors import user_errors
+from prefopt.cli.subcommands import CommandParser
 
 if TYPE_CHECKING:
     from prefopt.data import DataReport
@@ -51,7 +52,7 @@ def show_sample(report: "DataReport") -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="prefopt data",
         description="Look at preference data, or prepare them, without running a model.",
     )

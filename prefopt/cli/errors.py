@@ -63,9 +63,10 @@ class UserError(Exception):
         """
         names = list(known)
         near = difflib.get_close_matches(name, names, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
-        listing = f" There are: {', '.join(names)}" if len(names) <= 20 else ""
-        return cls(f"unknown {what} {name!r}{hint}{listing}".rstrip(";"))
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        there_are = " There are" if near else "; there are"
+        listing = f"{there_are}: {', '.join(names)}" if len(names) <= 20 else ""
+        return cls(f"unknown {what} {name!r}{hint}{listing}")
 
 
 class MachineError(UserError):

@@ -190,9 +190,9 @@ SITUATIONS = (
     ),
     Situation(
         "any",
-        "multimodal or long reasoning data, as in MPO",
+        "long reasoning: which is better, how good each is, and how to write it (MPO)",
         ("0.8*dpo + 0.2*bco_pair + sft",),
-        "the sum of arXiv:2411.10442: which is better, how good, and how to write it",
+        "the sum of arXiv:2411.10442, which has images in its data; images are not read here",
     ),
 )
 

@@ -16,6 +16,8 @@ from prefopt.cli.guide import SITUATIONS, losses_by_family
 from prefopt.losses import Loss, get_loss, list_losses
 from prefopt.losses.common import published_range
 
+DATA = {"paired": "pairs", "unpaired": "unpaired", "ranked": "rankings", "preferred": "any"}
+
 
 def main(argv: Sequence[str]) -> int:
     """Print the losses; return the exit code."""
@@ -84,21 +86,33 @@ def render(loss: Loss) -> str:
 
 
 def print_table(losses: Sequence[Loss]) -> None:
-    """Print one line per loss, or more where the terminal is narrow."""
-    headings = ("name", "aliases", "data", "reference", "defaults", "source")
-    table = _table(f"{len(losses)} losses", *headings)
-    for loss in losses:
-        table.add_row(
-            loss.name,
-            ", ".join(loss.aliases),
-            loss.data_kind,
-            "yes" if loss.needs_reference else "no",
-            _defaults(loss).replace(", ", "\n"),
-            _plain(loss.source),
-        )
-    _print(table)
-    print("One in full: prefopt losses NAME. A weighted sum: --loss_type 'dpo + 0.2*sft'")
+    """Print what each loss is in a few words, by family; it fits a terminal of 80 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("loss", "data", "ref.", "what it is"):
+        table.add_column(heading, no_wrap=heading == "loss")
+    for _, members in losses_by_family(losses):
+        table.add_row()
+        for loss in members:
+            reference = "yes" if loss.needs_reference else "no"
+            table.add_row(loss.name, DATA[loss.data_kind], reference, in_a_few_words(loss))
+    Console(highlight=False).print(table, markup=False)
+    print(f"\n{len(losses)} losses. One in full: prefopt losses NAME, in any case")
+    print("ref.: whether it compares with a reference model, the policy before training")
     print("Which loss for which data and problem: prefopt losses --why")
+    print("A weighted sum: prefopt train --loss_type 'dpo + 0.2*sft'")
+
+
+def in_a_few_words(loss: Loss) -> str:
+    """Return what a loss is, and its other names.
+
+    Examples:
+        >>> in_a_few_words(get_loss("hinge"))
+        'The RSO hinge on the reward margin, zero once the margin is 1 (also rso)'
+    """
+    head, _, rest = loss.summary.partition(": ")
+    text = rest or head
+    also = f" (also {', '.join(loss.aliases)})" if loss.aliases else ""
+    return f"{text[:1].upper()}{text[1:]}{also}"
 
 
 def print_guide(losses: Sequence[Loss], whole: bool) -> None:

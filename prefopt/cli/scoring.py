@@ -6,9 +6,9 @@ from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 from prefopt.cli.errors import UserError, user_errors
+from prefopt.cli.help import HelpFormatter
 from prefopt.cli.rows import DataArguments, load_splits
 from prefopt.cli.train import (
-    HelpFormatter,
     check_named,
     read_arguments,
     run_arguments,

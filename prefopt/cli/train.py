@@ -10,13 +10,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from textwrap import indent
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from prefopt.cli import is_main_process
+from prefopt.cli import help, is_main_process, unknown
 from prefopt.cli.errors import UserError, user_errors
 from prefopt.cli.foreign import convert
 from prefopt.cli.foreign.rendering import summary
@@ -44,7 +44,7 @@ MODEL is a folder or a Hub id. DATA is a Hub id, a folder, or a file: json, json
 also .gz; several, with weights, go to --datasets. An option on the command line overrides the same
 option in the file.
 `prefopt losses` lists the losses; hyper-parameters beside --beta and --label_smoothing are given
-as --loss_kwargs '{"tau": 0.1}'.
+as --loss_kwargs tau=0.1,gamma=0.5 or as a JSON object. `prefopt train --help-all` shows it all.
 """
 
 
@@ -87,9 +87,11 @@ def make_parser() -> Any:
         prog="prefopt train",
         usage="prefopt train --model MODEL --dataset DATA [--loss_type NAME] [options]",
         description=_DESCRIPTION,
-        formatter_class=HelpFormatter,
+        formatter_class=help.HelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    help.add_help(parser)
     return with_common_options(parser)
 
 
@@ -101,15 +103,19 @@ def with_common_options(parser: Any) -> Any:
         "--model",
         dest="model_name_or_path",
         default=argparse.SUPPRESS,
-        help="The same as --model_name_or_path.",
+        help="Folder or Hub id of the model; the same as --model_name_or_path.",
     )
     parser.add_argument("--config", help="YAML file with any of the options, without the dashes.")
     hints = get_type_hints(PreferenceConfig)
     for action in parser._actions:
+        if action.const is False or "--model_name_or_path" in action.option_strings:
+            action.help = argparse.SUPPRESS  # told once, as --name false and --model
         if action.dest == "loss_type":
             action.nargs = "+"  # `--loss_type sigmoid sft`, as in TRL, beside 'dpo + 0.2*sft'
         elif action.dest == "datasets":
             action.type = _json_object  # `--datasets a.jsonl '{"path": "b.jsonl", "weight": 2}'`
+        elif action.dest == "loss_kwargs":
+            action.type = _settings
         elif action.dest in (*PreferenceConfig._VALID_DICT_FIELDS, "parallelism_config"):
             action.type = _json_object
         elif action.type in (int, float) and type(None) in get_args(hints.get(action.dest)):
@@ -160,15 +166,17 @@ def read_arguments(parser: Any, argv: list[str]) -> list[Any]:
     given.error = _fail  # type: ignore[method-assign]
     known = given.parse_known_args(argv)[0]
     path = known.config
+    losses = " ".join(known.loss_type or [])
     if path is not None:
-        values = read_config_file(path, " ".join(known.loss_type or []) or None)
-        options = _known_only(values, dests, path)
+        values = read_config_file(path, losses or None)
+        losses = losses or str(values.get("loss_type", ""))
+        options = unknown.known_only(values, dests, path, losses)
         parser.set_defaults_with_config(**{dests[name]: its for name, its in options.items()})
     with user_errors():
         *arguments, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
-    _known_only(_values_of(rest), dests)
+    unknown.known_only(_values_of(rest), dests, losses=losses)
     # Options that belong to no dataclass are returned in a namespace.
     return [one for one in arguments if not isinstance(one, argparse.Namespace)]
 
@@ -189,7 +197,7 @@ def given_options(parser: Any, argv: list[str]) -> dict[str, Any]:
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     found, rest = argparse.ArgumentParser.parse_known_args(parser, argv, argparse.Namespace())
-    _known_only(_values_of(rest), options)
+    unknown.known_only(_values_of(rest), options)
     return vars(found)
 
 
@@ -220,29 +228,6 @@ def _read_word(word: str) -> Any:
         return yaml.safe_load(word)
     except yaml.YAMLError:
         return word
-
-
-def _known_only(
-    values: Mapping[str, Any], options: Collection[str], path: str | None = None
-) -> dict[str, Any]:
-    """Return the options that there are, without old ones that change nothing.
-
-    Raises:
-        UserError: If an option never existed, or is one of TRL's that is gone.
-    """
-    from prefopt.migration import OLD_FIELDS, refuse
-
-    known = {name: value for name, value in values.items() if name in options}
-    others = {name: value for name, value in values.items() if name not in options}
-    with user_errors():
-        refuse(others, OLD_FIELDS, path or "")
-    for name in others:
-        if name not in OLD_FIELDS:
-            spelt_once = sorted(option for option in options if "-" not in option)
-            if path:
-                raise UserError.unknown(f"option in {path}:", name, spelt_once)
-            raise UserError.unknown("option", f"--{name}", [f"--{n}" for n in spelt_once])
-    return known
 
 
 def read_config_file(path: str, loss: str | None = None) -> dict[str, Any]:
@@ -385,10 +370,6 @@ def print_metrics(
         console.print(f"{title}:\n{indent(text, '  ')}", markup=False, highlight=False)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the description's lines as they are."""
-
-
 def _fail(message: str) -> NoReturn:
     # argparse names every spelling of an option: `argument --lora_r/--lora-r: ...`
     message = re.sub(r"^(argument --\w+)/\S+?:", r"\1:", message)
@@ -408,6 +389,16 @@ def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
 
     parse.__name__ = number.__name__  # argparse names it: `invalid int value`
     return parse
+
+
+def _settings(text: str) -> Any:
+    """Return hyper-parameters by name: those of a JSON object, or of ``tau=0.1,gamma=0.5``."""
+    if text.lstrip().startswith("{"):
+        return _json_object(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and given for name, given, _ in pairs):
+        raise argparse.ArgumentTypeError(f"not a JSON object, nor like tau=0.1,gamma=0.5: {text!r}")
+    return {name.strip(): _read_word(value) for name, _, value in pairs}
 
 
 def _json_object(text: str) -> Any:

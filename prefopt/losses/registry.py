@@ -160,6 +160,14 @@ class Loss:
         found = re.search(r"[A-Z][^,;()]* \d{4}(?: \([^)]*\))?, arXiv:\d{4}\.\d{5}", self.source)
         return found[0] if found else self.source
 
+    def is_called(self, name: str) -> bool:
+        """Return whether it has this name or alias, in any case.
+
+        Args:
+            name: Of a loss, as a user wrote it.
+        """
+        return _folded(name) in map(_folded, (self.name, *self.aliases))
+
     def __call__(self, **values: Any) -> LossOutput:
         """Return the loss of each example, from tensors and hyper-parameters given by name.
 
@@ -322,22 +330,30 @@ def unregister_loss(name: str) -> None:
 
 
 def get_loss(name: str) -> Loss:
-    """Return the loss of that name or alias.
+    """Return the loss of that name or alias, in any case.
 
     Args:
-        name: Name or alias.
+        name: Name or alias; ``SimPO`` and ``LN-DPO`` are ``simpo`` and ``ln_dpo``.
 
     Raises:
-        ValueError: If there is none; the message has the nearest names and all names.
+        ValueError: If there is none; the message has the nearest names.
     """
     _load_entry_points()
-    if name not in _NAMES:
-        if name in _ONCE:
-            raise ValueError(f"there is no loss {name!r}: use {_ONCE[name]}")
-        near = difflib.get_close_matches(name, _NAMES, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-        raise ValueError(f"unknown loss {name!r}{hint} Losses: {', '.join(sorted(_LOSSES))}")
-    return _LOSSES[_NAMES[name]]
+    found = _NAMES.get(name) or {_folded(key): its for key, its in _NAMES.items()}.get(
+        _folded(name)
+    )
+    if found is not None:
+        return _LOSSES[found]
+    if _folded(name) in _ONCE:
+        raise ValueError(f"there is no loss {name!r}: use {_ONCE[_folded(name)]}")
+    near = difflib.get_close_matches(_folded(name), _NAMES, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"unknown loss {name!r}{hint} `prefopt losses` lists all {len(_LOSSES)}")
+
+
+def _folded(name: str) -> str:
+    """Return a name without case, and with underscores for hyphens."""
+    return name.casefold().replace("-", "_")
 
 
 def list_losses() -> list[Loss]:

@@ -275,7 +275,7 @@ def _assign_options(losses: Sequence[Loss], options: Mapping[str, Any]) -> list[
     own: dict[str, dict[str, Any]] = {}
     for key, values in options.items():
         if isinstance(values, Mapping):
-            loss = next((loss for loss in losses if key in (loss.name, *loss.aliases)), None)
+            loss = next((loss for loss in losses if loss.is_called(key)), None)
             if loss is None:
                 raise ValueError(
                     f"options are given for {key!r}, which is not among the losses "

@@ -164,7 +164,7 @@ def test_an_error_without_a_message_is_told_by_its_name():
             ["train", "losses"],
             "unknown command 'trian'; did you mean 'train'? There are: train, losses",
         ),
-        ("xyz", ["train", "losses"], "unknown command 'xyz'; There are: train, losses"),
+        ("xyz", ["train", "losses"], "unknown command 'xyz'; there are: train, losses"),
         (
             "lossa",
             [f"loss{n}" for n in range(21)],

@@ -21,6 +21,16 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
 
 
+def test_what_fails_within_two_seconds_shows_no_progress_bar():
+    code = (
+        "from prefopt.cli import main; main(['--version']);"
+        "from tqdm.auto import tqdm; print(tqdm(range(2)).delay, [*tqdm(range(2))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "2.0 [0, 1]"
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("launch", [["-m", "prefopt"], ["-m", "prefopt.__main__"]])
 def test_the_module_is_the_program(launch):
     done = subprocess.run(

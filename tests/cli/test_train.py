@@ -194,7 +194,7 @@ def test_a_file_gives_options_and_the_command_line_goes_before_it(tmp_path, monk
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("loss_tipe: ipo", r"unknown option in .*run.yaml: 'loss_tipe'; did you mean 'loss_type'"),
+        ("loss_tipe: ipo", r"run.yaml: unknown option 'loss_tipe'; did you mean 'loss_type'"),
         ("model: a\nmodel_name_or_path: b", "the same option"),
         ("- ipo", "must map option names to values"),
         ("a: [", "is not valid YAML"),
@@ -222,6 +222,10 @@ MODEL_AND_DATA = ("--model", "MODEL", "--dataset", "DATA")
         (("--model", "MODEL"), "--dataset is missing"),
         ((*MODEL_AND_DATA, "--bta", "1"), "unknown option '--bta'; did you mean '--beta'"),
         ((*MODEL_AND_DATA, "--bta=1"), "unknown option '--bta'; did you mean '--beta'"),
+        (
+            (*MODEL_AND_DATA, "--loss_type", "discopop", "--tau", "1"),
+            "tau is a hyper-parameter of discopop: --loss_kwargs tau=1, or --discopop_tau 1\n",
+        ),
         ((*MODEL_AND_DATA, "more"), "'more' belongs to no option"),
         ((*MODEL_AND_DATA, "--beta", "two"), "invalid float value: 'two'"),
         ((*MODEL_AND_DATA, "--beta", "-1"), "beta must be greater than 0.*got -1"),

@@ -104,10 +104,28 @@ def test_registering_the_same_function_again_replaces_it():
         get_loss("gap")
 
 
-def test_an_unknown_name_raises_with_the_nearest_and_all_names():
-    with pytest.raises(ValueError, match="unknown loss 'ipoo'; did you mean 'ipo'") as error:
-        get_loss("ipoo")
-    assert all(loss.name in str(error.value) for loss in list_losses())
+def test_an_unknown_name_raises_with_the_nearest_and_where_all_are():
+    with pytest.raises(ValueError, match="unknown loss 'IPOO'; did you mean 'ipo'") as error:
+        get_loss("IPOO")
+    assert "kto" not in str(error.value)
+    assert f"`prefopt losses` lists all {len(list_losses())}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [("DPO", "dpo"), ("SimPO", "simpo"), ("LN-DPO", "ln_dpo"), ("Sigmoid", "dpo")],
+)
+def test_a_loss_is_found_in_any_case(name, loss):
+    assert get_loss(name).name == loss
+    assert get_loss(loss).is_called(name)
+    assert not get_loss("kto").is_called(name)
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_a_name_that_is_spelt_exactly_so_comes_first():
+    register_loss("Dpo")(margin_loss)
+    assert get_loss("Dpo").function is margin_loss
+    assert get_loss("dpo").function is not margin_loss
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,12 @@ def test_nested_options_may_use_an_alias_and_the_word_lambda():
     assert [term.hyperparameters for term in objective.terms] == [{"beta": 2}, {"lambda_": 0}]
 
 
+def test_names_are_read_in_any_case_and_told_in_ours():
+    objective = parse_objective("DPO + 0.2*SFT", options={"Sft": {"normalize": "sequence"}})
+    assert objective.name == "dpo + 0.2*sft"
+    assert objective.terms[1].hyperparameters == {"normalize": "sequence"}
+
+
 def test_only_what_the_user_sets_is_in_the_term():
     assert parse_objective("dpo").terms[0].hyperparameters == {}
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.cli.subcommands import CommandParser
+
 _DESCRIPTION = """\
 Reference log-probs are computed once and kept in a store that all runs share.
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands; those that make a trainer have ``prefopt train``'s."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="prefopt cache",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

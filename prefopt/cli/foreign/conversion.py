@@ -91,12 +91,14 @@ class Conversion:
         given: What the file says, without keys that say nothing.
         options: Ours, in the order in which they were set.
         lines: What became of each key.
+        unknown: Keys that the program does not have.
     """
 
     program: str
     given: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, program: str, values: Mapping[str, Any]) -> "Conversion":
@@ -152,8 +154,10 @@ class Conversion:
             elif key in others:
                 self.put(key, value, key)
             else:
-                near = difflib.get_close_matches(key, [*keys, *others], n=2)
+                known = list(dict.fromkeys([*keys, *others]))
+                near = difflib.get_close_matches(key, known, n=2)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                self.unknown.append(key)
                 self.refuse(key, f"{self.program} has no such key, as far as is known{hint}")
         for key, spec in keys.items():
             missing = key not in self.given and spec.to not in self.options

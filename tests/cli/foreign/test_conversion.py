@@ -120,3 +120,12 @@ def test_no_mark_is_of_two_programs():
     assert len(marks) == len(set(marks))
     for one in PROGRAMS:
         assert set(one.KEYS) >= one.MARKS
+
+
+def test_a_key_that_another_program_has_is_told_with_what_it_is_here():
+    made = convert({"dataset_mixer": {"d": 1.0}, "lora_rank": 8, "colour": 1}, "x.yaml")
+    assert made is not None
+    assert [line.note for line in made.lost] == [
+        "LLaMA-Factory's lora_rank is lora_r here",
+        "alignment-handbook has no such key, as far as is known",
+    ]
