@@ -8,7 +8,7 @@ from prefopt.data.kinds import check_kind, check_kind_by_kind, detect_kind
 from prefopt.data.load import load_rows, report_for
 from prefopt.data.mixture import WeightedDataset
 from prefopt.data.prepare import PreparedDataset, prepare_dataset
-from prefopt.data.report import DataReport, Lengths, Remark, Sample, SetAside
+from prefopt.data.report import DataReport, Lengths, Remark, Room, Sample, SetAside
 
 __all__ = [
     "DataError",
@@ -19,6 +19,7 @@ __all__ = [
     "PreferenceExample",
     "PreparedDataset",
     "Remark",
+    "Room",
     "Sample",
     "SetAside",
     "WeightedDataset",

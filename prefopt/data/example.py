@@ -105,7 +105,11 @@ class Cells:
         if column in self.columns:
             raise self.wrong(column, f"is null; {why}")
         left = [name for name in self.values if name not in self.read]
-        raise self.wrong(column, f"is missing; {why}{column_hint(column, left)}")
+        there_are = (
+            f"the columns are {', '.join(self.columns)}" if self.columns else "there is none"
+        )
+        hint = column_hint(column, left)
+        raise self.wrong(column, f"no such column; {why}{hint}; {there_are}")
 
     def wrong(self, column: str | None, problem: str) -> DataError:
         """Return the error that the column of this row is wrong."""

@@ -173,7 +173,7 @@ def _read_kind(row: Cells) -> tuple[Kind, list[str]]:
     hints = [column_hint(column, row.values) for column in HINTED if column not in row.columns]
     raise row.wrong(
         None,
-        f"the columns {', '.join(sorted(row.columns))} are no preferences; use {ACCEPTED}"
+        f"the columns {', '.join(sorted(row.columns))} do not hold preferences; use {ACCEPTED}"
         f"{''.join(hints)}",
     )
 

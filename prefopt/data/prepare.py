@@ -27,7 +27,7 @@ from prefopt.data.mismatch import StreamMismatch, add_mismatched
 from prefopt.data.parts import Parts, map_rows
 from prefopt.data.prefix import shared_length
 from prefopt.data.prepared import COLUMNS, FACTS, OPTIONAL, OUTPUTS, VERSION
-from prefopt.data.report import DataReport, SetAside, count_rows, remarks_of, show_row
+from prefopt.data.report import DataReport, Room, SetAside, count_rows, remarks_of, show_row
 from prefopt.data.template import Tokenizer
 from prefopt.data.tokenize import Tokenized, tokenize
 from prefopt.data.unread import plain_columns, without_media
@@ -187,17 +187,20 @@ def _prepare_rows(
         )
         for reason, count in Counter(why for why in reasons if why is not None).items()
     }
+    room = Room.of(mapped["_prompt_tokens"][:]) if NO_ROOM in set_aside else None
     if not kept:
         reasons_text = "; ".join(
             f"{aside.count} row{'s' * (aside.count > 1)}: {why}" for why, aside in set_aside.items()
         )
-        raise DataError(f"no row is left ({reasons_text}; max_length is {max_length})")
+        advice = f". {room.text(getattr(tokenizer, 'unit', 'tokens'))}" if room else ""
+        raise DataError(f"no row is left ({reasons_text}; max_length is {max_length}){advice}")
     remarks = remarks_of(mapped, kept, EXAMPLE_ROWS)
     mapped = mapped.select(kept) if set_aside else mapped
     report = replace(
         count_rows(mapped, name, batch_size),
         rows=len(dataset),
         set_aside=set_aside,
+        room=room,
         not_read=_not_read(plan, mapped["_unread"][:]),
         remarks=remarks,
         sample=show_row(mapped[0], kept[0], tokenizer),
@@ -454,6 +457,7 @@ def _prepare_row(
         "_reason": reason,
         "_lost": lost is not None,
         "_findings": [finding._asdict() for finding in findings],
+        "_prompt_tokens": len(prompt),
         "_cut_tokens": [len(a) - len(b) for a, b in zip(whole, completions, strict=True)],
         "_identical": _any_equal(whole),
         "_identical_after": _any_equal(completions) and not _any_equal(whole),

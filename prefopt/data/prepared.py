@@ -33,7 +33,7 @@ __all__ = [
 
 # Part of the key under which `datasets` caches prepared rows: raise it when they would come out
 # differently, since `datasets` does not look into the functions of an installed package.
-VERSION = 5
+VERSION = 6
 IDS = List(Value("int32"))
 OUTPUTS = {
     "kind": Value("string"),
@@ -54,6 +54,7 @@ FACTS = {
     "_reason": Value("string"),
     "_lost": Value("bool"),
     "_findings": List({"what": Value("string"), "example": Value("string")}),
+    "_prompt_tokens": Value("int32"),  # of rows that are set aside, too
     "_cut_tokens": List(Value("int32")),
     "_identical": Value("bool"),
     "_identical_after": Value("bool"),

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from prefopt.data.prepared import list_lengths, read_chunks
 
-__all__ = ["DataReport", "Lengths", "Remark", "Sample", "SetAside", "count_rows", "show_row"]
+__all__ = [
+    "DataReport",
+    "Lengths",
+    "Remark",
+    "Room",
+    "Sample",
+    "SetAside",
+    "count_rows",
+    "show_row",
+]
 
 SHOWN = 1200  # characters of a text, half of them at its end
 
@@ -39,6 +48,40 @@ class SetAside:
 
     count: int
     rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How long prompts are, where some leave no room for a completion.
+
+    Attributes:
+        median: Tokens of the prompt in the middle.
+        longest: Tokens of the longest prompt.
+        enough: The ``max_length`` at which 95% of the rows have room for a token behind the prompt.
+    """
+
+    median: int
+    longest: int
+    enough: int
+
+    @classmethod
+    def of(cls, prompt_lengths: Sequence[int]) -> "Room":
+        """Return what prompts of these lengths, at least one, need.
+
+        Examples:
+            >>> Room.of([1, 2, 3, 100])
+            Room(median=2, longest=100, enough=101)
+        """
+        median, most = np.quantile(prompt_lengths, [0.5, 0.95], method="inverted_cdf")
+        return cls(int(median), max(prompt_lengths), int(most) + 1)
+
+    def text(self, unit: str) -> str:
+        """Return it in words."""
+        return (
+            f"Half of the prompts have at most {self.median:,} {unit}, the longest has "
+            f"{self.longest:,}: max_length={self.enough} leaves room in 95% of the rows, and more "
+            "keeps more of their completions"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +127,7 @@ class DataReport:
         kept: Rows that are used.
         kinds: Rows kept of each kind.
         set_aside: Rows not used, by reason.
+        room: How long all prompts are; None where each leaves room for a completion.
         remarks: Rows kept whose text differs from what inference makes, by what differs, and such
             whose text had its BOS or EOS already.
         sample: The first row that is kept; None without a tokenizer.
@@ -120,6 +164,7 @@ class DataReport:
     kept: int
     kinds: Mapping[str, int]
     set_aside: Mapping[str, SetAside] = field(default_factory=dict)
+    room: Room | None = None
     remarks: Mapping[str, Remark] = field(default_factory=dict)
     sample: Sample | None = None
     cut_rows: int = 0
@@ -167,6 +212,8 @@ class DataReport:
         ]
         for reason, aside in self.set_aside.items():
             lines.append(("set aside", f"{aside.count:,}: {reason} ({_numbers(aside)})"))
+        if self.room is not None:
+            lines.append(("", self.room.text(self.unit)))
         if self.used is not None:
             lines.append(("used", f"{_plural(self.used, 'row')}, by weight {self.weight:g}"))
         for what, remark in self.remarks.items():

@@ -33,6 +33,7 @@ _PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revisi
 # Files of a folder that hold the weights of a whole model.
 _MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "model*.safetensors.index.json")
 
+_FILES_TOLD = 6  # of a folder that is no model
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -231,7 +232,7 @@ def _auto_class(name: str, options: Mapping[str, Any]) -> Any:
     try:
         config = options.get("config") or AutoConfig.from_pretrained(name, **known)
     except (OSError, ValueError):
-        _check_folder(name)
+        _check_folder(name, options)
         return AutoModelForCausalLM  # whose error explains it better
     refuse_encoder_decoder(config, name)
     whole = (getattr(config, "architectures", None) or [""])[0]
@@ -250,13 +251,26 @@ def _auto_class(name: str, options: Mapping[str, Any]) -> Any:
     return AutoModelForCausalLM
 
 
-def _check_folder(name: str) -> None:
-    """Raise for a folder that holds no model but, in folders of their own, adapters."""
-    folder = Path(name).expanduser()
-    inside = sorted(folder.glob("*/adapter_config.json")) if folder.is_dir() else []
-    if inside and not (folder / "config.json").is_file():
-        places = ", ".join(str(file.parent) for file in inside)
+def _check_folder(name: str, options: Mapping[str, Any]) -> None:
+    """Raise for a folder without a model; it may hold models or adapters in folders of their own.
+
+    Raises:
+        ValueError: Saying what it holds.
+    """
+    folder = Path(name).expanduser() / str(options.get("subfolder") or "")
+    if not folder.is_dir() or (folder / "config.json").is_file() or options.get("gguf_file"):
+        return
+    adapters = sorted(folder.glob("*/adapter_config.json"))
+    if adapters:
+        places = ", ".join(str(file.parent) for file in adapters)
         raise ValueError(f"{name} is no model and no adapter, but holds adapters: give {places}")
+    models = [str(file.parent) for file in sorted(folder.glob("*/config.json"))]
+    held = [item.name for item in sorted(folder.iterdir())]
+    found = ", ".join(held[:_FILES_TOLD]) + ", ..." * (len(held) > _FILES_TOLD)
+    raise ValueError(
+        f"{folder} has no config.json, so it is not the folder of a model; "
+        + (f"models are in {', '.join(models)}" if models else f"it holds {found or 'nothing'}")
+    )
 
 
 # Weights ------------------------------------------------------------------------------------------

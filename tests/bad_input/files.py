@@ -151,7 +151,11 @@ JSON = [
         "chosen",
     ),
     in_row(
-        "nested.json", json.dumps({"data": ROWS}), "the columns data are no preferences", 0, None
+        "nested.json",
+        json.dumps({"data": ROWS}),
+        "the columns data do not hold preferences",
+        0,
+        None,
     ),
 ]
 
@@ -174,7 +178,9 @@ TABLES = [
     in_row("empty cell.csv", CSV.replace(" a1", ""), "is null", 1, "chosen"),
     in_row("words.csv", "prompt,completion,label\np, a,yes\nq, b,no\n", "got 'yes'", 0, "label"),
     in_row("no label.csv", "prompt,completion,label\np, a,1\nq, b,\n", "is null", 1, "label"),
-    in_row("no header.csv", "p,a,b\nq,c,d\n", "the columns a, b, p are no preferences", 0, None),
+    in_row(
+        "no header.csv", "p,a,b\nq,c,d\n", "the columns a, b, p do not hold preferences", 0, None
+    ),
     broken("rows.txt", TEXT, "is of no known type; known are .json"),
     broken("rows.tsv", CSV.replace(",", "\t"), "is of no known type"),
     broken("rows", TEXT, "is of no known type", "a file without a type"),

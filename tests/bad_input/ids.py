@@ -243,7 +243,12 @@ TALK_CASES = [
         )
     ),
     wrong("system that is a number", all_with(TALK, system=5), "needs text", "system"),
-    wrong("a label without messages", [{"prompt": "p", "label": True}], "are no preferences", None),
+    wrong(
+        "a label without messages",
+        [{"prompt": "p", "label": True}],
+        "do not hold preferences",
+        None,
+    ),
     wrong(
         "a conversation that ends with the user",
         [

@@ -78,18 +78,18 @@ NOT_TEXT: dict[str, Any] = {
 COLUMNS = [
     wrong("no 'prompt'", without(PAIR, "prompt"), "does not show where the prompt ends", "prompt"),
     *(
-        wrong(f"no {column!r}", without(PAIR, column), "is missing", column)
+        wrong(f"no {column!r}", without(PAIR, column), "no such column", column)
         for column in ("chosen", "rejected")
     ),
-    wrong("no 'completion'", without(UNPAIRED, "completion"), "are no preferences; use", None),
-    wrong("no 'label'", without(UNPAIRED, "label"), f"is missing; .*{NO_KINDS}", "label"),
-    wrong("no 'completions'", without(RANKED, "completions"), "are no preferences; use", None),
-    wrong("no 'ranks'", without(RANKED, "ranks"), "is missing; .* 'scores'", "ranks"),
+    wrong("no 'completion'", without(UNPAIRED, "completion"), "do not hold preferences; use", None),
+    wrong("no 'label'", without(UNPAIRED, "label"), f"no such column; .*{NO_KINDS}", "label"),
+    wrong("no 'completions'", without(RANKED, "completions"), "do not hold preferences; use", None),
+    wrong("no 'ranks'", without(RANKED, "ranks"), "no such column; .* 'scores'", "ranks"),
     *(
         wrong(
             f"'chosen' is called {name!r}",
             [{"prompt": "p", name: " a", "rejected": " b"}],
-            "is missing; a pair needs",
+            "no such column; a pair needs",
             "chosen",
         )
         for name in ("Chosen", "choosen", "chosen_response", "accepted", "winner", "output")
@@ -98,7 +98,7 @@ COLUMNS = [
         wrong(
             f"'rejected' is called {name!r}",
             [{"prompt": "p", "chosen": " a", name: " b"}],
-            "is missing; a pair needs",
+            "no such column; a pair needs",
             "rejected",
         )
         for name in ("Rejected", "rejeted", "loser", "negative")
@@ -107,7 +107,7 @@ COLUMNS = [
         wrong(
             f"'label' is called {name!r}",
             [{"prompt": "p", "completion": " a", name: True}],
-            "is missing; an unpaired row needs",
+            "no such column; an unpaired row needs",
             "label",
         )
         for name in ("Label", "labels", "desirable_", "thumbs")
@@ -115,10 +115,10 @@ COLUMNS = [
     wrong(
         "all columns in capitals",
         [{"Prompt": "p", "Chosen": " a", "Rejected": " b"}],
-        "Chosen, Prompt, Rejected are no preferences",
+        "Chosen, Prompt, Rejected do not hold preferences",
         None,
     ),
-    wrong("one column of text", [{"text": "a"}], "the columns text are no preferences", None),
+    wrong("one column of text", [{"text": "a"}], "the columns text do not hold preferences", None),
     wrong("pairs and unpaired", all_with(PAIR, **UNPAIRED), "paired .* and unpaired", None),
     wrong("pairs and rankings", all_with(PAIR, **RANKED), "paired .* and ranked", None),
     wrong(

@@ -18,8 +18,15 @@ def test_a_value_that_is_needed_is_null_or_missing():
     assert row.need("chosen", "why") == "a"
     with pytest.raises(DataError, match="row 7, column 'rejected': is null; why"):
         row.need("rejected", "why")
-    with pytest.raises(DataError, match="row 7, column 'prompt': is missing; why"):
+    with pytest.raises(DataError, match="row 7, column 'prompt': no such column; why"):
         row.need("prompt", "why")
+
+
+def test_a_column_that_is_missing_is_told_with_those_that_are_there_and_what_to_rename():
+    with pytest.raises(DataError) as error:
+        cells(question="a", chosen="b", rejected=None).need("prompt", "why")
+    assert "perhaps it is 'question': " in str(error.value)
+    assert str(error.value).endswith("; the columns are question, chosen, rejected")
 
 
 @pytest.mark.parametrize(("label", "wanted"), [(True, True), (0, False), (1.0, True)])
@@ -47,7 +54,7 @@ def test_scores_put_the_highest_first_unless_there_are_ranks():
 
 def test_completions_without_ranks_are_best_first_or_an_error():
     assert read_ranking(cells(), 2, ranked_as_given=True).ranks == [0, 1]
-    with pytest.raises(DataError, match="column 'ranks': is missing"):
+    with pytest.raises(DataError, match="column 'ranks': no such column"):
         read_ranking(cells(), 2, ranked_as_given=False)
 
 

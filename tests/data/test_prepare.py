@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import DataError, load_rows, prepare_dataset
+from prefopt.data import DataError, Room, load_rows, prepare_dataset
 
 from .templates import CHATML, DROPS_THINKING, assistant, bytes_tokenizer, pair
 
@@ -120,6 +120,20 @@ def test_reasons_to_set_a_row_aside_are_counted_with_their_rows(words):
         "all completions share one rank": (1, (2,)),
         "one completion is no ranking": (1, (3,)),
     }
+    assert report.room == Room(median=3, longest=6, enough=7)  # of 1, 3, 3, 5 and 6 tokens
+    assert "max_length=7 leaves room in 95% of the rows" in report.render()
+
+
+def test_where_no_prompt_leaves_room_the_error_says_what_max_length_would(words):
+    prompts = [" ".join(["a"] * length) for length in range(6, 26)]
+    rows = [{"prompt": prompt, "chosen": " d", "rejected": " e"} for prompt in prompts]
+    with pytest.raises(DataError, match="the longest has 25: max_length=25 leaves room in 95%"):
+        prepare(rows, words, max_length=5)
+
+
+def test_where_all_prompts_leave_room_nothing_is_said_of_it(words):
+    rows = [{"prompt": "a b", "chosen": " c", "rejected": " d"}]
+    assert prepare(rows, words).report.room is None
 
 
 def test_rows_of_which_the_template_leaves_something_out_are_set_aside():
@@ -374,7 +388,7 @@ def test_human_rankings(shared_dir, gpt2):
 
 def test_human_labels_take_a_map_of_the_users_own(shared_dir, gpt2):
     rows = Dataset.from_list(real(shared_dir, "oasst_en100_votes"))
-    with pytest.raises(DataError, match="are no preferences"):
+    with pytest.raises(DataError, match="do not hold preferences"):
         prepare_dataset(rows, gpt2)
     voted = rows.filter(lambda row: row["up"] != row["down"]).map(
         lambda row: {

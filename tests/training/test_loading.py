@@ -166,6 +166,22 @@ def test_what_transformers_has_no_causal_model_of_is_refused_in_a_sentence(tmp_p
         load_model(str(tmp_path), {})
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ([], "it holds nothing"),
+        (["train.log", "vocab.txt"], "it holds train.log, vocab.txt"),
+        (["a/config.json", "notes"], "models are in .*/a$"),
+    ],
+)
+def test_a_folder_without_a_model_is_told_with_what_it_holds(tmp_path, files, says):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"has no config.json, so .* of a model; {says}"):
+        check_causal(str(tmp_path), {}, "model")
+
+
 def test_what_is_not_there_is_left_to_transformers(tmp_path):
     check_causal(str(tmp_path / "nothing"), {})
     with pytest.raises(OSError, match="nothing"):
