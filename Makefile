@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs clean
+.PHONY: help demo test test-slow lint format docs wheel clean
 
 help:
 	@echo "make demo       align a small model on the embedded data, from a clean clone, in minutes"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint       ruff format --check, ruff check, mypy --strict"
 	@echo "make format     rewrite the sources as ruff formats them"
 	@echo "make docs       rewrite README's table of losses; build docs/_build/html, warnings are errors"
+	@echo "make wheel      build and check dist/*.whl and dist/*.tar.gz"
 	@echo "make clean      remove .venv and everything that was built"
 
 # What prefopt itself needs comes first, so that the demo need not wait for the tools of the tests.
@@ -72,6 +73,11 @@ docs: $(DEV)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+wheel: $(DEV)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) docs/_build docs/losses docs/_pictures demo_output build dist *.egg-info

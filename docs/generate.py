@@ -1,8 +1,8 @@
 """Pages of the documentation that are made from the code, so that they cannot age.
 
 One page per registered loss from its docstring, in ``docs/losses``, and the pictures of all losses
-in ``docs/_pictures``: ``docs/conf.py`` writes them. ``python docs/generate.py`` rewrites the table
-of losses in README.md.
+in ``docs/_pictures``: ``docs/conf.py`` writes them. ``python docs/generate.py`` rewrites the parts
+of README.md that are read from elsewhere.
 """
 
 import inspect
@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from page_tables import markdown, table
+import measured
+from page_tables import markdown, speed_table, table
 
 from prefopt.cli.guide import losses_by_family
 from prefopt.losses import Loss, list_losses
@@ -31,8 +32,8 @@ NOT_ELSEWHERE = """\
 None of TRL 1.16, LLaMA-Factory, Axolotl, ms-swift, OpenRLHF, NeMo-RL, open-instruct, HALOs,
 torchtune and Liger 0.8.5 had this loss in November 2026."""
 README = HERE.parent / "README.md"
-README_START = "<!-- The table is made by `make docs` from the files of the losses. -->\n"
-README_END = "<!-- End of the table. -->\n"
+README_PART = "<!-- Made by `make docs`: {name} -->\n"
+README_END = "<!-- End -->\n"
 LEGEND = """\
 $\\pi$ is the policy, $x$ the prompt, $y_c$ the chosen and $y_r$ the rejected completion, $|y|$ the
 length of a completion in tokens. As code:"""
@@ -59,7 +60,7 @@ def write_loss_pages(folder: Path) -> None:
 
 
 def write_pictures(folder: Path) -> None:
-    """Draw every loss, and the families of the gallery, unless that is done since the last change.
+    """Draw every loss, for its page and small for the gallery, if that is not done.
 
     Args:
         folder: Made if missing.
@@ -75,21 +76,39 @@ def write_pictures(folder: Path) -> None:
             path = folder / f"{loss.name}.svg"
             if not path.exists() or path.stat().st_mtime < newest:
                 pictures.write_picture(loss, path)
-        for family, losses in losses_by_family(list_losses()):
-            path = folder / f"family_{family.name}.svg"
+            path = folder / f"small_{loss.name}.svg"
             if not path.exists() or path.stat().st_mtime < newest:
-                pictures.write_gallery(losses, path)
+                pictures.write_small(loss, path)
 
 
-def write_readme_table(path: Path = README) -> None:
-    """Rewrite the table of losses in the README.
+def write_readme(path: Path = README) -> None:
+    """Rewrite the parts of the README that are read from elsewhere.
 
     Args:
-        path: The README; the table stands between two comments, which stay.
+        path: The README; each part stands between two comments, which stay.
+
+    Raises:
+        ValueError: If a part is not there, once.
     """
-    start, rest = path.read_text().split(README_START)
-    _, end = rest.split(README_END)
-    path.write_text(f"{start}{README_START}\n{readme_table()}\n\n{README_END}{end}")
+    text = path.read_text()
+    for name, make in README_PARTS.items():
+        start, rest = text.split(README_PART.format(name=name))
+        _, end = rest.split(README_END, 1)
+        text = f"{start}{README_PART.format(name=name)}\n{make()}\n\n{README_END}{end}"
+    path.write_text(text)
+
+
+def readme_counts() -> str:
+    """Return what the README says of how losses were checked."""
+    found = measured.counts()
+    return (
+        f"`prefopt losses` says what each of the {found['losses']} is; `prefopt losses NAME` shows "
+        "one in full, and `prefopt losses --why` which one to try for which data and problem. The "
+        "documentation (`make docs`) has a page for each, with formula and pictures. "
+        f"{found['matched']} recorded values of other projects' code are matched, "
+        f"{found['not_targets']} listed with the reason why not: "
+        "[docs/faithfulness.md](docs/faithfulness.md)."
+    )
 
 
 def readme_table() -> str:
@@ -125,10 +144,10 @@ def loss_index(losses: Sequence[Loss]) -> str:
     return f"""\
 # Losses
 
-{len(losses)} losses, picked by name with `loss_type`, alone or as a weighted sum such as
-`"dpo + 0.2*sft"`. [Which loss](../choosing.md) helps to choose, the [gallery](../gallery.md) shows
-them side by side, [](../faithfulness.md) says how they were checked. `prefopt losses` prints this
-table, third parties' losses included.
+{len(losses)} losses, picked by name (in any case) with `loss_type`, alone or as a weighted sum such
+as `"dpo + 0.2*sft"`. [Which loss](../choosing.md) helps to choose, the [gallery](../gallery.md)
+shows them side by side, [](../faithfulness.md) says how they were checked. `prefopt losses` prints
+what each is, third parties' losses included.
 
 {table(headings, rows)}
 
@@ -225,8 +244,8 @@ def picture(loss: Loss) -> str:
         loss: The loss.
     """
     axes = {
-        "paired": "over the margin, half of it above the reference for the chosen completion and "
-        "half below for the rejected one, other inputs equal",
+        "paired": "over the margin; half of it comes from the chosen completion, half from the "
+        "rejected one, and other inputs are equal",
         "unpaired": "over the reward of the completion, for each label",
         "ranked": "over the reward between neighbours of the ranking, for K completions equally "
         "far apart",
@@ -351,5 +370,12 @@ def _dotted(loss: Loss) -> str:
     return f"{loss.function.__module__}.{loss.function.__qualname__}"
 
 
+README_PARTS: dict[str, Callable[[], str]] = {
+    "losses": readme_table,
+    "counts": readme_counts,
+    "speed": speed_table,
+}
+
+
 if __name__ == "__main__":
-    write_readme_table()
+    write_readme()

@@ -5,14 +5,16 @@ In any page, a line ``{{ name }}`` is replaced by the table of that name (``TABL
 
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from importlib import import_module
 from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
+import measured
+from measured import golden
 from transformers import TrainingArguments
 
 from prefopt.cli.foreign import alignment_handbook, axolotl, llama_factory
@@ -33,9 +35,6 @@ from prefopt.migration import (
     Gone,
 )
 from prefopt.trl import WITHOUT_EFFECT
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
-import golden_targets as golden  # data of the tests, which hold it to the cases
 
 DATA = {
     "paired": "pairs",
@@ -177,14 +176,35 @@ def advice_tables() -> str:
 
 
 def gallery() -> str:
-    """Return the small pictures of all losses, by family."""
+    """Return the small pictures of all losses, by family; each is a link to its page."""
     parts = []
     for family, losses in losses_by_family(list_losses()):
-        names = [loss.name for loss in losses]
-        links = ", ".join(f"[`{name}`](losses/{name}.md)" for name in names)
-        picture = f"![Loss and slope of {', '.join(names)}](_pictures/family_{family.name}.svg)"
-        parts += [f"## {family.title}", markdown(family.text), picture, f"Pages: {links}."]
+        pictures = [
+            f"[![Loss and slope of {one.name}](_pictures/small_{one.name}.svg)]"
+            f"(losses/{one.name}.md)"
+            for one in losses
+        ]
+        grid = "\n\n".join(["::::{container} gallery", *pictures, "::::"])
+        parts += [f"## {family.title}", markdown(family.text), grid]
     return "\n\n".join(parts)
+
+
+def speed_table() -> str:
+    """Return the table of speed beside TRL, and how it was measured."""
+    headings, *rows = measured.speed_rows()
+    return f"{table(headings, rows)}\n\n{measured.speed_caption()}"
+
+
+def api_modules() -> str:
+    """Return the table of the pages of the API, each with what its module says of itself."""
+    rows = []
+    for page in sorted((Path(__file__).parent / "api").glob("*.md")):
+        if page.stem == "index":
+            continue
+        name = "prefopt" if page.stem == "trainer" else f"prefopt.{page.stem}"
+        said = (import_module(name).__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        rows.append((f"[`{name}`]({page.name})", markdown(said)))
+    return table(("module", "what is in it"), rows)
 
 
 def golden_counts() -> str:
@@ -240,6 +260,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "advice": advice_tables,
     "gallery": gallery,
     "losses_api": losses_api,
+    "speed": speed_table,
+    "api_modules": api_modules,
+    "count_of_losses": lambda: str(measured.counts()["losses"]),
     "loss_functions": loss_functions,
     "golden_counts": golden_counts,
     "golden_reasons": golden_reasons,

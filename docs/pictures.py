@@ -1,4 +1,4 @@
-"""Pictures of the losses: loss and slope, beside DPO's, one by one and family by family."""
+"""Pictures of the losses: loss and slope, beside DPO's, for their pages and for the gallery."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.edgecolor": "#888888",
     "axes.grid": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": "#888888",
+    "grid.alpha": 0.22,  # seen on white and on black
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
@@ -54,26 +55,19 @@ def write_picture(loss: Loss, path: Path) -> None:
         save(figure, path)
 
 
-def write_gallery(losses: Sequence[Loss], path: Path) -> None:
-    """Write small pictures of many losses: two panels each, loss above slope.
+def write_small(loss: Loss, path: Path) -> None:
+    """Write the small picture of a loss: two panels, loss above slope.
 
     Args:
-        losses: In the order to draw.
+        loss: The loss.
         path: Where to; the suffix gives the format.
     """
-    columns = min((4, 3), key=lambda count: -len(losses) % count)
-    rows = math.ceil(len(losses) / columns)
-    with mpl.rc_context({**STYLE, "font.size": 7.5, "axes.titlesize": 9, "lines.linewidth": 1.4}):
-        figure = Figure(figsize=(8.4, 3.1 * rows), layout="constrained")
-        grid = figure.subplots(2 * rows, columns, squeeze=False)
-        for axis in grid.flat:
-            axis.set_axis_off()
-        for place, loss in enumerate(losses):
-            row, column = 2 * (place // columns), place % columns
-            draw_small(loss, grid[row, column], grid[row + 1, column])
-            if column == 0:
-                grid[row, column].set_ylabel("loss")
-                grid[row + 1, column].set_ylabel("slope")
+    with mpl.rc_context({**STYLE, "axes.titlesize": 11}):
+        figure = Figure(figsize=(3.2, 3.8), layout="constrained")
+        above, below = figure.subplots(2, 1)
+        draw_small(loss, above, below)
+        above.set_ylabel("loss")
+        below.set_ylabel("slope")
         save(figure, path)
 
 
@@ -87,7 +81,6 @@ def draw_small(loss: Loss, above: Axes, below: Axes) -> None:
     """
     curves = loss_curves(loss)
     for axis in (above, below):
-        axis.set_axis_on()
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 4, 10]))
         axis.yaxis.set_major_locator(MaxNLocator(5))
     draw_pair((above, below), curves, dpo_beside(loss, curves))
@@ -97,16 +90,16 @@ def draw_small(loss: Loss, above: Axes, below: Axes) -> None:
         lines = above.get_lines()
         shown = [line for line in lines if not str(line.get_label()).startswith(("_", "dpo"))]
         if len(shown) <= 4:
-            above.legend(handles=shown, fontsize=6, handlelength=1.2, labelspacing=0.25)
+            above.legend(handles=shown, fontsize=7.5, handlelength=1.2, labelspacing=0.25)
         else:  # the panels have no room
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
-            below.legend(handles=shown, fontsize=6, handlelength=1.2, labelspacing=0.25, **place)
+            below.legend(handles=shown, fontsize=7.5, handlelength=1.2, labelspacing=0.25, **place)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure with the same bytes each time."""
+    """Write a figure with the same bytes each time, and no background: pages may be dark."""
     metadata = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(path, metadata=metadata, dpi=130)
+    figure.savefig(path, metadata=metadata, dpi=130, transparent=True)
 
 
 def draw_pair(axes: Iterable[Axes], curves: Sequence[Curve], beside: Curve | None) -> None:

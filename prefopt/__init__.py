@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prefopt.losses import Loss, LossOutput, get_loss, list_losses, register_loss
     from prefopt.training.trainer import PreferenceTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "PreferenceConfig": "prefopt.config",

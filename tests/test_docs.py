@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -156,31 +157,64 @@ def test_markers_of_tables_are_filled(tables):
     assert filled == set(tables.TABLES)
 
 
-def test_the_table_of_losses_in_the_readme_is_up_to_date(generate, tmp_path):
+def test_what_the_readme_reads_from_elsewhere_is_up_to_date(generate, tmp_path):
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
-    generate.write_readme_table(tmp_path / "README.md")
+    generate.write_readme(tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), (
         "run: python docs/generate.py"
     )
 
 
-def test_the_table_of_losses_has_each_once_and_only_it_is_rewritten(generate, tmp_path):
-    table = generate.readme_table()
-    assert sorted(re.findall(r"`(\w+)`", table)) == [loss.name for loss in BUILT_IN]
+def test_only_the_parts_between_comments_are_rewritten(generate, tmp_path, monkeypatch):
+    parts = {"one": lambda: "new", "two": lambda: "newer"}
+    monkeypatch.setattr(generate, "README_PARTS", parts)
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{generate.README_START}old\n{generate.README_END}after\n")
-    generate.write_readme_table(path)
-    text = path.read_text()
-    assert (text[:7], text[-6:], table in text, "old" in text) == (
-        "before\n",
-        "after\n",
-        True,
-        False,
-    )
+    part = "{}<!-- Made by `make docs`: {} -->\nold\n<!-- End -->\n{}"
+    path.write_text(part.format("a\n", "one", "b\n") + part.format("", "two", "c\n"))
+    generate.write_readme(path)
+    lines = [line for line in path.read_text().splitlines() if line and "<!--" not in line]
+    assert lines == ["a", "new", "b", "newer", "c"]
     path.write_text("no table\n")
     with pytest.raises(ValueError, match="not enough values"):
-        generate.write_readme_table(path)
+        generate.write_readme(path)
     assert path.read_text() == "no table\n"
+
+
+def test_the_table_of_losses_has_each_once(generate):
+    table = generate.readme_table()
+    assert sorted(re.findall(r"`(\w+)`", table)) == [loss.name for loss in BUILT_IN]
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    measured = docs_module("measured")
+    rows = {row[0]: row[1:] for row in measured.speed_rows()}
+    results = ROOT / "benchmarks" / "results" / "throughput_135m_dpo_hh.json"
+    (found,) = json.loads(results.read_text())["results"]
+    seconds = {
+        side: sorted(step["seconds"] for step in steps[found["warmup"] :])
+        for side, steps in found["measured"].items()
+    }
+    middle = {side: (its[3] + its[4]) / 2 for side, its in seconds.items()}  # of 8 steps
+    ours, theirs, ratio, *_ = rows["DPO, shape of SmolLM2-135M"]
+    assert ours == f"{8 / middle['prefopt']:.2f}"
+    assert theirs == f"{8 / middle['trl']:.2f}"
+    assert float(ratio[:-1]) == pytest.approx(middle["trl"] / middle["prefopt"], rel=0.02)
+    assert re.search(
+        r"on 21 November 2026 on an Intel Xeon Processor, 2 ", measured.speed_caption()
+    )
+
+
+def test_numbers_that_pages_state_are_counted(generate):
+    found = docs_module("measured").counts()
+    assert found["losses"] == len(BUILT_IN)
+    assert f"each of the {len(BUILT_IN)} is" in generate.readme_counts()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    said = re.search(r"one trainer for (\d+) offline preference losses", changelog)
+    assert said is None or int(said[1]) <= len(BUILT_IN)
+    for path in (ROOT / "README.md", *DOCS.glob("*.md")):
+        text = path.read_text()
+        assert "every offline preference loss" not in text, path
+        assert "no download" not in text, path
 
 
 @pytest.mark.slow

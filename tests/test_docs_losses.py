@@ -1,6 +1,7 @@
 """Pages, pictures and tables about losses show what the code computes."""
 
 import importlib
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -99,19 +100,26 @@ def test_a_picture_is_drawn_to_the_same_bytes(pictures, tmp_path):
     assert ElementTree.parse(first).getroot().tag.endswith("svg")
 
 
-def test_pictures_are_drawn_once_for_every_loss_and_family(
+def test_pictures_are_drawn_once_for_every_loss_large_and_small(
     generate, pictures, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pictures, "write_picture", lambda loss, path: path.write_text(loss.name))
-    monkeypatch.setattr(pictures, "write_gallery", lambda losses, path: path.write_text(""))
+    for name in ("write_picture", "write_small"):
+        monkeypatch.setattr(pictures, name, lambda loss, path: path.write_text(loss.name))
     generate.write_pictures(tmp_path)
-    assert {path.stem for path in tmp_path.glob("[!f]*.svg")} >= {"dpo", "kto", "lipo", "sft"}
-    families = {loss.family for loss in list_losses()}
-    assert {path.stem for path in tmp_path.glob("family_*.svg")} >= {
-        f"family_{x}" for x in families if x
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {
+        f"{size}{loss.name}" for loss in list_losses() for size in ("", "small_")
     }
-    monkeypatch.setattr(pictures, "write_picture", lambda loss, path: pytest.fail("drawn again"))
+    for name in ("write_picture", "write_small"):
+        monkeypatch.setattr(pictures, name, lambda loss, path: pytest.fail("drawn again"))
     generate.write_pictures(tmp_path)
+
+
+def test_pictures_have_no_background(pictures, tmp_path):
+    path = tmp_path / "small.svg"
+    pictures.write_small(get_loss("dpo"), path)
+    white = re.findall(r"fill: #ffffff[^\"]*", path.read_text())
+    assert white
+    assert all("opacity: 0" in part for part in white)
 
 
 @pytest.mark.parametrize("loss", BUILT_IN, ids=lambda loss: loss.name)
@@ -134,8 +142,10 @@ def test_a_page_lists_each_difference_and_says_where_none_is_known(generate):
 
 
 def test_the_choosing_page_and_the_gallery_have_every_loss_once(tables):
-    for text in (tables.advice_tables(), tables.gallery()):
-        assert all(text.count(f"[`{loss.name}`](losses/{loss.name}.md)") == 1 for loss in BUILT_IN)
+    advice, gallery = tables.advice_tables(), tables.gallery()
+    for loss in BUILT_IN:
+        assert advice.count(f"[`{loss.name}`](losses/{loss.name}.md)") == 1
+        assert gallery.count(f"(_pictures/small_{loss.name}.svg)](losses/{loss.name}.md)") == 1
 
 
 def test_the_table_of_golden_cases_adds_up(tables):

@@ -12,13 +12,23 @@ from functools import partial
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import (
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prefopt.batch import Batch
 from prefopt.config import PreferenceConfig
@@ -70,6 +80,9 @@ from prefopt.training.trackers import give_prompts
 from prefopt.training.unused import check_unmoved, in_parts
 from prefopt.training.weights import check_trainable_dtype
 from prefopt.training.zero import gathering_on_save, ready_for_engine
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 # Beside the batches of a step stands, under this name, what each must know of the others.
 CONTEXTS = "contexts"
@@ -129,18 +142,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
 
     def __init__(
         self,
-        model: Any,
-        ref_model: Any = None,
+        model: str | nn.Module,
+        ref_model: str | nn.Module | None = None,
         args: PreferenceConfig | None = None,
         data_collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        train_dataset: Dataset | IterableDataset | list[Any] | None = None,
+        eval_dataset: Dataset | IterableDataset | list[Any] | dict[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: Any = None,
-        peft_config: Any = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        quantization_config: Mapping[str, Any] | QuantizationConfigMixin | None = None,
+        peft_config: "PeftConfig | None" = None,
         **old: Any,
     ) -> None:
         if old:
