@@ -143,7 +143,8 @@ def read_ranking(row: Cells, count: int, *, ranked_as_given: bool) -> Judgement:
         keys = list(range(count))
     else:
         raise row.wrong(
-            "ranks", "is missing; completions need 'ranks' (0 is best) or 'scores' (more is better)"
+            "ranks",
+            "no such column; completions need 'ranks' (0 is best) or 'scores' (more is better)",
         )
     rank_of = {key: rank for rank, key in enumerate(sorted(set(keys)))}
     order = sorted(range(count), key=lambda place: keys[place])
