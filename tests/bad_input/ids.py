@@ -76,8 +76,8 @@ IDS_CASES = [
         "chosen_ids",
         1,
     ),
-    wrong("no prompt_ids", without(IDS, "prompt_ids"), "is missing", "prompt_ids"),
-    wrong("no rejected_ids", without(IDS, "rejected_ids"), "is missing", "rejected_ids"),
+    wrong("no prompt_ids", without(IDS, "prompt_ids"), "no such column", "prompt_ids"),
+    wrong("no rejected_ids", without(IDS, "rejected_ids"), "no such column", "rejected_ids"),
     wrong("no tokens", rows_with(IDS, chosen_ids=[]), "is empty", "chosen_ids", 1),
     wrong(
         "a short mask",
@@ -135,7 +135,7 @@ IDS_CASES = [
         "has 1 completion, got 2",
         "completion_ids",
     ),
-    wrong("no label of ids", of_one(), "is missing", "label"),
+    wrong("no label of ids", of_one(), "no such column", "label"),
     wrong("a label of text beside ids", of_one(label="good"), "needs True", "label"),
     *(
         wrong(

@@ -319,7 +319,7 @@ MODELS = [
     Case(
         "an empty folder as model",
         from_folder(lambda p: [shutil.rmtree(p), p.mkdir()]),
-        "can't load the model .*model",
+        "has no config.json, so it is not the folder of a model; it holds nothing",
         ValueError,
     ),
     refused(
