@@ -108,7 +108,9 @@ GROUPS = (
         ),
         (
             *("logging_strategy", "logging_first_step", "log_token_metrics", "run_name"),
-            *("sample_prompts", "sample_every", "save_strategy", "save_total_limit"),
+            *("log_ratios", "log_throughput", "profile_steps"),
+            *("sample_prompts", "sample_every", "sample_tokens", "save_strategy"),
+            *("save_total_limit",),
             *("save_only_model", "load_best_model_at_end", "metric_for_best_model"),
             *("greater_is_better", "hub_model_id", "hub_private_repo", "hub_strategy"),
             *("hub_revision", "per_device_eval_batch_size", "eval_on_start"),
