@@ -233,10 +233,13 @@ def _fits(plan: Any, gpu: Device | None) -> list[str]:
             f"fits         no: the largest row needs {_gib(memory.of(plan.largest_row.tokens))} "
             f"alone, and {where} leaves {_gib(limit)}"
         ]
+    fits = memory.of(plan.largest_batch) <= limit
+    if plan.is_cut:  # then the number of rows changes no pass
+        said = f"max_tokens_per_batch up to {tokens}"
+        return [f"fits         {'yes' if fits else 'no'}; {said} ({_gib(limit)} of {where})"]
     all_rows = rows == len(plan.sizes)
     said = "all rows at once" if all_rows else f"per_device_train_batch_size up to {rows}"
     within = "" if all_rows else f", or passes of max_tokens_per_batch={tokens}"
-    fits = memory.of(plan.largest_batch) <= limit
     return [f"fits         {'yes' if fits else 'no'}; {said}{within} ({_gib(limit)} of {where})"]
 
 
@@ -259,8 +262,8 @@ def _changes(plan: Any, gpu: Device | None) -> list[str]:
     from prefopt.training.needs import with_4_bits, with_checkpointing, with_lora
 
     options = []
-    if plan.passes_of_step * plan.rows_of_pass > 1:
-        most = plan.largest_row.tokens
+    most = plan.largest_row.tokens
+    if most < plan.largest_batch:
         options.append((f"--max_tokens_per_batch {most}", memory.of(most), "changes no result"))
     if not plan.checkpointing:
         less = with_checkpointing(memory, model)

@@ -38,7 +38,7 @@ from prefopt.training.needs import Line, Memory, Model, Times, seconds_of_steps
 from prefopt.training.run import Run, prepare_run
 from prefopt.training.throughput import peak_memory
 from prefopt.training.trainer import PreferenceTrainer
-from prefopt.training.trials import Batch, Trials, trial_arguments, tried_batches
+from prefopt.training.trials import Batch, Trials, tokens_at_once, trial_arguments, tried_batches
 
 # Tokens of rows whose reference log-probs are computed to see how long it takes.
 _REFERENCE_TOKENS = 4096
@@ -77,6 +77,7 @@ class RunPlan:
         steps: Optimiser steps.
         epoch_tokens: Tokens of an epoch.
         largest_batch: Tokens of the largest pass.
+        is_cut: Whether batches are cut up into passes of so many tokens (max_tokens_per_batch).
         seconds_per_step: Mean over the run.
         times: Where the time goes.
         unknown: Reference completions that the store lacks, and all of them; None without a store.
@@ -102,6 +103,7 @@ class RunPlan:
     steps: int
     epoch_tokens: int
     largest_batch: int
+    is_cut: bool
     seconds_per_step: float
     times: Times
     unknown: tuple[int, int] | None
@@ -193,7 +195,8 @@ class _Planned:
         trainer, args = self._trainer, self._args
         chosen = tried_batches(self._batches, self._sizes)
         rate = self._reference_rate()
-        trials = Trials(trainer, self._rows, self._sizes, chosen)
+        most_tokens = args.max_tokens_per_batch
+        trials = Trials(trainer, self._rows, self._sizes, chosen, most_tokens)
         passes, optimizer, once = trials.timed(most_seconds)
         peak = peak_memory(args.device)  # before a profiler takes some
         step_memory = trials.peaks()
@@ -211,7 +214,8 @@ class _Planned:
             saving=saving(steps),
         )
         model, weights = trainer.model, Weights.of(trainer.model)
-        memory = memory_of(trainer, step_memory, peak, max(epoch))
+        largest = max(tokens_at_once(its, self._sizes, most_tokens) for its in self._batches)
+        memory = memory_of(trainer, step_memory, peak, largest)
         return RunPlan(
             loss=trainer.objective.name,
             scorer=str(trainer.scorer),
@@ -221,7 +225,8 @@ class _Planned:
             passes_of_step=of_step,
             steps=steps,
             epoch_tokens=int(self._sizes.sum()),
-            largest_batch=int(max(epoch)),
+            largest_batch=largest,
+            is_cut=most_tokens is not None,
             seconds_per_step=seconds / max(steps, 1),
             times=times,
             unknown=unknown,

@@ -35,6 +35,7 @@ class Trials:
         rows: All rows.
         sizes: Tokens of each; (n,).
         batches: What is tried: the largest first, then typical ones.
+        most_tokens: Tokens of one pass, to which batches are cut up; None for no such limit.
 
     Attributes:
         steps: How many steps were timed.
@@ -42,11 +43,17 @@ class Trials:
     """
 
     def __init__(
-        self, trainer: PreferenceTrainer, rows: Dataset, sizes: Ints, batches: Sequence[Batch]
+        self,
+        trainer: PreferenceTrainer,
+        rows: Dataset,
+        sizes: Ints,
+        batches: Sequence[Batch],
+        most_tokens: int | None = None,
     ) -> None:
         self._trainer, self._rows = trainer, rows
         self._batches = list(batches)
         self._tokens = [float(sizes[batch].sum()) for batch in batches]
+        self._at_once = [tokens_at_once(batch, sizes, most_tokens) for batch in batches]
         self.steps = 0
         self.forward = 0.0
 
@@ -89,7 +96,7 @@ class Trials:
         order = [0] if len(self._batches) == 1 else [0, 1]
         self._train([*order[-1:], *order], watch)  # the first makes what the optimiser keeps
         return Line.through(
-            [(self._tokens[n], peak) for n, peak in zip(order, watch.peaks[1:], strict=True)]
+            [(self._at_once[n], peak) for n, peak in zip(order, watch.peaks[1:], strict=True)]
         )
 
 
@@ -179,6 +186,18 @@ def trial_arguments(args: PreferenceConfig, folder: Path) -> PreferenceConfig:
     trial.model_init_kwargs = None
     trial.trust_remote_code = False
     return trial
+
+
+def tokens_at_once(batch: Batch, sizes: Ints, most_tokens: int | None) -> int:
+    """Return the tokens of a batch that one pass holds: all, or as many as it may, but a row.
+
+    Args:
+        batch: Its rows.
+        sizes: Tokens of each row; (n,).
+        most_tokens: Tokens to which batches are cut up; None where they are not.
+    """
+    tokens = int(sizes[batch].sum())
+    return tokens if most_tokens is None else min(tokens, max(most_tokens, int(sizes[batch].max())))
 
 
 def tried_batches(batches: Sequence[Batch], sizes: Ints) -> list[Batch]:

@@ -24,6 +24,7 @@ PLAN = RunPlan(
     steps=7,
     epoch_tokens=10_300,
     largest_batch=1_100,
+    is_cut=False,
     seconds_per_step=3.0,
     times=Times(start=20, reference=10, steps=21, evaluations=0, saving=4),
     unknown=(150, 200),
@@ -65,8 +66,8 @@ def test_it_says_what_other_options_would_change():
     # An adapter of a MiB of weights: 0.5 + 2 and 4 x 4 MiB, and the pass without gradients.
     assert f" {0.5 + 2 + 11 + 16 / 1024:.2f} GiB  (LoRA of rank 16)" in said
     assert "--use_peft --load_in_4bit" in said
-    used = replace(PLAN, is_adapter=True, is_quantised=True, checkpointing=True, rows_of_pass=1)
-    assert "with, in place" not in text(replace(used, passes_of_step=1))
+    used = replace(PLAN, is_adapter=True, is_quantised=True, checkpointing=True)
+    assert "with, in place" not in text(replace(used, largest_batch=400))
 
 
 def test_it_says_what_fits_into_a_gpu_that_is_not_here():
@@ -82,6 +83,11 @@ def test_it_says_what_fits_into_a_gpu_that_is_not_here():
     large = text(gpu=Device("X", 1000 * GIB, 100e12))
     assert "all rows at once" in large
     assert "time         1.0 s of training if it reaches 35% of its peak (100 TFLOP/s)" in large
+
+
+def test_where_batches_are_cut_up_it_says_how_large_their_parts_can_be():
+    said = text(replace(PLAN, is_cut=True), gpu=device_of("24GB"))
+    assert "fits         yes; max_tokens_per_batch up to 1372 (" in said
 
 
 def test_a_gpu_is_a_memory_or_a_name():

@@ -6,7 +6,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from prefopt.training.trials import most_allocated, trial_arguments, tried_batches
+from prefopt.training.trials import (
+    most_allocated,
+    tokens_at_once,
+    trial_arguments,
+    tried_batches,
+)
 from tests.runs import config
 
 
@@ -53,3 +58,9 @@ def test_the_most_that_is_allocated_is_read_from_a_trace(tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert 4 * 2**20 <= most_allocated(events) < 4 * 2**20 + 2**16
     assert most_allocated([]) == 0
+
+
+def test_a_batch_that_is_cut_up_is_held_part_by_part():
+    sizes = np.array([10, 40, 20])
+    for most, held in ((None, 70), (100, 70), (50, 50), (5, 40)):
+        assert tokens_at_once([0, 1, 2], sizes, most) == held
