@@ -1,14 +1,17 @@
 """What `import prefopt` gives and costs, and what the installed distribution says about itself."""
 
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import prefopt
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = [
     "compare",
     "data",
@@ -103,3 +106,21 @@ def test_the_console_script_is_the_command_line():
 def test_the_changelog_knows_the_version():
     changelog = Path(__file__).parent.parent / "CHANGELOG.md"
     assert f"## {prefopt.__version__}" in changelog.read_text()
+
+
+@pytest.mark.parametrize("name", ["CITATION.cff", "README.md", "pyproject.toml"])
+def test_what_names_the_version_names_the_one_of_the_package(name):
+    text = (ROOT / name).read_text()
+    found = re.findall(r'^version(?: =|:) "?([0-9.]+)|prefopt-([0-9.]+)-py3', text, re.MULTILINE)
+    assert {own or wheel for own, wheel in found} == {prefopt.__version__}
+
+
+def test_files_that_are_no_modules_are_in_the_wheel():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["prefopt"]
+    package = Path(prefopt.__file__).parent
+    listed = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert package / "compare" / "report" / "page.css" in others
+    assert others <= listed
