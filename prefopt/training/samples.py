@@ -247,7 +247,7 @@ def _track(tracker: Any, step: int, rows: Sequence[tuple[str, str, str]]) -> Non
     elif name in ("WandbCallback", "TrackioCallback"):
         module = tracker._wandb if name == "WandbCallback" else tracker._trackio
         data = [[step, *row] for row in rows]
-        module.log({"samples": _table(module, data)})
+        module.log({"samples": _table(module, data), "train/global_step": step})
 
 
 def _table(module: Any, data: list[list[Any]]) -> Any:

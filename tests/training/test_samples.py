@@ -139,7 +139,8 @@ class _Recorder:
 
 def test_trackers_get_tables_or_text():
     rows = [("asked", "before", "after")]
-    table = {"samples": [["step", "prompt", "start", "now"], [[7, "asked", "before", "after"]]]}
+    rows_of = [["step", "prompt", "start", "now"], [[7, "asked", "before", "after"]]]
+    table = {"samples": rows_of, "train/global_step": 7}
     for kind, attribute, name in (
         (WandbCallback, "_wandb", "wandb"),
         (TrackioCallback, "_trackio", "trackio"),
