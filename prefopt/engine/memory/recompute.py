@@ -1,10 +1,13 @@
 """Norms and gated MLPs whose backward pass recomputes intermediates instead of storing them.
 
+Linear layers with LoRA adapters compute in one step what peft computes in several (``lora.py``).
+
 Autograd stores an RMSNorm's input and the normalised input, and a gated MLP's gate, up, activated
 gate, and their product. Two fifths of what a layer of SmolLM2-135M's shape stores can be recomputed
 from the rest elementwise, without a matrix product. Here a norm stores its input and one scale per
 token, and an MLP stores gate and up. The forward passes give the same numbers to the last bit: each
-class of module is probed for that before its forward pass is replaced.
+class of module is probed for that before its forward pass is replaced; with adapters, the same to
+rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,14 @@ from torch.nn import functional as F
 
 from prefopt.engine.guard import undisturbed
 from prefopt.engine.linear_head import is_bare_linear
+from prefopt.engine.memory.lora import (
+    Adapter,
+    inner_gradient,
+    is_lora_layer,
+    lora_linear,
+    plain_adapter,
+    product,
+)
 from prefopt.engine.precision import computing_dtype
 
 _Forward: TypeAlias = Callable[[Tensor], Tensor]
@@ -89,7 +100,9 @@ def _recomputing_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward
             maker_of[kind] = next((make for make in makers if _probe(make, module)), None)
         make = maker_of[kind]
         if make is not None:
-            found.append((module, _with_any_keyword(make(module))))
+            forward = make(module)
+            keeps_keywords = is_lora_layer(module)
+            found.append((module, forward if keeps_keywords else _with_any_keyword(forward)))
     return found
 
 
@@ -99,6 +112,8 @@ def _makers_for(module: nn.Module) -> Sequence[_Maker]:
         hasattr(weight, "ds_id") for weight in module.parameters()
     ):
         return ()
+    if is_lora_layer(module):
+        return _ADAPTED
     makers = _MLPS if _is_gated_mlp(module) else _NORMS if _is_norm(module) else ()
     # One argument: the module takes hidden states, and no gate or residual beside them.
     return makers if makers and len(signature(module.forward).parameters) == 1 else ()
@@ -127,8 +142,9 @@ def _probe(make: _Maker, module: nn.Module) -> bool:
     """Whether a recomputing forward pass gives what the module's own does, bit by bit."""
     try:
         with undisturbed(module, training=True):  # a module with dropout must be found to differ
+            equal = _nearly_equal if _is_adapted(module) else _equal
             return all(
-                _equal(_output(module, hidden), _output(make(module), hidden))
+                equal(_output(module, hidden), _output(make(module), hidden))
                 for hidden in _probe_inputs(module)
             )
     except Exception:  # whatever fails, the module computes something else
@@ -137,7 +153,9 @@ def _probe(make: _Maker, module: nn.Module) -> bool:
 
 def _probe_inputs(module: Any) -> list[Tensor]:
     """Return hidden states to probe a module with."""
-    if _is_gated_mlp(module):
+    if is_lora_layer(module):
+        width, dtypes = module.in_features, [_dtype_of(module)]
+    elif _is_gated_mlp(module):
         width, dtypes = module.gate_proj.in_features, [_dtype_of(module)]
     else:  # a narrower dtype than that of the weights shows where a norm rounds
         width, dtypes = len(module.weight), [torch.float32, torch.bfloat16]
@@ -167,6 +185,17 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
     return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def _nearly_equal(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two outputs differ by the order of sums only."""
+    scale = float(theirs.abs().max())
+    bound = 100 * torch.finfo(theirs.dtype).eps * scale
+    return ours.dtype == theirs.dtype and float((ours - theirs).abs().max()) <= bound
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return is_lora_layer(module) or any(map(is_lora_layer, module.children()))
 
 
 # RMSNorm ------------------------------------------------------------------------------------------
@@ -258,9 +287,7 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors
-        with torch.enable_grad():
-            gate = gate.detach().requires_grad_()
-            activated = ctx.activation(gate)
+        gate, activated = _activated(ctx.activation, gate)
         rows = gradient.flatten(0, -2)
         of_weight = of_bias = None
         if ctx.needs_input_grad[2]:
@@ -268,9 +295,49 @@ class _Gated(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             of_bias = rows.sum(0)
         of_product = gradient if weight is None else gradient @ weight
-        of_up = of_product * activated.detach()
-        (of_gate,) = torch.autograd.grad(activated, gate, of_product * up)
-        return of_gate, of_up, of_weight, of_bias, None
+        return *_gate_gradients(gate, activated, up, of_product), of_weight, of_bias, None
+
+
+class _GatedAdapted(torch.autograd.Function):
+    """``activation(gate) * up``, mapped by a linear layer with an adapter; stores gate and up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: _Forward, *adapter: Any) -> Tensor:
+        its = Adapter(*adapter)
+        output, inner = product((activation(gate) * up).flatten(0, -2), its)
+        ctx.save_for_backward(gate, up, inner, its.weight, its.down, its.up)
+        ctx.activation, ctx.scale = activation, its.scale
+        return output.view(*gate.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, inner, weight, down, of_adapter = ctx.saved_tensors
+        its = Adapter(weight, None, down, of_adapter, ctx.scale)
+        gate, activated = _activated(ctx.activation, gate)
+        rows = gradient.flatten(0, -2)
+        of_inner = inner_gradient(rows, its)
+        of_down = of_inner.T @ (activated.detach() * up).flatten(0, -2)
+        of_up = (rows.T @ inner).mul_(its.scale)
+        of_product = (rows @ weight).addmm_(of_inner, down).view_as(gate)
+        of_inputs = _gate_gradients(gate, activated, up, of_product)
+        return *of_inputs, None, None, None, of_down, of_up, None
+
+
+def _activated(activation: _Forward, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gate as a leaf, and what its activation makes of it, again."""
+    with torch.enable_grad():
+        gate = gate.detach().requires_grad_()
+        return gate, activation(gate)
+
+
+def _gate_gradients(
+    gate: Tensor, activated: Tensor, up: Tensor, of_product: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients by gate and up of the product of activated gate and up."""
+    of_up = of_product * activated.detach()
+    (of_gate,) = torch.autograd.grad(activated, gate, of_product * up)
+    return of_gate, of_up
 
 
 def _recomputing_mlp(module: Any) -> _Forward:
@@ -278,16 +345,34 @@ def _recomputing_mlp(module: Any) -> _Forward:
         gate, up = module.gate_proj(hidden), module.up_proj(hidden)
         down = module.down_proj
         output: Tensor
-        if is_bare_linear(down) and gate.dtype == up.dtype == computing_dtype(gate):
+        adapter = plain_adapter(down, gate) if is_lora_layer(down) else None
+        if adapter is not None:
+            output = _GatedAdapted.apply(gate, up, module.act_fn, *adapter)  # type: ignore[no-untyped-call] # torch
+        elif is_bare_linear(down) and gate.dtype == up.dtype == computing_dtype(gate):
             weight = down.weight.to(gate.dtype)  # as autocast would
             bias = None if down.bias is None else down.bias.to(gate.dtype)
             output = _Gated.apply(gate, up, weight, bias, module.act_fn)  # type: ignore[no-untyped-call] # torch
-        else:  # LoRA, quantised weights: their own forward pass, with what it stores
+        else:  # other adapters, quantised weights: their own forward pass, with what it stores
             output = down(_Gated.apply(gate, up, None, None, module.act_fn))  # type: ignore[no-untyped-call] # torch
         return output
 
     return forward
 
 
+# Adapters -----------------------------------------------------------------------------------------
+
+
+def _adapted_linear(module: Any) -> _Forward:
+    def forward(hidden: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        adapter = None if arguments or named else plain_adapter(module, hidden)
+        if adapter is None:
+            output: Tensor = type(module).forward(module, hidden, *arguments, **named)
+            return output
+        return lora_linear(hidden, adapter)
+
+    return forward
+
+
 _NORMS: Sequence[_Maker] = [partial(_recomputing_norm, style=style) for style in _STYLES]
 _MLPS: Sequence[_Maker] = [_recomputing_mlp]
+_ADAPTED: Sequence[_Maker] = [_adapted_linear]

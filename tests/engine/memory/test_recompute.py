@@ -142,7 +142,9 @@ def test_an_mlp_stores_its_input_gate_and_up():
     assert kept == weights + hidden.nbytes + 2 * 4 * 50 * mlp.intermediate_size
 
 
-@pytest.mark.parametrize("targets", [["q_proj"], ["gate_proj", "up_proj", "down_proj"]])
+@pytest.mark.parametrize(
+    "targets", [["q_proj"], ["gate_proj", "up_proj", "down_proj"], "all-linear"]
+)
 def test_lora_trains_as_without(monkeypatch, targets):
     torch.manual_seed(3)
     config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
@@ -259,7 +261,8 @@ def test_lora_with_dropout_recomputes_and_drops_the_same(monkeypatch):
     model = get_peft_model(tiny_model("llama"), config).train()
     scorer = Scorer(model)
     batch = batch_of(trees(), scorer.layout)
-    assert len(recompute.RecomputingLayers(model.base_model.model.model)) == RECOMPUTING["llama"]
+    found = len(recompute.RecomputingLayers(model.base_model.model.model))
+    assert found == RECOMPUTING["llama"] + 2
     torch.manual_seed(4)
     mine = scorer.score(batch).logps
     without_recomputation(monkeypatch)

@@ -1,0 +1,120 @@
+"""A linear layer with a LoRA adapter in one autograd function, which writes its output once.
+
+peft computes ``base(x) + lora_B(lora_A(x)) * scaling`` in steps, each of which writes a tensor of
+the output's size: the adapter's output, its multiple, the sum; and the same again in the backward
+pass. Here the adapter's product is accumulated in the output of the base layer, and its gradient
+in that of the input, as matrix products can. Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
+Language Models", arXiv:2106.09685, Eq. 3.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from prefopt.engine.linear_head import is_bare_linear
+from prefopt.engine.precision import computing_dtype
+
+
+class Adapter(NamedTuple):
+    """The one active adapter of a layer whose own weights are frozen.
+
+    Attributes:
+        weight: Of the layer itself; (O, I).
+        bias: The same, or None; (O,).
+        down: ``lora_A``; (R, I).
+        up: ``lora_B``; (O, R).
+        scale: Of the adapter's product.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+def is_lora_layer(module: nn.Module) -> bool:
+    """Whether a module is peft's linear layer with LoRA adapters, of whatever state."""
+    kind = type(module)
+    return kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer"
+
+
+def plain_adapter(module: Any, hidden: Tensor) -> Adapter | None:
+    """Return the adapter of a layer; None where peft computes something else than Eq. 3.
+
+    That is so if adapters are merged, disabled, several, of a variant (DoRA and others) or with
+    dropout, if the base layer is no plain frozen one, or if dtypes differ.
+
+    Args:
+        module: A layer of which ``is_lora_layer`` holds.
+        hidden: Its input.
+    """
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    if module.disable_adapters or module.merged or len(active) != 1:
+        return None
+    (name,) = active
+    down, up, base = module.lora_A[name], module.lora_B[name], module.base_layer
+    dropout = module.lora_dropout[name]
+    drops = getattr(dropout, "p", 0.0) > 0 and module.training
+    bare = all(is_bare_linear(one) for one in (base, down, up))
+    if not bare or drops or name in module.lora_variant or up.bias is not None:
+        return None
+    tensors = [base.weight, down.weight, up.weight, *([] if base.bias is None else [base.bias])]
+    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        return None
+    if any(one.dtype != computing_dtype(hidden) for one in (hidden, *tensors)):
+        return None
+    return Adapter(base.weight, base.bias, down.weight, up.weight, float(module.scaling[name]))
+
+
+def lora_linear(hidden: Tensor, adapter: Adapter) -> Tensor:
+    """Return the output of a layer with its adapter; (..., O).
+
+    Args:
+        hidden: (..., I).
+        adapter: Weights.
+    """
+    output: Tensor = _LoRALinear.apply(hidden, *adapter)  # type: ignore[no-untyped-call] # torch
+    return output
+
+
+def product(rows: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor]:
+    """Return the output, (B, O), and the adapter's inner product, (B, R), of some rows, (B, I)."""
+    inner = rows @ adapter.down.T
+    output = F.linear(rows, adapter.weight, adapter.bias)
+    return output.addmm_(inner, adapter.up.T, alpha=adapter.scale), inner
+
+
+def inner_gradient(gradient: Tensor, adapter: Adapter) -> Tensor:
+    """Return the gradient by the adapter's inner product; (B, R), of that by the output, (B, O)."""
+    return (gradient @ adapter.up).mul_(adapter.scale)
+
+
+class _LoRALinear(torch.autograd.Function):
+    """Stores its input and the adapter's inner product."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, *adapter: Any) -> Tensor:
+        its = Adapter(*adapter)
+        rows = hidden.flatten(0, -2)
+        output, inner = product(rows, its)
+        ctx.save_for_backward(hidden, inner, its.weight, its.down, its.up)
+        ctx.scale = its.scale
+        return output.view(*hidden.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, inner, weight, down, up = ctx.saved_tensors
+        its = Adapter(weight, None, down, up, ctx.scale)
+        rows = gradient.flatten(0, -2)
+        of_inner = inner_gradient(rows, its)
+        of_hidden = None
+        if ctx.needs_input_grad[0]:
+            of_hidden = (rows @ weight).addmm_(of_inner, down).view_as(hidden)
+        of_down = of_inner.T @ hidden.flatten(0, -2) if ctx.needs_input_grad[3] else None
+        of_up = (rows.T @ inner).mul_(its.scale) if ctx.needs_input_grad[4] else None
+        return of_hidden, None, None, of_down, of_up, None

@@ -1,0 +1,164 @@
+"""A layer with a LoRA adapter computes what peft's does, and is left to peft where that is more."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from prefopt.engine.memory.lora import is_lora_layer, lora_linear, plain_adapter
+from prefopt.engine.memory.recompute import RecomputingLayers
+from tests.engine.memory.test_recompute import stored_bytes
+from tests.models import tiny_model
+
+
+class Two(nn.Module):
+    """Two layers in float64, the second with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(7, 5, bias=False).double()
+        self.second = nn.Linear(5, 6).double()
+
+    def forward(self, hidden):
+        return self.second(self.first(hidden))
+
+
+def adapted(**options):
+    """Return both layers with adapters that do something."""
+    options = {"r": 3, "lora_alpha": 5, "target_modules": ["first", "second"]} | options
+    config = LoraConfig(init_lora_weights=False, **options)
+    return get_peft_model(Two(), config, autocast_adapter_dtype=False).double()
+
+
+def layers(model):
+    found = [module for module in model.modules() if is_lora_layer(module)]
+    assert len(found) == 2
+    return found
+
+
+def test_output_and_gradients_are_pefts():
+    model = adapted()
+    hidden = torch.randn(2, 4, 7, dtype=torch.float64, requires_grad=True)
+    weights = [hidden, *(one for one in model.parameters() if one.requires_grad)]
+    own = model(hidden)
+    target = torch.randn_like(own)
+    own_gradients = torch.autograd.grad(own, weights, target)
+    first, second = layers(model)
+    middle = lora_linear(hidden, plain_adapter(first, hidden))
+    mine = lora_linear(middle, plain_adapter(second, middle))
+    torch.testing.assert_close(mine, own)
+    torch.testing.assert_close(torch.autograd.grad(mine, weights, target), own_gradients)
+
+
+def test_a_fresh_adapter_changes_no_bit():
+    base = Two()
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["first"])).double()
+    layer = next(module for module in model.modules() if is_lora_layer(module))
+    hidden = torch.randn(9, 7, dtype=torch.float64)
+    assert torch.equal(lora_linear(hidden, plain_adapter(layer, hidden)), layer.base_layer(hidden))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_input_without_gradient_gets_none(frozen):
+    layer = layers(adapted())[0]
+    hidden = torch.randn(3, 7, dtype=torch.float64, requires_grad=not frozen)
+    lora_linear(hidden, plain_adapter(layer, hidden)).sum().backward()
+    assert (hidden.grad is None) == frozen
+    assert layer.base_layer.weight.grad is None
+    assert layer.lora_A["default"].weight.grad.abs().sum() > 0
+
+
+def _two_adapters():
+    model = adapted()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["first", "second"]))
+    model.base_model.set_adapter(["default", "other"])
+    return model
+
+
+def _disabled():
+    model = adapted()
+    model.base_model.disable_adapter_layers()
+    return model
+
+
+def _merged():
+    model = adapted()
+    model.merge_adapter()
+    return model
+
+
+def _trained_base():
+    model = adapted()
+    for layer in layers(model):
+        layer.base_layer.weight.requires_grad_()
+    return model
+
+
+def _hooked():
+    model = adapted()
+    for layer in layers(model):
+        layer.lora_A["default"].register_forward_hook(lambda module, given, output: 2 * output)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _two_adapters,
+        _disabled,
+        _merged,
+        _trained_base,
+        _hooked,
+        lambda: adapted(lora_dropout=0.5).train(),
+        lambda: adapted(use_dora=True),
+        pytest.param(
+            lambda: adapted(lora_bias=True), marks=pytest.mark.filterwarnings("ignore:.lora_bias")
+        ),
+        lambda: adapted(use_rslora=True).float(),  # the input stays float64
+    ],
+)
+def test_whatever_else_peft_computes_is_left_to_it(make):
+    model = make()
+    hidden = torch.randn(3, 7, dtype=torch.float64)
+    assert plain_adapter(layers(model)[0], hidden) is None
+
+
+def test_dropout_does_nothing_outside_training_and_other_scales_are_known():
+    for model in (adapted(lora_dropout=0.5).eval(), adapted(use_rslora=True)):
+        layer, hidden = layers(model)[0], torch.randn(3, 7, dtype=torch.float64)
+        mine = lora_linear(hidden, plain_adapter(layer, hidden))
+        torch.testing.assert_close(mine, layer(hidden))
+
+
+def test_autocast_is_left_to_peft():
+    layer = layers(adapted().float())[0]
+    hidden = torch.randn(3, 7)
+    assert plain_adapter(layer, hidden) is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain_adapter(layer, hidden) is None
+
+
+def test_an_mlp_whose_layers_have_adapters_stores_no_product():
+    config = LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+    model = get_peft_model(tiny_model("llama"), config)
+    mlp = model.base_model.model.model.layers[0].mlp
+    hidden = torch.randn(1, 50, mlp.hidden_size, requires_grad=True)
+    with RecomputingLayers(mlp).active():
+        kept, _ = stored_bytes(lambda: mlp(hidden))
+    weights = sum(weight.nbytes for weight in mlp.parameters())
+    inner = 3 * 4 * 50 * 2  # of three adapters
+    assert kept == weights + inner + hidden.nbytes + 2 * 4 * 50 * mlp.intermediate_size
+
+
+def test_arguments_for_peft_reach_it():
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    layer = next(module for module in model.modules() if is_lora_layer(module))
+    hidden = torch.randn(2, 3, layer.in_features)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    with RecomputingLayers(layer).active():
+        assert "forward" in vars(layer)
+        plain = layer(hidden, adapter_names=["__base__", "default"])
+    torch.testing.assert_close(plain[0], layer.base_layer(hidden)[0])
+    torch.testing.assert_close(plain[1], layer(hidden)[1])
