@@ -63,6 +63,8 @@ TAKEN = {
     "ref_model_sync_steps": COUNT,
     "precompute_ref_batch_size": COUNT,
     "router_aux_loss_coef": NUMBER_FROM_0,
+    "sample_every": COUNT,
+    "sample_tokens": COUNT,
     "max_tokens_per_batch": COUNT,
     "non_finite_steps": (0, BIG),
     "profile_steps": (0, BIG),
@@ -76,6 +78,7 @@ BESIDE = {
     "discopop_tau": {"loss_type": "discopop"},
     "beta_final": {"loss_type": "dpo", "beta_schedule": "linear"},
     "f_alpha_divergence_coef": {"loss_type": "dpo", "f_divergence_type": "alpha_divergence"},
+    "sample_every": {"sample_prompts": ["Why?"]},
     "ref_model_mixup_alpha": {"sync_ref_model": True},
     "ref_model_sync_steps": {"sync_ref_model": True},
 }
