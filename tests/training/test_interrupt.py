@@ -34,7 +34,7 @@ class SendAt(TrainerCallback):
 
 
 def made(folder, **options):
-    return trainer(folder, tiny_rows(16), **({"max_steps": 4} | options))
+    return trainer(folder, tiny_rows(16), **({"max_steps": 4, "log_throughput": False} | options))
 
 
 def handlers():
