@@ -1,6 +1,6 @@
 """A colour and a shape for each method: one colour for a loss, one shape for its options.
 
-The colours are Okabe and Ito's, the light ones darkened until each has a contrast of at least 3
+The first colours are Okabe and Ito's, the light ones darkened until each has a contrast of at least 3
 to white and to the dark page (WCAG 2.2, criterion 1.4.11). Shapes tell apart what colours do not.
 """
 
@@ -12,7 +12,17 @@ from prefopt.compare.results import MethodResult
 
 __all__ = ["BASELINE", "COLOURS", "SHAPES", "Look", "looks"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#C46F9F", "#A67C00", "#3C8FC4")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#C46F9F",
+    "#A67C00",
+    # Okabe and Ito's light blue would look as the first, so darkened: these tell more losses apart.
+    "#8A63D2",
+    "#B8405E",
+    "#4E8098",
+)
 BASELINE = "#7F7F7F"
 # Name in Vega, and as a path in a box from -1 to 1.
 SHAPES = {
