@@ -289,16 +289,19 @@ def duration(seconds: float) -> str:
     """Return a time for people.
 
     Examples:
-        >>> [duration(s) for s in (3.21, 75, 4000, 200_000)]
-        ['3.2 s', '1 min 15 s', '1 h 7 min', '2 d 8 h']
+        >>> [duration(s) for s in (3.21, 75, 3599.8, 4000, 200_000)]
+        ['3.2 s', '1 min 15 s', '1 h 0 min', '1 h 7 min', '2 d 8 h']
     """
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, below, lower, size in (("min", 3600, "s", 60), ("h", 86400, "min", 3600)):
-        if whole < below:
-            return f"{whole // size} {unit} {whole % size // (size // 60)} {lower}"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    if seconds < 3599.5:
+        lower, unit, size, length = "s", "min", 60, 1
+    elif seconds < 86370:
+        lower, unit, size, length = "min", "h", 60, 60
+    else:
+        lower, unit, size, length = "h", "d", 24, 3600
+    whole = round(seconds / length)
+    return f"{whole // size} {unit} {whole % size} {lower}"
 
 
 def _seconds_of_process() -> float:

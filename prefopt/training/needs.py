@@ -32,8 +32,8 @@ class Line(NamedTuple):
             points: Pairs of x, above 0, and y, at least 0; one or more.
 
         Examples:
-            >>> Line.through([(1, 3), (2, 5)])
-            Line(start=1.0, slope=2.0)
+            >>> round(Line.through([(1, 3), (2, 5)]).at(4), 6)
+            9.0
             >>> Line.through([(2, 5)])
             Line(start=0.0, slope=2.5)
         """
@@ -44,7 +44,7 @@ class Line(NamedTuple):
         slope, start = np.polyfit(x, y, 1)
         if slope < 0:
             return cls(float(y.mean()), 0.0)
-        return through_0 if start < 0 else cls(round(float(start), 12), round(float(slope), 15))
+        return through_0 if start < 0 else cls(float(start), float(slope))
 
     def at(self, x: float) -> float:
         """Return the line's value."""

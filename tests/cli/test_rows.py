@@ -63,7 +63,7 @@ def test_columns_are_renamed_and_rows_limited(tmp_path):
     entry = f"{{path: {path}, columns: [chosen, rejected], rename: {{ask: prompt}}, limit: 3}}"
     (part,), _ = splits(tmp_path, f"datasets: [{entry}]\n")
     assert part.dataset.to_list() == pairs(3)
-    (part,), _ = splits(tmp_path, f"datasets: [{entry.replace('3', '300')}]\n")
+    (part,), _ = splits(tmp_path, f"datasets: [{entry.replace('limit: 3', 'limit: 300')}]\n")
     assert len(part.dataset) == 5
 
 

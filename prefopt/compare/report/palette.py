@@ -1,7 +1,7 @@
 """A colour and a shape for each method: one colour for a loss, one shape for its options.
 
-The first colours are Okabe and Ito's, the light ones darkened until each has a contrast of at least 3
-to white and to the dark page (WCAG 2.2, criterion 1.4.11). Shapes tell apart what colours do not.
+The first colours are Okabe and Ito's, the light ones darkened until each has a contrast of at least
+3 to white and to the dark page (WCAG 2.2, criterion 1.4.11). Shapes tell apart what colours do not.
 """
 
 from collections.abc import Sequence
