@@ -84,5 +84,5 @@ def test_the_experiment_goes_from_ratings_to_a_table_and_a_picture(load, tmp_pat
     text = (tmp_path / "sentiment.md").read_text()
     assert "| start |" in text
     assert "- **orpo**" in text
-    assert "| 0.1 | 0.964, 0.549 |" in text
+    assert "| 0.964, 0.549 |" in text
     assert (tmp_path / "sentiment.png").stat().st_size > 1000

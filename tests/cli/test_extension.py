@@ -50,7 +50,7 @@ def command(installed, tmp_path):
 
 
 def test_the_loss_is_listed_and_shown_in_full(command):
-    assert "│cauchy " in command("losses")
+    assert "\ncauchy " in command("losses")
     shown = command("losses", "cauchy")
     assert shown.startswith("cauchy\n  Cauchy: draws the reward margin to 1")
     assert "defaults     beta=0.1" in shown

@@ -43,6 +43,7 @@ def train(
     """Train steps of ``batch_size`` examples each, over all processes: three, or as options say."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accumulated = options.setdefault("gradient_accumulation_steps", 1)
+    options.setdefault("log_throughput", False)  # other numbers each time
     data = rows(count, kind, list(columns))
     trained = trainer(
         folder,
