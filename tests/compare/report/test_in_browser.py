@@ -4,6 +4,7 @@ import pytest
 
 from prefopt.compare import Comparison
 from prefopt.compare.report.page import make_page
+from prefopt.compare.report.palette import looks
 from tests.compare.report.browser import Browser, find_chromium
 from tests.compare.report.test_page import HOSTILE, crowded
 
@@ -97,10 +98,11 @@ def type_text(browser: Browser, text: str) -> None:
     browser.call("Input.insertText", text=text or " ")
 
 
-def test_a_click_on_the_key_hides_a_method_in_the_charts(browser, html_file):
+def test_a_click_on_the_key_hides_a_method_in_the_charts(browser, html_file, comparison):
     opened(browser, html_file)
-    blue = "[data-chart=frontier] .mark-symbol path[fill='#3C8FC4']"
-    points = f'document.querySelectorAll("{blue}").length'
+    own = looks(comparison.methods)["discopop"].colour
+    mark = f"[data-chart=frontier] .mark-symbol path[fill='{own}']"
+    points = f'document.querySelectorAll("{mark}").length'
     assert browser.value(points) == 1
     click = "document.querySelector('.methods [data-method=discopop]').click()"
     wait = "new Promise((done) => setTimeout(done, 300))"
