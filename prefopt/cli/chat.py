@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.cli.errors import UserError, user_errors
-from prefopt.cli.inference import add_model_options, check_number, model_options
+from prefopt.cli.inference import (
+    add_model_options,
+    add_sampling_options,
+    check_number,
+    model_options,
+)
 
 _EPILOG = """\
   prefopt chat aligned
@@ -93,14 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this alone, print the answer, end")
     parser.add_argument("--system", metavar="TEXT", help="what a system message says")
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperature", type=float, default=0.7, help="0: the likeliest each time (default: 0.7)"
-    )
-    group.add_argument("--top_p", type=float, default=1.0, help="default: 1, all tokens")
-    group.add_argument("--top_k", type=int, default=0, help="default: 0, all tokens")
-    group.add_argument("--max_new_tokens", type=int, default=512, help="default: 512")
-    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_sampling_options(parser, max_new_tokens=512)
     add_model_options(parser)
     return parser
 

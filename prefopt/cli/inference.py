@@ -1,4 +1,4 @@
-"""Options of the commands that ask models: how these are loaded."""
+"""Options of the commands that ask models: how these are loaded, and how they answer."""
 
 import argparse
 from typing import Any
@@ -27,6 +27,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trust_remote_code", action="store_true", help="run code that ships with the model"
     )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> Any:
+    """Add the options that say how answers are drawn; return their group.
+
+    Args:
+        parser: Of the command.
+        max_new_tokens: Most tokens of an answer, if not told otherwise.
+    """
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperature", type=float, default=0.7, help="0: the likeliest each time (default: 0.7)"
+    )
+    group.add_argument("--top_p", type=float, default=1.0, help="default: 1, all tokens")
+    group.add_argument("--top_k", type=int, default=0, help="default: 0, all tokens")
+    group.add_argument(
+        "--max_new_tokens", type=int, default=max_new_tokens, help=f"default: {max_new_tokens}"
+    )
+    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    return group
 
 
 def model_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.cli.errors import UserError, user_errors
-from prefopt.cli.inference import add_model_options, check_number, model_options
+from prefopt.cli.inference import (
+    add_model_options,
+    add_sampling_options,
+    check_number,
+    model_options,
+)
 
 if TYPE_CHECKING:
     from prefopt.evaluation.sampling import Generation
@@ -89,23 +94,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--plain", action="store_true", help="take --prompts as they are, without a chat template"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="jsonl file to write to")
-    _add_sampling(parser)
+    sampling = add_sampling_options(parser, max_new_tokens=256)
+    sampling.add_argument("--samples", type=int, default=1, help="answers to a prompt (default: 1)")
+    sampling.add_argument("--batch_size", type=int, default=8, help="default: 8")
+    sampling.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     add_model_options(parser)
     return parser
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperature", type=float, default=0.7, help="0: the likeliest each time (default: 0.7)"
-    )
-    group.add_argument("--top_p", type=float, default=1.0, help="default: 1, all tokens")
-    group.add_argument("--top_k", type=int, default=0, help="default: 0, all tokens")
-    group.add_argument("--samples", type=int, default=1, help="answers to a prompt (default: 1)")
-    group.add_argument("--max_new_tokens", type=int, default=256, help="default: 256")
-    group.add_argument("--seed", type=int, default=0, help="default: 0")
-    group.add_argument("--batch_size", type=int, default=8, help="default: 8")
-    group.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
 
 
 def read_prompts(options: argparse.Namespace) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 # A module's own attributes of these types are its state; lists and dictionaries of them too.
 _PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype))
@@ -26,6 +27,21 @@ _PACKS = "support_avx512bf16_for_cpu"
 
 # Larger buffers are tables and masks, which no forward pass writes to; these are copied.
 _SMALL_BUFFER = 1 << 16
+
+
+@contextmanager
+def plain_generation(model: Any) -> Iterator[None]:
+    """Let no setting of a checkpoint, as top-k or a repetition penalty, take part in ``generate``.
+
+    Args:
+        model: The causal language model itself, inside of what wraps it.
+    """
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 @contextmanager

@@ -9,8 +9,7 @@ answers whatever the batches (as far as rounding lets it).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from transformers.generation.logits_process import (
 from prefopt.data import PreferenceExample
 from prefopt.data.audit import stop_tokens
 from prefopt.data.tokenize import tokenize_prompts
-from prefopt.engine.guard import undisturbed
+from prefopt.engine.guard import plain_generation, undisturbed
 from prefopt.engine.probe import causal_lm_of
 from prefopt.evaluation.progress import progress_bar
 from prefopt.evaluation.prompts import Prompt, as_example
@@ -147,7 +146,8 @@ def stream(
         end_tokens(model, tokenizer),
     )
     draws, streamer = _random_numbers(sampling, number, 0), _Telling(tokenizer, tell, ends)
-    with undisturbed(causal_lm_of(model)), _own_settings(model):
+    inner = causal_lm_of(model)
+    with undisturbed(inner), plain_generation(inner):
         (written,) = _batch(model, [ids], [draws], sampling, ends, streamer)
     return read_answer(tokenizer, example, ids, written, ends)
 
@@ -273,7 +273,7 @@ def _write(
     inner = causal_lm_of(model)
     with (
         undisturbed(inner),
-        _own_settings(model),
+        plain_generation(inner),
         progress_bar("Answers", len(rows), progress) as advance,
     ):
         for start in range(0, len(order), batch_size):
@@ -290,18 +290,6 @@ def _random_numbers(sampling: Sampling, number: int, sample: int) -> Any:
     """Return a number in [0, 1) for each token of an answer, its own whatever else is drawn."""
     generator = np.random.default_rng([sampling.seed, number, sample])
     return generator.random(sampling.max_new_tokens)
-
-
-@contextmanager
-def _own_settings(model: Any) -> Iterator[None]:
-    """Let no setting of the checkpoint, as top-k or a repetition penalty, take part."""
-    inner = causal_lm_of(model)
-    kept = inner.generation_config
-    inner.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        inner.generation_config = kept
 
 
 @torch.no_grad()

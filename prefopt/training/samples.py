@@ -7,7 +7,6 @@ are printed, kept in ``samples.jsonl`` of the output folder, and handed to the t
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from prefopt.data import PreferenceExample, load_rows
 from prefopt.data.audit import stop_tokens
 from prefopt.data.messages import read_messages
 from prefopt.data.tokenize import tokenize_prompts
-from prefopt.engine.guard import undisturbed
+from prefopt.engine.guard import plain_generation, undisturbed
 from prefopt.engine.probe import causal_lm_of
 from prefopt.training.optimizers import to_result
 
@@ -105,7 +104,7 @@ class Sampler:
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
         )
-        with undisturbed(inner), _own_settings(inner), self.context():
+        with undisturbed(inner), plain_generation(inner), self.context():
             return [self._answer(model, ids, config) for ids in asked]
 
     def _answer(self, model: Any, ids: Sequence[int], config: GenerationConfig) -> str:
@@ -133,17 +132,6 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
     named = getattr(model.generation_config, "eos_token_id", None)
     of_model = named if isinstance(named, list | tuple) else [named]
     return sorted({end for end in (*stop_tokens(tokenizer), *of_model) if end is not None})
-
-
-@contextmanager
-def _own_settings(model: Any) -> Iterator[None]:
-    """Let no setting of the checkpoint, as a repetition penalty, take part."""
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = kept
 
 
 class SampleCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped

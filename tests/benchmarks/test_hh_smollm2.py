@@ -1,26 +1,14 @@
 """HH with a real model: its halves and numbers by hand, its comparisons as far as planned."""
 
-import importlib
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from prefopt.compare import Curve, MethodResult, Sample, compare
 from prefopt.evaluation import Estimate
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a script of the benchmarks, which import each other by their bare names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module
 
 
 def test_all_rows_with_a_preference_are_dealt_and_no_question_is_on_both_sides(load, shared_dir):

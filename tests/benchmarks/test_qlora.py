@@ -1,6 +1,5 @@
 """The comparison of QLoRA runs both command lines, on a tiny model, and records what it says."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -10,14 +9,6 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a script of the benchmarks, which import each other by their bare names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module
 
 
 def test_ratios_are_those_of_neighbouring_steps(load):

@@ -1,6 +1,5 @@
 """The benchmark of the reference store measures what it says, on a tiny model and a small store."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,14 +12,6 @@ from prefopt.reference.store.database import Database
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PAIRS, ROWS, STEPS = 24, 500, 3
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a script of the benchmarks, which import each other by their bare names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module
 
 
 class Channel:

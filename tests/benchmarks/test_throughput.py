@@ -1,6 +1,5 @@
 """The comparison with TRL measures what it says, on a tiny model; its operations are counted."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,14 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 STEPS, WARMUP, BATCH = 3, 2, 4
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a script of the benchmarks, which import each other by their bare names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from prefopt.compare.report.vega import (
 from prefopt.compare.results import Comparison
 from prefopt.evaluation import Estimate
 
-__all__ = ["accuracies", "displacement", "lengths"]
+__all__ = ["accuracies", "displacement", "lengths", "method_intervals", "vertical_line"]
 
 _DASHES = {"dashed": (6, 4), "dotted": (2, 3), "dash-dotted": (9, 3, 2, 3)}
 
@@ -58,7 +58,10 @@ def _forest(comparison: Comparison, name: str, section: str) -> Iterable[Chart]:
     caption = f"{metric.meaning} Lines are 95% intervals.{_lines_said(lines, metric)}"
     caption += _left_out(comparison, metric, rows)
     layers = [
-        *(_line(it.value * metric.scale, dash) for it, (_, dash) in _dashed(lines.values())),
+        *(
+            vertical_line(it.value * metric.scale, dash)
+            for it, (_, dash) in _dashed(lines.values())
+        ),
         *_estimates(comparison, metric),
     ]
     spec = spec_of(layers, height=alt.Step(22), rows=rows)
@@ -67,10 +70,21 @@ def _forest(comparison: Comparison, name: str, section: str) -> Iterable[Chart]:
 
 def _estimates(comparison: Comparison, metric: Metric) -> list[Any]:
     """Return intervals and values."""
-    colour, shape = look_scales(comparison)
     tip = [alt.Tooltip("method:N"), alt.Tooltip("text:N", title=metric.title)]
-    base = rows_named("rows").encode(y=method_axis(), color=colour.legend(None), tooltip=tip)
     x = alt.X("value:Q", title=axis_title(metric), scale=alt.Scale(zero=False))
+    return method_intervals(comparison, x, tip)
+
+
+def method_intervals(comparison: Comparison, x: Any, tip: Sequence[Any]) -> list[Any]:
+    """Return a row for each method: its interval from ``low`` to ``high``, and its value.
+
+    Args:
+        comparison: What was found; its methods have their looks.
+        x: Encoding of the value.
+        tip: Tooltips.
+    """
+    colour, shape = look_scales(comparison)
+    base = rows_named("rows").encode(y=method_axis(), color=colour.legend(None), tooltip=list(tip))
     return [
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
         base.mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape.legend(None)),
@@ -92,7 +106,7 @@ def _estimate_rows(comparison: Comparison, metric: Metric) -> list[dict[str, Any
     ]
 
 
-def _line(value: float, dash: Sequence[int]) -> Any:
+def vertical_line(value: float, dash: Sequence[int]) -> Any:
     """Return a vertical line across all rows."""
     rule = alt.Chart(alt.Data(values=[{"at": value}])).mark_rule(
         strokeDash=list(dash), color=INK, strokeWidth=1.5
@@ -142,7 +156,9 @@ def displacement(comparison: Comparison) -> Iterable[Chart]:
         "(circle) and rejected (cross). Where the circle is left of 0, training made the chosen "
         "answers less likely: likelihood displacement."
     )
-    spec = spec_of([_line(0.0, (2, 3)), *_dumbbells(comparison)], height=alt.Step(22), rows=rows)
+    spec = spec_of(
+        [vertical_line(0.0, (2, 3)), *_dumbbells(comparison)], height=alt.Step(22), rows=rows
+    )
     yield Chart("displacement", "length", "Chosen and rejected answers", caption, spec)
 
 

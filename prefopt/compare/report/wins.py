@@ -6,6 +6,7 @@ from typing import Any
 
 import altair as alt
 
+from prefopt.compare.report.forest import method_intervals, vertical_line
 from prefopt.compare.report.metrics import Metric
 from prefopt.compare.report.tables import opponent_title
 from prefopt.compare.report.vega import (
@@ -14,7 +15,6 @@ from prefopt.compare.report.vega import (
     Chart,
     is_finite,
     look_scales,
-    method_axis,
     rows_named,
     spec_of,
     text_of,
@@ -38,31 +38,27 @@ def win_rates(comparison: Comparison) -> Iterable[Chart]:
         if not rows:
             continue
         temperatures = {row["temperature"] for row in rows}
-        single = len(temperatures) == 1
+        if len(temperatures) == 1:
+            said = f"Temperature {temperatures.pop():g}."
+            spec = spec_of(_by_method(comparison), height=alt.Step(22), rows=rows)
+        else:
+            said = SIDE_BY_SIDE
+            spec = spec_of(_layers(comparison, rows), height=320, rows=rows)
         yield Chart(
             f"win_rate_{against}",
             "wins",
             f"Win rate against {opponent_title(against)}",
             f"Share of prompts on which the judge prefers the method, a tie as one half; {HALF}. "
-            + (f"Temperature {temperatures.pop():g}." if single else SIDE_BY_SIDE),
-            spec_of(_forest(comparison), height=alt.Step(22), rows=rows)
-            if single
-            else spec_of(_layers(comparison, rows), height=320, rows=rows),
+            f"{said}",
+            spec,
         )
 
 
-def _forest(comparison: Comparison) -> list[Any]:
+def _by_method(comparison: Comparison) -> list[Any]:
     """Return the line of 50%, intervals and points: methods down, prompts won across."""
-    colour, shape = look_scales(comparison)
     tip = [alt.Tooltip(f"{it}:N") for it in ("method", "won")]
-    base = rows_named("rows").encode(y=method_axis(), color=colour.legend(None), tooltip=tip)
     x = alt.X("rate:Q", title="Prompts won, %", scale=alt.Scale(zero=False))
-    half = alt.Chart(alt.Data(values=[{"at": 50}])).encode(x="at:Q")
-    return [
-        half.mark_rule(strokeDash=[2, 3], color=INK, strokeWidth=1.5),
-        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape.legend(None)),
-    ]
+    return [vertical_line(50, (2, 3)), *method_intervals(comparison, x, tip)]
 
 
 def _layers(comparison: Comparison, rows: list[dict[str, Any]]) -> list[Any]:

@@ -100,9 +100,7 @@ def _recomputing_forwards(backbone: nn.Module) -> list[tuple[nn.Module, _Forward
             maker_of[kind] = next((make for make in makers if _probe(make, module)), None)
         make = maker_of[kind]
         if make is not None:
-            forward = make(module)
-            keeps_keywords = is_lora_layer(module)
-            found.append((module, forward if keeps_keywords else _with_any_keyword(forward)))
+            found.append((module, make(module)))
     return found
 
 
@@ -257,7 +255,7 @@ def _recomputing_norm(module: Any, style: _Style) -> _Forward:
         normed: Tensor = _RMSNorm.apply(hidden, module.weight, eps, style)  # type: ignore[no-untyped-call] # torch
         return normed
 
-    return forward
+    return _with_any_keyword(forward)
 
 
 # Gated MLPs ---------------------------------------------------------------------------------------
@@ -356,7 +354,7 @@ def _recomputing_mlp(module: Any) -> _Forward:
             output = down(_Gated.apply(gate, up, None, None, module.act_fn))  # type: ignore[no-untyped-call] # torch
         return output
 
-    return forward
+    return _with_any_keyword(forward)
 
 
 # Adapters -----------------------------------------------------------------------------------------
