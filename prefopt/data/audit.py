@@ -12,7 +12,7 @@ from prefopt.data.prefix import shared_length
 from prefopt.data.template import Rendered, Tokenizer
 from prefopt.data.tokenize import Tokenized
 
-__all__ = ["Finding", "TemplateFacts", "audit", "stop_tokens"]
+__all__ = ["Finding", "TemplateFacts", "audit"]
 
 BOS = "the text begins with BOS itself, so none is added"
 EOS = "an answer ends itself, so no EOS is added; white space behind its end is dropped"
@@ -71,20 +71,6 @@ class TemplateFacts(NamedTuple):
             added="".join(added) if is_more_than_tags else "",
             dates=tuple(datetime.now().strftime(form) for form in formats),
         )
-
-
-def stop_tokens(tokenizer: Any) -> list[int]:
-    """Return the ids at which generation stops: EOS, and those of the model's generation config."""
-    stops = {getattr(tokenizer, "eos_token_id", None)}
-    if name := getattr(tokenizer, "name_or_path", ""):
-        from transformers import GenerationConfig
-
-        try:
-            more = GenerationConfig.from_pretrained(name, local_files_only=True).eos_token_id
-        except (OSError, ValueError):  # a tokenizer without the files of its model
-            more = None
-        stops |= {*(more if isinstance(more, list) else [more])}
-    return sorted(stop for stop in stops if stop is not None)
 
 
 def audit(

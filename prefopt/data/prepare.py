@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, Features, IterableDataset
 
-from prefopt.data.audit import Finding, TemplateFacts, audit, stop_tokens
+from prefopt.data.audit import Finding, TemplateFacts, audit
 from prefopt.data.columns import (
     check_columns,
     check_margins,
@@ -20,6 +20,7 @@ from prefopt.data.columns import (
     doubts,
     no_utf8,
 )
+from prefopt.data.ends import stop_tokens
 from prefopt.data.errors import DataError
 from prefopt.data.example import PreferenceExample
 from prefopt.data.formats import SOURCE_COLUMNS, read_example

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 )
 
 from prefopt.data import PreferenceExample
-from prefopt.data.audit import stop_tokens
+from prefopt.data.ends import end_tokens
 from prefopt.data.tokenize import tokenize_prompts
 from prefopt.engine.guard import plain_generation, undisturbed
 from prefopt.engine.probe import causal_lm_of
@@ -32,10 +32,8 @@ from prefopt.evaluation.prompts import Prompt, as_example
 from prefopt.evaluation.sampling import Generation, Sampling
 from prefopt.evaluation.vllm_backend import VllmModel
 
-__all__ = ["end_tokens", "generate", "leave_room", "read_answer", "stream"]
+__all__ = ["generate", "leave_room", "read_answer", "stream"]
 
-_QUESTION = [{"role": "user", "content": "question"}]
-_ANSWER = "prefoptanswer"
 _BEFORE = 8  # tokens
 
 
@@ -86,7 +84,7 @@ def generate(
     examples = list(map(as_example, prompts, numbers))
     prompt_ids = tokenize_prompts(examples, numbers, tokenizer)
     _check_window(prompt_ids, max_new_tokens, _window_of(model))
-    ends = end_tokens(model, tokenizer)
+    ends = _ends_of(model, tokenizer)
     once = sampling if temperature else sampling._replace(samples=1)
     if isinstance(model, VllmModel):
         written = model.write(prompt_ids, once, ends, progress)
@@ -143,7 +141,7 @@ def stream(
         raise ValueError(f"{len(ids)} tokens fill all {window} that the model reads at most")
     sampling, ends = (
         Sampling(temperature, room, 1, seed, top_p, top_k),
-        end_tokens(model, tokenizer),
+        _ends_of(model, tokenizer),
     )
     draws, streamer = _random_numbers(sampling, number, 0), _Telling(tokenizer, tell, ends)
     inner = causal_lm_of(model)
@@ -195,39 +193,9 @@ def leave_room(
     return [window is None or length + max_new_tokens <= window for length in lengths]
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids of the tokens that end an answer, any of them.
-
-    Those of the model's generation configuration, the tokenizer's EOS, and the special token that
-    the chat template puts behind an answer.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-    """
+def _ends_of(model: Any, tokenizer: Any) -> list[int]:
     config = None if isinstance(model, VllmModel) else causal_lm_of(model).generation_config
-    named = getattr(config, "eos_token_id", None)
-    of_model = named if isinstance(named, list | tuple) else [named]
-    found = {*stop_tokens(tokenizer), *of_model, _end_of_turn(tokenizer)}
-    return sorted(token for token in found if token is not None)
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """Return the special token that a chat template puts behind an answer; None for none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    for content in (_ANSWER, [{"type": "text", "text": _ANSWER}]):
-        turns = [*_QUESTION, {"role": "assistant", "content": content}]
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # a template may raise anything
-            continue
-        behind = text.rpartition(_ANSWER)[2].lstrip()
-        ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
-        special = set(tokenizer.all_special_ids)
-        special |= {index for index, it in tokenizer.added_tokens_decoder.items() if it.special}
-        return ids[0] if ids and ids[0] in special else None
-    return None
+    return end_tokens(tokenizer, config)
 
 
 def _window_of(model: Any) -> int | None:

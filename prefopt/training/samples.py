@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerState
 
 from prefopt.config import PreferenceConfig
 from prefopt.data import PreferenceExample, load_rows
-from prefopt.data.audit import stop_tokens
+from prefopt.data.ends import end_tokens
 from prefopt.data.messages import read_messages
 from prefopt.data.tokenize import tokenize_prompts
 from prefopt.engine.guard import plain_generation, undisturbed
@@ -97,7 +97,7 @@ class Sampler:
         examples = [_example(it, number, chats) for number, it in enumerate(self.prompts)]
         asked = tokenize_prompts(examples, range(len(examples)), self.tokenizer)
         inner = causal_lm_of(model)
-        ends = _ends(inner, self.tokenizer)
+        ends = end_tokens(self.tokenizer, inner.generation_config)
         config = GenerationConfig(
             max_new_tokens=self.tokens,
             do_sample=False,
@@ -126,12 +126,6 @@ def _example(prompt: Prompt, number: int, chats: bool) -> PreferenceExample:
     said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     messages = read_messages(said, number, "sample_prompts")
     return PreferenceExample("unpaired", "messages", messages, [])
-
-
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    named = getattr(model.generation_config, "eos_token_id", None)
-    of_model = named if isinstance(named, list | tuple) else [named]
-    return sorted({end for end in (*stop_tokens(tokenizer), *of_model) if end is not None})
 
 
 class SampleCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped

@@ -1,15 +1,13 @@
 """Each way in which a training text differs from what inference makes is found, and no other."""
 
-import json
 from datetime import datetime
 
 import pytest
 from datasets import Dataset
 
 from prefopt.data import audit, prepare_dataset
-from prefopt.data.audit import TemplateFacts, stop_tokens
+from prefopt.data.audit import TemplateFacts
 
-from .conftest import Words
 from .templates import (
     CHATML,
     DEFAULT_SYSTEM,
@@ -17,7 +15,6 @@ from .templates import (
     HEADERS,
     INST,
     PARTS,
-    TAGS,
     THINKING,
     TURNS,
     ZEPHYR,
@@ -158,17 +155,3 @@ def test_an_argument_that_the_template_does_not_read_is_told():
     row = HI | {"chat_template_kwargs": {"enable_thinking": False, "tone": "kind"}}
     assert found(row, LINE) == {audit.UNKNOWN: "'enable_thinking'"}
     assert found(row, THINKING)[audit.UNKNOWN] == "'tone'"
-
-
-def test_stop_tokens_are_eos_and_those_of_the_generation_config(tmp_path):
-    tokenizer = bytes_tokenizer(LINE, eos=EOS)
-    eos, turn = TAGS.index(EOS), TAGS.index(IM_END)
-    assert stop_tokens(tokenizer) == [eos]
-    tokenizer.name_or_path = str(tmp_path)
-    assert stop_tokens(tokenizer) == [eos]
-    for ids in (turn, [turn, eos]):
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-        assert stop_tokens(tokenizer) == [eos, turn]
-    report = prepare_dataset(Dataset.from_list([HI]), tokenizer).report
-    assert report.remarks == {}
-    assert stop_tokens(Words()) == stop_tokens(None) == []

@@ -107,6 +107,24 @@ def test_text_is_what_a_user_says_where_there_is_a_template(tmp_path):
     assert lines(tmp_path)[0]["answer"] == greedy(tiny_model("llama"), "w50 w5 w60", 4)
 
 
+def test_an_answer_ends_where_the_template_ends_a_turn(tmp_path):
+    first, turn, *_ = greedy(tiny_model("llama"), "w50 w5", 4).split()
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [turn]})
+    assert tokenizer.eos_token != turn != first
+    said = "{% for m in messages %}w50 {{ m['content'] }} "
+    tokenizer.chat_template = (
+        f"{said}{{% if m.role == 'assistant' %}}{turn}{{% endif %}}{{% endfor %}}"
+    )
+    run = trainer(
+        *(tmp_path, tiny_rows(8)),
+        processing_class=tokenizer,
+        **{"sample_prompts": ["w5"], "sample_tokens": 4, "max_steps": 1},
+    )
+    run.train()
+    assert lines(tmp_path)[0]["answer"] == first
+
+
 def test_what_cannot_be_asked_is_told_before_training(tmp_path):
     with pytest.raises(ValueError, match="sample_every needs sample_prompts"):
         trainer(tmp_path, tiny_rows(8), sample_every=2)

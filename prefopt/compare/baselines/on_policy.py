@@ -15,8 +15,9 @@ from prefopt.compare.baselines.reward_model import model_options
 from prefopt.compare.baselines.training import train
 from prefopt.compare.baselines.trl_config import make_config, make_model_config
 from prefopt.data import PreferenceExample, load_rows, read_example
+from prefopt.data.ends import end_tokens
 from prefopt.data.tokenize import tokenize_prompts
-from prefopt.evaluation.generation import end_tokens, read_answer
+from prefopt.evaluation.generation import read_answer
 from prefopt.evaluation.judges import FunctionJudge, PointJudge, load_function
 from prefopt.evaluation.loading import tokenizer_of
 from prefopt.training.loading import load_model
@@ -50,7 +51,7 @@ def train_on_policy(options: Mapping[str, Any], resume: bool = False) -> None:
     tokenizer = tokenizer_of(options["model"], config.model_init_kwargs)
     tokenizer.padding_side = "left"
     model = load_model(options["model"], config.model_init_kwargs, trainable=True)
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(tokenizer, model.generation_config)
     model.generation_config.eos_token_id = ends
     prompts = _prompts(options["dataset"])
     _check_enough(len(prompts), config)
