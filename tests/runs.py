@@ -11,15 +11,6 @@ import torch
 from prefopt import PreferenceConfig, PreferenceTrainer
 from tests.models import tiny_model, tiny_tokenizer
 
-# What a run logs of the machine, by the name's beginning or end: another number each time.
-_OF_THE_MACHINE = ("timing_s/", "mfu", "matmul_share", "peak_memory_gib")
-_TIMES = ("_per_second", "train_runtime")
-
-
-def is_of_machine(name: str) -> bool:
-    """Whether a logged number depends on how fast the machine was, or on its memory."""
-    return name.startswith(_OF_THE_MACHINE) or name.endswith(_TIMES)
-
 
 def config(folder: Path, **changes: Any) -> PreferenceConfig:
     """Return arguments for a few steps, each logged."""

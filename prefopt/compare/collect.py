@@ -33,6 +33,7 @@ from prefopt.evaluation.diagnostics import diagnose
 from prefopt.evaluation.prompts import prompt_text
 from prefopt.evaluation.statistics import correct_pairs, holm, paired_difference, paired_test
 from prefopt.training.diagnosis import worst
+from prefopt.training.throughput import is_of_machine
 
 __all__ = [
     "data_baselines",
@@ -55,10 +56,10 @@ SHARES = (
     *("truncated", "distinct_1", "distinct_2"),
 )
 RULES = ("longer", "shorter", "start")  # of `data_baselines`, those that order pairs
-# Logged numbers that are no curves of learning: clocks, counts, and what diagnoses are made of.
+# Logged numbers that are no curves of learning, nor of the machine: counts, and what diagnoses are
+# made of.
 _NO_CURVES = re.compile(
-    r"step$|epoch$|num_tokens|runtime$|per_second$|total_flos|"
-    r"timing_s/|^mfu$|^matmul_share$|^peak_memory_gib$|"
+    r"step$|epoch$|num_tokens|total_flos|"
     r"diagnostics/(?!chosen_log_ratio$|kept_mass|reward_length|saturated)|"
     # Of TRL: details, and what has the name of something else (kl: of a token; reward: less KL).
     r"clip_ratio|clipped_ratio|completions/m(in|ax)_|terminated|step_time|zero_std|_std$|/std$|"
@@ -215,13 +216,17 @@ def run_curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
         points: dict[str, list[tuple[int, float]]] = {}
         for entry in log_history(run):
             for name, value in entry.items():
-                if not _NO_CURVES.search(name) and isinstance(value, int | float):
+                if isinstance(value, int | float) and _is_curve(name):
                     points.setdefault(name, []).append((entry["step"], float(value)))
         for name, its in points.items():
             if len(its) > 1:
                 steps, values = zip(*its, strict=True)
                 curves.append(Curve(run.method.name, run.seed, name, steps, values))
     return tuple(curves)
+
+
+def _is_curve(name: str) -> bool:
+    return not (is_of_machine(name) or _NO_CURVES.search(name))
 
 
 def run_win_rates(runs: Sequence[Run]) -> tuple[WinRate, ...]:

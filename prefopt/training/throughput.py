@@ -27,6 +27,21 @@ from prefopt.reference.processes import Processes
 
 PHASES = ("data", "reference", "forward", "backward", "optimizer")
 GIB = 2**30
+# What is logged of a machine: by a name's beginning, the whole of it, its end.
+_PHASE = "timing_s/"
+_OF_MACHINE = ("mfu", "matmul_share", "peak_memory_gib")
+_CLOCKS = ("runtime", "per_second", "preparation_time")
+
+
+def is_of_machine(name: str) -> bool:
+    """Whether a logged number depends on how fast the machine was, or on its memory.
+
+    Two runs that are the same log another one each.
+
+    Args:
+        name: That it is logged by.
+    """
+    return name.startswith(_PHASE) or name in _OF_MACHINE or name.endswith(_CLOCKS)
 
 
 class StepClock:
@@ -169,8 +184,8 @@ class Throughput(TrainerCallback):  # type: ignore[misc] # transformers is untyp
             "tokens_per_second": sum(its.tokens for its, *_ in of_all) / longest,
             "padded_tokens_per_second": sum(its.padded for its, *_ in of_all) / longest,
             "peak_memory_gib": max(memory for *_, memory in of_all) / GIB,
-            "timing_s/step": longest / steps,
-            **{f"timing_s/{name}": mean / steps for name, mean in means.items()},
+            f"{_PHASE}step": longest / steps,
+            **{f"{_PHASE}{name}": mean / steps for name, mean in means.items()},
         }
         rates = [rate for _, _, rate, _ in of_all]
         if None not in rates:

@@ -25,6 +25,12 @@ from prefopt.compare.tasks import Stage, Task
 from prefopt.evaluation import Estimate
 from prefopt.evaluation.diagnostics import DIAGNOSTICS
 
+# Of the speed of a run, and of the evaluations in it.
+OF_MACHINE = (
+    *("timing_s/step", "tokens_per_second", "mfu", "eval_runtime"),
+    "eval_model_preparation_time",
+)
+
 
 @pytest.fixture
 def put(tmp_path):
@@ -45,6 +51,8 @@ def put(tmp_path):
             {"step": 5, "loss": 0.7, "epoch": 0.1, "num_tokens": 50.0, "rewards/margins": 0.2},
             {"step": 9, "loss": 0.6, "num_tokens": 90.0, "note": "x", "rewards/margins": 0.8},
         ]
+        for entry in history:
+            entry |= dict.fromkeys(OF_MACHINE, 1.0)
         text = json.dumps({"log_history": history})
         (folder / "model" / "trainer_state.json").write_text(text)
         done = {"train": "t"} | ({"evaluation": "e"} if state == "done" else {})

@@ -14,10 +14,11 @@ from transformers import TrainerCallback
 
 import prefopt.training.checkpoints as checkpoints
 from prefopt.training.interrupt import TrainingInterrupted
+from prefopt.training.throughput import is_of_machine
 from prefopt.training.weights import NonFiniteError
 from tests.launches.engines import apply_fsdp_on_cpus, are_dtensors
 from tests.models import tiny_rows
-from tests.runs import is_of_machine, trainer
+from tests.runs import trainer
 
 STEPS = 18
 

@@ -23,8 +23,9 @@ from prefopt.training.checkpoints import (
     problem_of,
     write_manifest,
 )
+from prefopt.training.throughput import is_of_machine
 from tests.models import tiny_rows
-from tests.runs import config, is_of_machine, trainer
+from tests.runs import config, trainer
 
 OPTIONS = {
     "loss_type": "bco_pair",

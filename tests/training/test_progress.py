@@ -9,8 +9,9 @@ import torch
 from prefopt.objective.metrics import MetricSums
 from prefopt.reference.processes import Processes
 from prefopt.training.progress import PROGRESS_FILE, Progress
+from prefopt.training.throughput import is_of_machine
 from tests.models import tiny_rows
-from tests.runs import is_of_machine, trainer
+from tests.runs import trainer
 
 
 def made(folder, kind="paired", **options):

@@ -7,7 +7,7 @@ from datasets import Dataset
 from prefopt.engine.flops import Weights, Work, matmul_rate
 from prefopt.reference.processes import Processes
 from prefopt.training import throughput
-from prefopt.training.throughput import PHASES, StepClock, Throughput
+from prefopt.training.throughput import PHASES, StepClock, Throughput, is_of_machine
 from tests.models import tiny_rows
 from tests.runs import steps, trainer
 
@@ -123,6 +123,20 @@ def test_the_passes_of_an_evaluation_are_no_part_of_a_step(tmp_path, monkeypatch
     run.train()
     assert phases == [None] * 3
     assert turn_to("forward") is None
+
+
+def test_what_differs_between_two_runs_is_of_the_machine(tmp_path):
+    logs = []
+    for _ in range(2):
+        rows = {"eval_dataset": tiny_rows(4), "eval_strategy": "steps", "eval_steps": 1}
+        run = trainer(tmp_path, tiny_rows(8), max_steps=1, **rows)
+        run.train()
+        logs.append({name: value for it in run.state.log_history for name, value in it.items()})
+    assert logs[0].keys() == logs[1].keys()
+    of_machine = {name for name in logs[0] if is_of_machine(name)}
+    assert {name for name, value in logs[0].items() if logs[1][name] != value} <= of_machine
+    assert {"tokens_per_second", "timing_s/step", "eval_runtime", "peak_memory_gib"} <= of_machine
+    assert "rewards/margins" not in of_machine
 
 
 def test_it_can_be_left_out(tmp_path):
