@@ -11,7 +11,10 @@ ORPOTrainer. The table, all numbers and charts go to ``benchmarks/results/throug
 
 On a GPU (both in bfloat16 autocast over float32 weights, which is the default of both):
 
-    python benchmarks/throughput.py --device cuda --size qwen2.5-0.5b,llama-3.2-1b --batch 16
+    python benchmarks/throughput.py --device cuda --size qwen2.5-0.5b,llama-3.2-1b --batch 16 \
+        --against trl,packed-fa2
+
+``packed-fa2`` is transformers' Trainer over rows without padding (``throughput_packed.py``).
 """
 
 import argparse
@@ -36,7 +39,7 @@ from throughput_flops import step_flops, useful_work
 from throughput_models import SIZES, shape_of
 from throughput_report import summarise, write_results
 
-SIDES = ("prefopt", "trl")
+SIDES = ("prefopt", "trl", "packed-fa2")
 LOSSES = ("dpo", "kto", "orpo")
 WORKER = Path(__file__).with_name("throughput_worker.py")
 
@@ -101,6 +104,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--prefopt-args", type=json.loads, default={}, help="JSON, for our config")
     parser.add_argument("--trl-args", type=json.loads, default={}, help="JSON, for TRL's config")
+    parser.add_argument(
+        "--against", type=several(*SIDES[1:]), default=["trl"], help=", ".join(SIDES[1:])
+    )
     parser.add_argument("--only", choices=SIDES, help="one side alone")
     parser.add_argument(
         "--apart", action="store_true", help="one side after the other, where memory is short"
@@ -114,6 +120,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     on_gpu = options.device == "cuda"
     options.precision = options.precision or ("bf16-autocast" if on_gpu else "float32")
     options.turn = options.turn or (5 if on_gpu else 1)
+    if "packed-fa2" in options.against and options.loss != ["dpo"]:
+        parser.error("packed-fa2 trains dpo alone: --loss dpo")
     options.name = options.name or "_".join(
         "-".join(names) for names in (options.size, options.loss, options.data)
     )
@@ -140,7 +148,7 @@ def compare(
     work = [useful_work(batch) for batch in batches]
     flops = [step_flops(shape, *step) for step in work]
     trained = sorted(step[0].tokens for step in work)
-    sides = [side for side in SIDES if options.only in (None, side)]
+    sides = [options.only] if options.only else ["prefopt", *options.against]
     job = {
         "size": size,
         "loss": loss,

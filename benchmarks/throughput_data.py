@@ -215,8 +215,14 @@ def rows_for(side: str, loss: str, pairs: PairSet, batch: int) -> list[dict[str,
 
     Both get the same pairs as text. For KTO, TRL gets the thumbs of each batch's pairs; ours gets
     the pairs as token ids with the mismatched completions that TRL makes of its batch, so that both
-    do the same work.
+    do the same work. The packed side gets token ids, cut.
     """
+    if side == "packed-fa2":
+        return [
+            {"prompt_ids": list(text.prompt)}
+            | dict(zip(("chosen", "rejected"), map(list, text.completions), strict=True))
+            for text in (cut(text, pairs.max_length) for text in pairs.texts)
+        ]
     if loss != "kto":
         return [dict(row) for row in pairs.rows]
     if side == "prefopt":

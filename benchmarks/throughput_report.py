@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7"}
-LABELS = {"prefopt": "prefopt", "trl": "TRL"}
+COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7", "packed-fa2": "#9a8c98"}
+LABELS = {"prefopt": "prefopt", "trl": "TRL", "packed-fa2": "packed rows"}
 FIRST_LOSSES = 5  # steps whose losses are compared
 
 NOTES = {
@@ -57,8 +57,10 @@ def summarise(
             "head_positions_per_step": float(np.mean([step["head_positions"] for step in timed])),
         }
     summary: dict[str, Any] = {"sides": sides, "matmul_gflops_per_s": _spread(_giga(take))}
-    if len(sides) == 2:
-        summary |= _compared(take["measured"], sides, warmup)
+    rivals = [side for side in sides if side != "prefopt"] if "prefopt" in sides else []
+    summary["against"] = {
+        rival: _compared(take["measured"], sides, rival, warmup) for rival in rivals
+    }
     return summary
 
 
@@ -72,31 +74,36 @@ def _spread(values: Any) -> dict[str, float]:
 
 
 def _compared(
-    measured: Mapping[str, Sequence[Mapping[str, float]]], sides: Mapping[str, Any], warmup: int
+    measured: Mapping[str, Sequence[Mapping[str, float]]],
+    sides: Mapping[str, Any],
+    rival: str,
+    warmup: int,
 ) -> dict[str, Any]:
-    ours, theirs = sides["prefopt"], sides["trl"]
-    seconds = {
-        side: np.array([step["seconds"] for step in steps[warmup:]])
-        for side, steps in measured.items()
-    }
+    ours, theirs = sides["prefopt"], sides[rival]
+    own, other = (
+        np.array([step["seconds"] for step in measured[side][warmup:]])
+        for side in ("prefopt", rival)
+    )
     return {
         "ratio": {
             "of_medians": ours["pairs_per_s"]["median"] / theirs["pairs_per_s"]["median"],
-            "of_steps": _spread(seconds["trl"] / seconds["prefopt"]),
-            "of_totals": float(seconds["trl"].sum() / seconds["prefopt"].sum()),
+            "of_steps": _spread(other / own),
+            "of_totals": float(other.sum() / own.sum()),
         },
         "memory_ratio": ours["peak_mb"] / theirs["peak_mb"],
         "process_memory_ratio": ours["process_peak_mb"] / theirs["process_peak_mb"],
-        "first_losses": _first_losses(measured),
+        "first_losses": _first_losses({side: measured[side] for side in ("prefopt", rival)}, rival),
     }
 
 
-def _first_losses(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+def _first_losses(
+    measured: Mapping[str, Sequence[Mapping[str, float]]], rival: str
+) -> dict[str, Any]:
     """Return how far apart the first steps of both sides are."""
     first = {side: steps[:FIRST_LOSSES] for side, steps in measured.items()}
     losses = {side: [step["loss"] for step in steps] for side, steps in first.items()}
     norms = {side: [step["grad_norm"] for step in steps] for side, steps in first.items()}
-    completions = first["trl"][0].get("loss_of_completions")
+    completions = first[rival][0].get("loss_of_completions")
     return {
         "losses": losses,
         "grad_norms": norms,
@@ -105,11 +112,11 @@ def _first_losses(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict
             None if completions is None else abs(losses["prefopt"][0] - completions)
         ),
         "largest_difference": max(
-            abs(a - b) for a, b in zip(losses["prefopt"], losses["trl"], strict=True)
+            abs(a - b) for a, b in zip(losses["prefopt"], losses[rival], strict=True)
         ),
         "largest_relative_difference_of_grad_norms": max(
             abs(a - b) / max(abs(b), 1e-30)
-            for a, b in zip(norms["prefopt"], norms["trl"], strict=True)
+            for a, b in zip(norms["prefopt"], norms[rival], strict=True)
         ),
     }
 
@@ -122,9 +129,9 @@ COLUMNS = (
     "data",
     "side",
     "pairs/s (20-80%)",
-    "ratio (20-80% of steps)",
+    "prefopt is faster by (20-80% of steps)",
     "peak MB",
-    "memory",
+    "prefopt's memory",
     "positions",
     "in head",
     "of matmul",
@@ -137,8 +144,7 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for result in results:
         for side, found in result["sides"].items():
-            ours = side == "prefopt" and "ratio" in result
-            rate, ratio = found["pairs_per_s"], result.get("ratio")
+            compared, rate = result["against"].get(side), found["pairs_per_s"]
             rows.append(
                 (
                     result["size"],
@@ -146,13 +152,13 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                     result["data"],
                     _side_text(result, side),
                     f"{_short(rate['median'])} ({_short(rate['p20'])}-{_short(rate['p80'])})",
-                    _ratio_text(ratio) if ours and ratio else "",
+                    _ratio_text(compared["ratio"]) if compared else "",
                     f"{found['peak_mb']:.0f}",
-                    f"{result['memory_ratio']:.2f}x" if ours else "",
+                    f"{compared['memory_ratio']:.2f}x" if compared else "",
                     f"{found['positions_per_step']:.0f}",
                     f"{found['head_positions_per_step']:.0f}",
                     f"{found['fraction_of_matmul']['median']:.0%}",
-                    _difference_text(result) if ours else "",
+                    _difference_text(result["loss"], compared) if compared else "",
                 )
             )
     return rows
@@ -169,10 +175,10 @@ def _ratio_text(ratio: Mapping[str, Any]) -> str:
     return f"{ratio['of_medians']:.2f}x ({steps['p20']:.2f}-{steps['p80']:.2f})"
 
 
-def _difference_text(result: Mapping[str, Any]) -> str:
-    if result["loss"] == "orpo":
-        return f"{result['first_losses']['difference_of_first']:.1g} (see below)"
-    return f"{result['first_losses']['largest_difference']:.1g}"
+def _difference_text(loss: str, compared: Mapping[str, Any]) -> str:
+    if loss == "orpo":
+        return f"{compared['first_losses']['difference_of_first']:.1g} (see below)"
+    return f"{compared['first_losses']['largest_difference']:.1g}"
 
 
 def _short(value: float) -> str:
@@ -282,33 +288,53 @@ def _draw_rates(axis: Any, results: Sequence[Mapping[str, Any]]) -> None:
         spread = np.array([[f["pairs_per_s"][k] for k in ("p20", "median", "p80")] for f in found])
         low, middle, high = spread.T
         whiskers = {"yerr": [middle - low, high - middle], "capsize": 3, "ecolor": "#444444"}
-        axis.bar(at, middle, width=0.36, color=COLOURS[side], label=LABELS[side], **whiskers)
+        axis.bar(
+            at, middle, width=_width(results), color=COLOURS[side], label=LABELS[side], **whiskers
+        )
     for place, result in enumerate(results):
-        if "ratio" in result:
-            top = result["sides"]["prefopt"]["pairs_per_s"]["p80"]
-            _annotate(axis, place - 0.19, top, f"{result['ratio']['of_medians']:.1f}x")
+        for rival, compared in result["against"].items():
+            top = result["sides"][rival]["pairs_per_s"]["p80"]
+            text = f"{compared['ratio']['of_medians']:.1f}x slower"
+            _annotate(axis, place + _offset(rival, results), top, text)
     axis.set_ylabel("pairs/s, median and 20-80%")
 
 
 def _draw_memory(axis: Any, results: Sequence[Mapping[str, Any]]) -> None:
     for side, at, found in _bars(results):
-        axis.bar(at, [f["peak_mb"] / 1000 for f in found], width=0.36, color=COLOURS[side])
+        axis.bar(
+            at, [f["peak_mb"] / 1000 for f in found], width=_width(results), color=COLOURS[side]
+        )
     for place, result in enumerate(results):
-        if "ratio" in result:
-            top = result["sides"]["prefopt"]["peak_mb"] / 1000
-            _annotate(axis, place - 0.19, top, f"{result['memory_ratio']:.2f}x")
+        for rival, compared in result["against"].items():
+            top = result["sides"][rival]["peak_mb"] / 1000
+            text = f"{1 / compared['memory_ratio']:.1f}x more"
+            _annotate(axis, place + _offset(rival, results), top, text)
     axis.set_ylabel("peak memory, GB")
 
 
 def _bars(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any, list[Any]]]:
     """Return each side that was measured, where its bars stand, and what was found."""
     bars = []
-    for number, side in enumerate(COLOURS):
+    for side in COLOURS:
         places = [place for place, result in enumerate(results) if side in result["sides"]]
         found = [results[place]["sides"][side] for place in places]
         if found:
-            bars.append((side, np.array(places, dtype=float) + (number - 0.5) * 0.38, found))
+            bars.append((side, np.array(places, dtype=float) + _offset(side, results), found))
     return bars
+
+
+def _sides(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [side for side in COLOURS if any(side in result["sides"] for result in results)]
+
+
+def _width(results: Sequence[Mapping[str, Any]]) -> float:
+    return 0.72 / len(_sides(results))
+
+
+def _offset(side: str, results: Sequence[Mapping[str, Any]]) -> float:
+    """Return where the bar of a side stands beside the middle of its group."""
+    sides = _sides(results)
+    return (sides.index(side) - (len(sides) - 1) / 2) * _width(results) * 1.05
 
 
 def _annotate(axis: Any, x: float, y: float, text: str) -> None:

@@ -294,22 +294,43 @@ def record_gradient_norms(trainer: Any, steps: Steps) -> None:
     trainer.accelerator.clip_grad_norm_ = recording
 
 
-def best_attention(device: str) -> str:
-    """Return the fastest attention that TRL can use here."""
+def packed_trainer(job: dict[str, Any], model: Any, tokenizer: Any, steps: Steps) -> Any:
+    """Return transformers' trainer over packed rows."""
+    import throughput_packed
+
+    fields = arguments(job)
+    model.train()
+    if job["device"] == "cuda":
+        model.cuda()
+    for module in model.modules():  # the same dropout, none, as the other sides have
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return throughput_packed.packed_trainer(job | {"arguments": fields}, model, _rows(job), steps)
+
+
+def attention_of(side: str, device: str) -> str:
+    """Return the attention of a side; of TRL the fastest that it can use here."""
     from transformers.utils import is_flash_attn_2_available
 
-    return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
+    if side == "packed-fa2":
+        from throughput_packed import ATTENTION
+
+        return ATTENTION
+    has_flash = side == "trl" and device == "cuda" and is_flash_attn_2_available()
+    return "flash_attention_2" if has_flash else "sdpa"
 
 
 def train(job: dict[str, Any], channel: Channel) -> None:
     """Set a trainer up, and train under the parent's control."""
-    attention = best_attention(job["device"]) if job["side"] == "trl" else "sdpa"
+    attention = attention_of(job["side"], job["device"])
     dtype = torch.bfloat16 if job["precision"] == "bf16-weights" else torch.float32
     model = make_model(job["size"], job["seed"], dtype=dtype, attention=attention)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(job["tokenizer"])
     hello = {"weights": checksum(model), "attention": attention}
     steps = Steps(channel, job["device"], hello)
-    make = {"prefopt": prefopt_trainer, "trl": trl_trainer}[job["side"]]
+    make = {"prefopt": prefopt_trainer, "trl": trl_trainer, "packed-fa2": packed_trainer}[
+        job["side"]
+    ]
     trainer = make(job, model, tokenizer, steps)
     steps.hello |= {
         "rows": len(trainer.train_dataset),

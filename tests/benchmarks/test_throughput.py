@@ -144,10 +144,11 @@ def test_both_sides_train_the_same_and_all_is_recorded(measured):
             assert 100 < found["peak_mb"] <= found["process_peak_mb"] * 1.01
             assert 0 < found["fraction_of_matmul"]["median"] < 1
         rates = [side["pairs_per_s"]["median"] for side in (ours, theirs)]
-        assert result["ratio"]["of_medians"] == pytest.approx(rates[0] / rates[1])
+        compared = result["against"]["trl"]
+        assert compared["ratio"]["of_medians"] == pytest.approx(rates[0] / rates[1])
         assert ours["positions_per_step"] < theirs["positions_per_step"]
         assert ours["head_positions_per_step"] < theirs["head_positions_per_step"]
-        first = result["first_losses"]
+        first = compared["first_losses"]
         if loss == "orpo":  # another likelihood term: the first loss is put together from metrics
             assert first["difference_of_first"] < 1e-5
         else:
@@ -182,7 +183,21 @@ def test_the_code_of_the_gpu_runs_on_the_cpu(tmp_path, shared_dir):
     shared = ("--turn", "5", "--apart", "--shared", str(shared_dir), "--name", "test")
     run("throughput.py", tmp_path, *options, *shared)
     (result,) = json.loads((tmp_path / "throughput_test.json").read_text())["results"]
-    assert result["first_losses"]["largest_difference"] < 0.01
+    assert result["against"]["trl"]["first_losses"]["largest_difference"] < 0.01
+
+
+@pytest.mark.slow
+def test_packed_rows_are_trained_as_pairs_are(tmp_path, shared_dir):
+    """The same losses and gradients, the prompt twice, and no padding."""
+    options = ("--size", "tiny", "--steps", "3", "--batch", "4", "--against", "packed-fa2")
+    run("throughput.py", tmp_path, *options, "--shared", str(shared_dir), "--name", "test")
+    (result,) = json.loads((tmp_path / "throughput_test.json").read_text())["results"]
+    first = result["against"]["packed-fa2"]["first_losses"]
+    assert first["largest_difference"] < 1e-5
+    assert first["largest_relative_difference_of_grad_norms"] < 1e-3
+    assert len({round(value, 7) for value in first["losses"]["packed-fa2"]}) > 1
+    positions = [step["positions"] for step in result["measured"]["packed-fa2"]]
+    assert positions == result["useful"]["texts_tokens"]
 
 
 @pytest.mark.slow
