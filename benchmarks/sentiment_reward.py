@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefopt.evaluation.loading import load_for_inference
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)  # shares of the model's layers
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -36,9 +37,9 @@ class HiddenMeans:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, self.tokenizer = load_for_inference(str(folder))
         self.tokenizer.padding_side = "right"
-        self.model = AutoModelForCausalLM.from_pretrained(folder).model.eval()
+        self.model = model.model
         self.depth = self.model.config.num_hidden_layers
 
     @torch.no_grad()
@@ -50,12 +51,12 @@ class HiddenMeans:
             places = order[start : start + batch_size]
             batch = self.tokenizer(
                 [texts[place] or " " for place in places], return_tensors="pt", padding=True
-            )
+            ).to(self.model.device)
             mask = batch["attention_mask"][..., None]
             states = self.model(**batch, output_hidden_states=True).hidden_states
             picked = [(states[layer] * mask).sum(1) / mask.sum(1) for layer in layers]
             for place, row in zip(places, torch.stack(picked, 1), strict=True):
-                means[place] = row
+                means[place] = row.cpu()
         return torch.stack(means)
 
 
