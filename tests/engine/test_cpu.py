@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefopt.engine.cpu import denormals_flushed, heap_kept
+from prefopt.engine.cpu import _openmp_libraries, denormals_flushed, heap_kept
 
 # In a process of its own: what earlier tests did to the heap would show.
 MEASURED = """
@@ -84,6 +84,15 @@ def test_all_threads_flush_within_and_none_afterwards(two_threads):
     with denormals_flushed():
         assert nonzero_products() == 0
     assert nonzero_products() == 1_000_000
+
+
+def test_libraries_of_openmp_are_known_by_their_files():
+    place = "7f1c2a000000-7f1c2a021000 r-xp 00003000 fd:01 1234"
+    names = ("torch/lib/libgomp.so.1", "a b/libiomp5.so", "lib/libomp-a1b2.so.5")
+    others = ("libcompress.so", "libomp/other.so", "libgomp.py")
+    lines = [f"{place}    /usr/{name}" for name in (*names, *others, *names)]
+    text = "\n".join([*lines, f"{place} ", "7ffd000-7ffd100 rw-p 00000000 00:00 0    [stack]", ""])
+    assert _openmp_libraries(text) == {f"/usr/{name}" for name in names}
 
 
 def test_an_error_within_brings_denormals_back(two_threads):

@@ -70,9 +70,14 @@ def test_four_bit_layers_are_exact_where_they_compute_in_float32():
     assert not is_exact(layer)
 
 
-def test_transformers_is_quiet_only_within():
+def test_transformers_is_quiet_only_within(caplog, monkeypatch):
     log = logging.getLogger("transformers.modeling_utils")
-    before = log.level
-    with quiet_transformers():
-        assert log.level == logging.ERROR
-    assert log.level == before
+    monkeypatch.setattr(log, "propagate", True)  # transformers prints itself
+    with caplog.at_level(logging.WARNING, log.name):
+        with quiet_transformers():
+            with quiet_transformers():
+                log.warning("inside")
+            log.warning("still inside")
+            log.error("wrong")
+        log.warning("afterwards")
+    assert caplog.messages == ["wrong", "afterwards"]
