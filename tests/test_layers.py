@@ -12,7 +12,7 @@ import prefopt
 
 PACKAGE = Path(prefopt.__file__).parent
 LAYERS = (
-    ("records", "migration"),
+    ("records", "migration", "versions"),
     ("losses",),
     ("objective", "engine"),
     ("batch",),

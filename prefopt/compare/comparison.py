@@ -5,7 +5,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from prefopt.compare.verdict import write_verdict
 from prefopt.compare.watch import Watch
 from prefopt.data import load_rows
 from prefopt.evaluation import FrontierPoint
+from prefopt.versions import versions
 
 __all__ = ["Resources", "compare"]
 
@@ -357,10 +357,5 @@ def _rows(dataset: str | Dataset) -> Dataset:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    about = {"python": platform.python_version(), "machine": platform.platform()}
+    return about | versions(*_PACKAGES)

@@ -10,9 +10,10 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from prefopt.versions import versions
 
 __all__ = ["kept_answers"]
 
@@ -42,7 +43,7 @@ def kept_answers(
         "model": model,
         "prompts": [[int(token) for token in ids] for ids in prompt_ids],
         "settings": settings,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": versions(*_PACKAGES),
     }
     digest = blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
     path = folder / _FOLDER / f"{digest}.json"

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from prefopt.evaluation.pairs import PairEvaluation, evaluate_pairs
 from prefopt.evaluation.prompts import prompt_text
 from prefopt.evaluation.scoring import CompletionScores, PolicyScorer
 from prefopt.objective import Objective
+from prefopt.versions import versions
 
 __all__ = [
     "PAIRS_FILE",
@@ -220,7 +220,7 @@ def evaluate_policy(
         dataset=", ".join(texts.names),
         settings=_settings(scorer, prepared, objective, plan)
         | {"reward_function": _name(reward), "judge": _name(judge)},
-        versions={package: version(package) for package in _PACKAGES},
+        versions=versions(*_PACKAGES),
         metrics=of_pairs.metrics | answers.metrics,
         data_baselines=of_pairs.data_baselines | answers.data_baselines,
         win_rates=tuple(won),

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from prefopt.reference.live import ReferenceModel
 from prefopt.reference.sources import Source
 from prefopt.reference.store.database import Database, Floats
 from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
+from prefopt.versions import versions
 
 logger = logging.getLogger("prefopt")
 
@@ -294,5 +294,5 @@ def origin_facts(scorer: Scorer, autocast: str) -> dict[str, Any]:
         "autocast": autocast,
         "layout": scorer.layout,
         "attention": "own" if scorer.backend is None else scorer.backend.name,
-        "versions": {name: version(name) for name in ("prefopt", "torch", "transformers")},
+        "versions": versions("prefopt", "torch", "transformers"),
     }

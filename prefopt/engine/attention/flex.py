@@ -26,6 +26,7 @@ from prefopt.engine.attention.plan import AttentionOptions, AttentionPlan, Ints,
 from prefopt.engine.attention.segments import attend_by_segments
 
 BLOCK = 128
+COMPILATIONS = 64  # of the kernel, in one process
 
 
 def attend_flex(
@@ -102,9 +103,17 @@ _HAS_AUX = "return_aux" in inspect.signature(flex.flex_attention).parameters
 @cache
 def _function(device: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Return the function, compiled for all layers and lengths."""
+    return _compiled() if device == "cuda" else _attend
+
+
+def _compiled(**options: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    # Beyond its limit, eight by default, dynamo compiles a function no more and runs it as it is,
+    # which holds all scores at once. One process may see many models, dtypes and widths of heads.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
     # Not dynamic=True, which makes the scale a symbol that inductor cannot compile (torch 2.13):
     # the first row is compiled for its own length, the second for any.
-    return torch.compile(_attend) if device == "cuda" else _attend
+    return torch.compile(_attend, **options)
 
 
 @cache

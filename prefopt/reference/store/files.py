@@ -9,12 +9,12 @@ import re
 import time
 from collections.abc import Mapping
 from hashlib import blake2b, sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from prefopt.reference.fingerprint import ENGINE_VERSION
 from prefopt.reference.store.database import Database
+from prefopt.versions import versions
 
 # The files of a folder that make up a model.
 _ENDINGS = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".py")
@@ -36,19 +36,11 @@ def source_digest(name: str, options: Mapping[str, Any], database: Database | No
     content = _content(name, options, database)
     if content is None:
         return None
-    versions = {package: version(package) for package in ("transformers", "torch")}
-    if options.get("quantization_config") is not None:
-        versions |= {package: _version(package) for package in _QUANTISERS}
+    quantisers = _QUANTISERS if options.get("quantization_config") is not None else ()
+    installed = versions("transformers", "torch", *quantisers)
     how = dict(options) | {"engine": ENGINE_VERSION}
-    text = json.dumps([content, how, versions], sort_keys=True, default=str)
+    text = json.dumps([content, how, installed], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:32]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _content(name: str, options: Mapping[str, Any], database: Database | None) -> Any:

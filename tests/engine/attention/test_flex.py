@@ -141,7 +141,7 @@ def test_one_compilation_serves_rows_of_all_lengths_and_windows(monkeypatch):
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(module._attend, backend=counter)
+    compiled = module._compiled(backend=counter)
     monkeypatch.setattr(module, "_function", lambda device: compiled)
     counts = []
     for seed in range(6):
@@ -153,6 +153,23 @@ def test_one_compilation_serves_rows_of_all_lengths_and_windows(monkeypatch):
         counts.append(counter.frame_count)
     # The first row is compiled as it is, the second for all lengths.
     assert counts == [1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_process_may_see_more_models_than_dynamo_compiles_by_default(monkeypatch):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    counter = CompileCounterWithBackend("eager")
+    compiled = module._compiled(backend=counter)
+    monkeypatch.setattr(module, "_function", lambda device: compiled)
+    for number in range(12):
+        row = ROWS["pair"]
+        inputs = [tensor.detach() for tensor in tensors(row, width=16 + 8 * number)]
+        options = AttentionOptions(softcap=1.0 + number)  # a function of its own
+        attend_flex(*inputs, plan_of(row, attend_flex), options)
+    assert counter.frame_count == 12
 
 
 @pytest.mark.gpu
