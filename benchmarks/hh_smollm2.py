@@ -38,9 +38,10 @@ from prefopt.data import read_example
 
 SHARED = Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
 METHODS: list[dict[str, Any]] = [
-    {"name": "full", "learning_rate": 1e-5},
+    {"name": "full", "loss_type": "dpo", "learning_rate": 1e-5},
     {
         "name": "LoRA",
+        "loss_type": "dpo",
         "learning_rate": 2e-4,
         "use_peft": True,
         "lora_r": 16,
@@ -49,7 +50,6 @@ METHODS: list[dict[str, Any]] = [
     },
 ]
 OPTIONS: dict[str, Any] = {
-    "loss_type": "dpo",
     "beta": 0.1,
     "per_device_train_batch_size": 8,
     "lr_scheduler_type": "linear",
@@ -102,7 +102,8 @@ def part_held_out(
         str(setting.model),
         Dataset.from_list(halves[1 - half][: sizes.train]),
         folder / f"half{half}",
-        methods=[OPTIONS | setting.options | method for method in METHODS],
+        methods=METHODS,
+        options=OPTIONS | setting.options,
         seeds=sizes.seeds,
         eval_dataset=Dataset.from_list(halves[half]),
         validation=0,
@@ -119,14 +120,11 @@ def part_few(folder: Path, setting: Setting, halves: list[list[Row]], sizes: Siz
         str(setting.model),
         Dataset.from_list(halves[0][-sizes.few - sizes.beside :]),
         folder / "few",
-        methods=[
-            OPTIONS | setting.options | method | {"num_train_epochs": sizes.epochs}
-            for method in METHODS
-        ],
+        methods=[method | {"num_train_epochs": sizes.epochs} for method in METHODS],
         seeds=1,
         eval_dataset=Dataset.from_list(halves[1][-sizes.beside :]),
         validation=sizes.beside / (sizes.few + sizes.beside),
-        options={"eval_strategy": "epoch"},
+        options=OPTIONS | setting.options | {"eval_strategy": "epoch"},
         evaluation=_evaluation(sizes, prompts=sizes.answers),
         title="Full fine-tuning and LoRA on few conversations",
         resources=setting.resources,

@@ -209,8 +209,7 @@ class Plan:
             objective = check_options(options).objective
             moving = options.get("reference") == "live" or options.get("sync_ref_model")
             if objective.needs_reference and not moving:
-                key = digest_of({name: options.get(name) for name in _OF_REFERENCE})
-                groups.setdefault(key, []).append(method)
+                groups.setdefault(_reference_key(options), []).append(method)
         return [self._reference(key, its) for key, its in groups.items()]
 
     def _reference(self, key: str, methods: Sequence[Method]) -> Task:
@@ -218,7 +217,9 @@ class Plan:
         needs_kl = [its for its in methods if its.objective(self.spec.options).needs_kl]
         method = (needs_kl or list(methods))[0]
         options = {**self.spec.options, **method.options, **self._sources()}
-        options["eval_datasets"] = [str(file) for file in self._measured_with()]
+        if key != _reference_key(self.spec.options):
+            # Else the held-out rows are scored, at the same time, where the start is measured.
+            options["eval_datasets"] = [str(file) for file in self._measured_with()]
         digest = digest_of("reference", key, self.start, self.data.digests, bool(needs_kl))
         folder = self.root / "reference" / digest
         options["output_dir"] = str(folder / "none")
@@ -300,6 +301,11 @@ class Plan:
 
     def _measured_with(self) -> list[Path]:
         return [file for file in (self.data.validation, self.data.held_out) if file is not None]
+
+
+def _reference_key(options: Mapping[str, Any]) -> str:
+    """Return what is the same for runs whose reference log-probs are the same."""
+    return digest_of({name: options.get(name) for name in _OF_REFERENCE})
 
 
 def in_phases(runs: Sequence[Run]) -> list[list[Run]]:

@@ -232,22 +232,16 @@ class PolicyScorer:
         Raises:
             ValueError: If a log-prob is not finite.
         """
-        wanted = CompletionIndex.of(prepared, with_kl=False)
-        store = MemoryStore()
-        options = FillOptions(
-            tokens_per_batch=self.args.max_tokens_per_batch or FILL_TOKENS,
-            processes=self._launch.processes,
-            show_progress=self._launch.show_progress,
-            whose="the policy",
-            context=self._launch.accelerator.autocast,
-        )
-        Filler(store, lambda: self._policy, options).fill(prepared, wanted, name)
         references, ref_tokens = self._setup.references, None
         if references is not None:
             references.prepare((name, prepared))
             assert references.store is not None  # a reference is live only where that is asked for
             ref_tokens = tuple(_scored_tokens(prepared, references.store))
-        tokens = tuple(_scored_tokens(prepared, store))
+        if references is not None and references.is_model(self.model, self._launch.autocast_name):
+            tokens = ref_tokens  # a start, scored against itself, is scored once
+        else:
+            tokens = self._of_policy(prepared, name)
+        assert tokens is not None
         places, index = _index_of(prepared)
         return CompletionScores(
             places,
@@ -258,6 +252,20 @@ class PolicyScorer:
             None if ref_tokens is None else _sums(ref_tokens),
             ref_tokens,
         )
+
+    def _of_policy(self, prepared: Dataset, name: str) -> tuple[Tensor, ...]:
+        """Return the policy's log-probs of the scored tokens of each completion."""
+        wanted = CompletionIndex.of(prepared, with_kl=False)
+        store = MemoryStore()
+        options = FillOptions(
+            tokens_per_batch=self.args.max_tokens_per_batch or FILL_TOKENS,
+            processes=self._launch.processes,
+            show_progress=self._launch.show_progress,
+            whose="the policy",
+            context=self._launch.accelerator.autocast,
+        )
+        Filler(store, lambda: self._policy, options).fill(prepared, wanted, name)
+        return tuple(_scored_tokens(prepared, store))
 
     # Samples --------------------------------------------------------------------------------------
 

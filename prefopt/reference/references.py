@@ -22,7 +22,7 @@ from prefopt.reference.fill import (
     score_completions,
 )
 from prefopt.reference.live import ReferenceModel
-from prefopt.reference.sources import Source
+from prefopt.reference.sources import Source, is_of
 from prefopt.reference.store.database import Database, Floats
 from prefopt.reference.store.logp_store import FileStore, LogpStore, MemoryStore
 from prefopt.versions import versions
@@ -274,6 +274,15 @@ class References:
             "facts": facts,
             "loaded_from": dict(self.source.loaded_from),
         }
+
+    def is_model(self, model: Any, autocast: str) -> bool:
+        """Whether a model, as it is now, is the reference.
+
+        Args:
+            model: A model, perhaps with adapters.
+            autocast: The dtype to which it casts computation, or ``"none"``.
+        """
+        return is_of(model, self.fingerprint, autocast)
 
     def is_of(self, record: Mapping[str, Any]) -> bool:
         """Whether a ``record`` is of this reference, if perhaps computed in another precision."""

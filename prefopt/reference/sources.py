@@ -100,7 +100,7 @@ class InitialPolicy(Source):
         if self._is_unchanged():
             return ReferenceModel(self._scorer, self.description)
         model = None if self._reload is None else self._reload()
-        if model is None or not _has(model, self._fingerprint, self._autocast):
+        if model is None or not is_of(model, self._fingerprint, self._autocast):
             raise ValueError(self._lost())
         return ReferenceModel(self._scorer_of(model), self.description)
 
@@ -111,7 +111,9 @@ class InitialPolicy(Source):
     def _is_unchanged(self) -> bool:
         if not self.moved:
             return True
-        return not self._adapter_off and _has(self._scorer.model, self._fingerprint, self._autocast)
+        return not self._adapter_off and is_of(
+            self._scorer.model, self._fingerprint, self._autocast
+        )
 
     def _lost(self) -> str:
         reloaded = " and is no longer where it was loaded from" if self._reload else ""
@@ -195,7 +197,7 @@ class NamedAdapter(Source):
     def _loaded(self, copy_trained: bool) -> ReferenceModel:
         """Return the adapter on the policy's base, or on that base loaded again."""
         models = self._made(copy_trained)
-        model = next((it for it in models if _has(it, self._fingerprint, self._autocast)), None)
+        model = next((it for it in models if is_of(it, self._fingerprint, self._autocast)), None)
         if model is None:
             raise ValueError(
                 f"the reference has not scored this data, and it is gone: {self.description} is "
@@ -283,7 +285,7 @@ class OtherModel(Source):
             model = self._load(self._name if given is None else given)
             if self._fingerprint is None:
                 self._fingerprint = _fingerprint(model, self._autocast)
-            elif not is_sharded(model) and not _has(model, self._fingerprint, self._autocast):
+            elif not is_sharded(model) and not is_of(model, self._fingerprint, self._autocast):
                 change = f"{self._name} has changed" if given is None else "it has been trained"
                 raise ValueError(
                     f"ref_model is not what it was when the trainer was made: {change}"
@@ -418,7 +420,7 @@ def _fingerprint(model: Any, autocast: str, adapter_off: bool = False) -> Finger
     return fingerprint_of(model, autocast=autocast, adapter_off=adapter_off)
 
 
-def _has(model: Any, fingerprint: Fingerprint | None, autocast: str) -> bool:
+def is_of(model: Any, fingerprint: Fingerprint | None, autocast: str) -> bool:
     """Whether a model has a fingerprint."""
     now = _fingerprint(model, autocast)
     return now is not None and fingerprint is not None and now.digest == fingerprint.digest

@@ -151,6 +151,19 @@ def test_an_adapter_is_scored_against_its_base_and_the_store_knows_the_base(tmp_
     assert sum(scored) == 16
 
 
+def test_a_start_scored_against_itself_is_scored_once(tmp_path, monkeypatch):
+    start = saved(tiny_model("llama"), tmp_path / "start")
+    scorer = PolicyScorer(start, config(tmp_path), start)
+    monkeypatch.setattr(scorer, "_of_policy", None)  # would be called for another policy
+    scores = scorer.score(scorer.prepare(tiny_rows(4)))
+    assert torch.equal(scores.logps, scores.ref_logps)
+    assert (scores.logps < -1).all()
+    with torch.no_grad():
+        scorer.model.get_output_embeddings().weight.mul_(2)
+    with pytest.raises(TypeError, match="not callable"):
+        scorer.score(scorer.prepare(tiny_rows(4)))
+
+
 def test_the_start_of_a_model_is_what_its_folder_says(tmp_path):
     assert known_start("some/id", config(tmp_path)) is None
     assert known_start(saved(tiny_model("llama"), tmp_path / "whole"), config(tmp_path)) is None
