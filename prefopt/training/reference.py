@@ -268,6 +268,9 @@ class ReferenceSetup:
         prepared = accelerator.prepare_model(model, place, evaluation_mode=True)
         # Accelerate keeps what it prepares for ever; a reference is dropped when it has scored.
         accelerator._models.remove(prepared)
+        # Its forward pass is made to cast, as scoring does in its own context; what a probe asks of
+        # it outside must be what its layers compute.
+        prepared = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         return ready_for_engine(prepared, accelerator)
 
     # Serving it -----------------------------------------------------------------------------------

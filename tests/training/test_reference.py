@@ -148,3 +148,14 @@ def test_the_first_loss_is_ln_2_whatever_the_layout_of_the_reference(tmp_path):
         run = trainer(tmp_path / name, tiny_rows(4), max_steps=1, **options)
         run.train()
         assert steps(run)[0]["loss"] == LN_2
+
+
+def test_a_reference_in_half_precision_shares_prefixes_as_the_policy_does(tmp_path):
+    """Accelerate has its forward pass cast, which probes in float32 would take for a fault."""
+    model = tiny_model("llama", seed=2, initializer_range=0.3)  # logits that rounding is seen in
+    model.save_pretrained(tmp_path / "ref")
+    tiny_tokenizer().save_pretrained(tmp_path / "ref")
+    served = setup(tmp_path, bf16=True, use_cpu=True)
+    served.choose(str(tmp_path / "ref"))
+    reference = served.references.source.load()
+    assert reference.scorer.layout == served.scorer.layout == "shared_prefix"
