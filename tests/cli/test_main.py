@@ -31,6 +31,15 @@ def test_what_fails_within_two_seconds_shows_no_progress_bar():
     assert done.stderr == ""
 
 
+def test_garbage_is_collected_again_when_a_command_is_imported_but_libraries_are_not():
+    code = (
+        "import gc; from prefopt.cli import main; main(['losses', 'dpo']);"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000, len(gc.get_objects()) < 50_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "True True True"
+
+
 @pytest.mark.parametrize("launch", [["-m", "prefopt"], ["-m", "prefopt.__main__"]])
 def test_the_module_is_the_program(launch):
     done = subprocess.run(
