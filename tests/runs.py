@@ -1,5 +1,6 @@
 """Train tiny models in tests: arguments that log each step and touch nothing but a folder."""
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ import torch
 
 from prefopt import PreferenceConfig, PreferenceTrainer
 from tests.models import tiny_model, tiny_tokenizer
+
+# accelerate collects garbage whenever training starts; libraries are none, and many objects.
+gc.freeze()
 
 
 def config(folder: Path, **changes: Any) -> PreferenceConfig:
