@@ -1,9 +1,10 @@
-"""Fill a store of reference log-probs and write what it holds; started by the tests beside it."""
+"""Fill stores of reference log-probs and write what they hold; started by the tests beside it."""
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,11 +26,10 @@ def counted(self, batch, *args, **options):
     return score(self, batch, *args, **options)
 
 
-def main(folder: Path, stores: str) -> None:
-    """Make a trainer twice, and write what this process did and what its store then holds."""
-    ReferenceModel.score = counted  # here: pytest imports this file too, for its doctests
-    rank = int(os.environ.get("RANK", "0"))
-    os.environ["PREFOPT_CACHE"] = str(folder / (stores if stores == "one" else f"own{rank}"))
+def fill(folder: Path, cache: Path) -> dict[str, Any]:
+    """Make a trainer twice, and return what this process did and what its store then holds."""
+    os.environ["PREFOPT_CACHE"] = str(cache)
+    scored.clear()
     rows = tiny_rows(12)
     first = trainer(folder, rows, precompute_ref_batch_size=2)
     mine = sum(scored)
@@ -43,14 +43,23 @@ def main(folder: Path, stores: str) -> None:
     # Through a file opened anew: what lies on the disk, and not in this process.
     database = Database(default_folder() / FILE_NAME)
     number = database.reference(fingerprint.digest)
-    result = {
+    return {
         "fingerprint": fingerprint.digest,
         "scored": mine,
         "again": sum(scored) - mine,
         "computed": [first.references.computed, again.references.computed],
         "values": [database.get(number, fingerprint.digest, key).tolist() for key in keys],
     }
-    Path(folder, f"rank{rank}.json").write_text(json.dumps(result))
+
+
+def main(folder: Path) -> None:
+    """Fill a store alone; of two processes one together, and then one each."""
+    ReferenceModel.score = counted  # here: pytest imports this file too, for its doctests
+    processes, rank = (int(os.environ.get(it, n)) for it, n in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    for name in ("alone",) if processes == 1 else ("one", "own"):
+        cache = folder / (f"{name}{rank}" if name == "own" else name)
+        result = fill(folder / name / "run", cache)
+        (folder / f"{processes}-{name}-{rank}.json").write_text(json.dumps(result))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     sys.stdout.flush()
@@ -58,4 +67,4 @@ def main(folder: Path, stores: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

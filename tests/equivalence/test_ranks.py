@@ -121,7 +121,16 @@ def by_one_and_by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     cases = {name: {"batch_size": 8} | case for name, case in CASES.items()}
     cases |= {f"uneven, {name}": {"batch_size": 8} | EPOCHS | it for name, it in UNEVEN.items()}
-    return [train(folder / str(processes), cases, processes) for processes in (1, 2)]
+    experts = {"loss_type": "dpo", "batch_size": 8, "architecture": "qwen3_moe"}
+    experts |= EPOCHS | {"count": 9}  # the second step of an epoch has one row
+    return [
+        train(
+            folder / str(processes),
+            cases | {"experts": experts | {"gradient_accumulation_steps": 2 // processes}},
+            processes,
+        )
+        for processes in (1, 2)
+    ]
 
 
 @pytest.mark.slow
@@ -162,33 +171,33 @@ def test_two_processes_train_and_evaluate_as_one(by_one_and_by_two, name):
 
 
 @pytest.mark.slow
-def test_a_load_balancing_loss_of_two_processes_is_that_of_two_micro_batches(tmp_path):
-    case = {"loss_type": "dpo", "batch_size": 8, "architecture": "qwen3_moe"}
-    case |= EPOCHS | {"count": 9}  # the second step of an epoch has one row
-    in_turn = train(tmp_path / "one", {"moe": case | {"gradient_accumulation_steps": 2}}, 1)
-    at_once = train(tmp_path / "two", {"moe": case}, 2)
-    for mine, wanted in zip(at_once["moe"]["steps"], in_turn["moe"]["steps"], strict=True):
+def test_a_load_balancing_loss_of_two_processes_is_that_of_two_micro_batches(by_one_and_by_two):
+    in_turn, at_once = (results["experts"] for results in by_one_and_by_two)
+    for mine, wanted in zip(at_once["steps"], in_turn["steps"], strict=True):
         for name in ("loss", "aux_loss", "grad_norm"):
             assert mine[name] == pytest.approx(wanted[name], rel=1e-4), name
 
 
-def stores(folder, which, processes):
-    folder.mkdir()
-    run("run_stores.py", [str(folder), which], processes)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
-
-
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    (filled,) = stores(tmp_path_factory.mktemp("stores") / "alone", "one", 1)
-    return filled
+def filled(tmp_path_factory):
+    """What each process found: alone, and of two by whether they had a store together."""
+    folder = tmp_path_factory.mktemp("stores")
+    for processes in (1, 2):
+        run("run_stores.py", [str(folder)], processes)
+    return {
+        name: [
+            json.loads((folder / f"{processes}-{name}-{rank}.json").read_text())
+            for rank in range(processes)
+        ]
+        for processes, name in ((1, "alone"), (2, "one"), (2, "own"))
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["one", "own"])
-def test_two_processes_share_filling_and_each_has_a_complete_store(tmp_path, alone, which):
+def test_two_processes_share_filling_and_each_has_a_complete_store(filled, which):
     """In one file, as on one node, or in a file each, as on two nodes."""
-    both = stores(tmp_path / "both", which, 2)
+    (alone,), both = filled["alone"], filled[which]
     assert alone["scored"] == 24
     assert sorted(rank["scored"] for rank in both) == [12, 12]
     for rank in both:
