@@ -8,7 +8,7 @@ LN_2 = math.log(2)
 
 # Examples of an optimiser step over all processes; steps.
 STEP = 4
-STEPS = 10
+STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ CELLS = {
     "accumulated unpaired": Cell("kto", 0.5, "unpaired", accumulated=2, options=LIVE),
     "accumulated batch-dependent": Cell("aot_unpaired", accumulated=2),
     # The last step of an epoch has one row, for one of the processes.
-    "uneven": Cell(rows=29),
-    "uneven unpaired": Cell("kto", 0.5, "unpaired", rows=29, accumulated=2),
-    "uneven batch-dependent": Cell("aot_unpaired", rows=29, options=LIVE),
+    "uneven": Cell(rows=13),
+    "uneven unpaired": Cell("kto", 0.5, "unpaired", rows=13, accumulated=2),
+    "uneven batch-dependent": Cell("aot_unpaired", rows=13, options=LIVE),
     "resumed": Cell(resumed=True, options=MOMENTUM),
     "resumed live": Cell(resumed=True, options=MOMENTUM | LIVE),
 }
@@ -75,7 +75,7 @@ CELLS = {
 SPREAD = {
     "tied": Cell(model={"tie_word_embeddings": True}),
     "padded": Cell("kto", 0.5, "unpaired", options={"layout": "padded"} | LIVE),
-    "batches cut by tokens": Cell(rows=29, options={"max_tokens_per_batch": 24}),
+    "batches cut by tokens": Cell(rows=13, options={"max_tokens_per_batch": 24}),
     "gradient checkpointing": Cell(options={"gradient_checkpointing": True}),
     "other reference": Cell(other=True),
     "other reference live": Cell(other=True, options=LIVE),
