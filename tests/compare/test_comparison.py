@@ -187,7 +187,7 @@ from prefopt.compare import Resources, compare, tasks
 from prefopt.toy import sample_pairs
 if {program!r}:
     tasks.PYTHON = (sys.executable, {program!r})
-compare({start!r}, Dataset.from_list(sample_pairs(120)), {root!r}, losses="dpo, ipo", seeds=2,
+compare({start!r}, Dataset.from_list(sample_pairs(120)), {root!r}, losses="dpo, ipo", seeds={seeds},
         resources=Resources(jobs=2), options={options!r}, evaluation={evaluation!r})
 """
 
@@ -226,7 +226,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(
     monkeypatch.setenv("STAND_IN_STEP_S", "0.3")
     root = str(tmp_path / "killed")
     script = KILLED.format(
-        program=str(PROGRAM), start=toy_start, root=root, options={"max_steps": 3}, evaluation={}
+        program=str(PROGRAM),
+        start=toy_start,
+        root=root,
+        seeds=2,
+        options={"max_steps": 3},
+        evaluation={},
     )
     moments = [random.uniform(3, 14) for _ in range(3)]
     kill_and_restart(script, moments)
@@ -239,9 +244,10 @@ def test_real_runs_that_are_killed_go_on_to_the_same_results(tmp_path, toy_rows,
     options = {"max_steps": 30, "learning_rate": 1e-3, "use_cpu": True, "logging_steps": 5}
     given = {"options": options, "evaluation": {"max_new_tokens": 8, "max_prompts": 4}}
     root = str(tmp_path / "killed")
-    script = KILLED.format(program="", start=toy_start, root=root, **given)
-    kill_and_restart(script, [random.uniform(15, 60) for _ in range(2)])
-    more = {"losses": "dpo, ipo", "seeds": 2, "resources": ONE}
+    script = KILLED.format(program="", start=toy_start, root=root, seeds=1, **given)
+    # Six processes that take 5 s of CPU each: it is killed while the start or a method is at work.
+    kill_and_restart(script, [random.uniform(8, 30) for _ in range(2)])
+    more = {"losses": "dpo, ipo", "seeds": 1, "resources": ONE}
     compare(toy_start, toy_rows, tmp_path / "whole", **more, **given)
     assert numbers_of(root) == numbers_of(tmp_path / "whole")
     assert {run.state for run in Comparison.load(tmp_path / "whole" / "results.json").runs} == {
