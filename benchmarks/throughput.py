@@ -177,13 +177,13 @@ def compare(
                 rows = data.rows_for(side, loss, pairs, options.batch)
                 own["rows"] = str(scratch / f"rows_{side}.json")
                 Path(own["rows"]).write_text(json.dumps(rows))
-            worker = stack.enter_context(started(own, scratch))
-            hello[side] = worker.receive()
-            return worker
+            return stack.enter_context(started(own, scratch))
 
         matmul = start("matmul")
+        matmul.receive()
         for group in [[side] for side in sides] if options.apart else [sides]:
-            workers = {side: start(side) for side in group}
+            workers = {side: start(side) for side in group}  # they set up at the same time
+            hello |= {side: worker.receive() for side, worker in workers.items()}
             check_same_start(hello)
             take.run(workers, matmul, options, status)
             for worker in workers.values():

@@ -283,7 +283,8 @@ def draw_shares(axes: Any, rows: Found, title: str = "Share of the best gain at 
         )
     axes.set_yticks(list(places), list(rows))
     axes.set_ylim(0.4, len(rows) + 0.8)
-    axes.set_xlim(right=103)
+    # Intervals of few starts reach beyond what a share can be; there the picture ends.
+    axes.set_xlim(max(axes.get_xlim()[0], -10), 107)
     axes.set_xlabel("%; 95% interval over starts")
     axes.set_title(title, loc="left", fontsize=11)
 
@@ -313,6 +314,7 @@ def draw_noise(axes: Any, found: Found) -> None:
         line(axes, points, colour, loss, scale=100)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_ylabel("share of the best gain, %")
+    axes.set_ylim(-10, 107)
     axes.set_title("Noise in labels", loc="left", fontsize=11)
     axes.legend(frameon=False)
 
@@ -340,6 +342,7 @@ def draw_small(axes: Any, found: Found) -> None:
     axes.set_xticks(SMALL_EPOCHS, [str(epochs) for epochs in SMALL_EPOCHS])
     axes.set_xlabel("epochs of 160 pairs")
     axes.set_ylabel("reward gained, points")
+    axes.set_ylim(-1, 4)
     axes.set_title("Few pairs, seen often", loc="left", fontsize=11)
     axes.legend(frameon=False)
 
