@@ -14,7 +14,8 @@ On a GPU (both in bfloat16 autocast over float32 weights, which is the default o
     python benchmarks/throughput.py --device cuda --size qwen2.5-0.5b,llama-3.2-1b --batch 16 \
         --against trl,packed-fa2
 
-``packed-fa2`` is transformers' Trainer over rows without padding (``throughput_packed.py``).
+``packed-fa2`` is transformers' Trainer over rows without padding (``throughput_packed.py``);
+``before`` is prefopt as another checkout has it (``--before FOLDER``), to see what a change does.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from throughput_flops import step_flops, useful_work
 from throughput_models import SIZES, shape_of
 from throughput_report import summarise, write_results
 
-SIDES = ("prefopt", "trl", "packed-fa2")
+SIDES = ("prefopt", "trl", "packed-fa2", "before")
 LOSSES = ("dpo", "kto", "orpo")
 WORKER = Path(__file__).with_name("throughput_worker.py")
 
@@ -107,6 +108,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--against", type=several(*SIDES[1:]), default=["trl"], help=", ".join(SIDES[1:])
     )
+    parser.add_argument("--before", type=Path, help="a checkout of prefopt, for --against before")
     parser.add_argument("--only", choices=SIDES, help="one side alone")
     parser.add_argument(
         "--apart", action="store_true", help="one side after the other, where memory is short"
@@ -120,6 +122,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     on_gpu = options.device == "cuda"
     options.precision = options.precision or ("bf16-autocast" if on_gpu else "float32")
     options.turn = options.turn or (5 if on_gpu else 1)
+    if ("before" in options.against) != (options.before is not None):
+        parser.error("--against before and --before FOLDER go together")
     if "packed-fa2" in options.against and options.loss != ["dpo"]:
         parser.error("packed-fa2 trains dpo alone: --loss dpo")
     options.name = options.name or "_".join(
@@ -166,6 +170,7 @@ def compare(
         "mlp": shape.mlp,
     }
     extra = {"prefopt": options.prefopt_args, "trl": options.trl_args}
+    extra["before"] = options.prefopt_args
     title = f"{size} {loss} {name}"
     hello: dict[str, dict[str, Any]] = {}
     take = Take(sides, title)
@@ -173,6 +178,8 @@ def compare(
 
         def start(side: str) -> Worker:
             own = job | {"side": side, "extra": extra.get(side, {})}
+            if side == "before":
+                own["path"] = str(options.before.resolve())
             if side in SIDES:
                 rows = data.rows_for(side, loss, pairs, options.batch)
                 own["rows"] = str(scratch / f"rows_{side}.json")
@@ -323,6 +330,8 @@ def started(job: dict[str, Any], scratch: Path, script: Path = WORKER) -> Iterat
         "PREFOPT_CACHE": str(folder / "store"),  # nobody finds what another run has computed
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
+    if "path" in job:
+        environment["PYTHONPATH"] = job["path"]
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, str(script), str(file)],

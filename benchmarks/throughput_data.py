@@ -225,7 +225,7 @@ def rows_for(side: str, loss: str, pairs: PairSet, batch: int) -> list[dict[str,
         ]
     if loss != "kto":
         return [dict(row) for row in pairs.rows]
-    if side == "prefopt":
+    if side in ("prefopt", "before"):
         return [
             {
                 "prompt_ids": list(text.prompt),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7", "packed-fa2": "#9a8c98"}
-LABELS = {"prefopt": "prefopt", "trl": "TRL", "packed-fa2": "packed rows"}
+COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7", "packed-fa2": "#9a8c98", "before": "#89b0ae"}
+LABELS = {"prefopt": "prefopt", "trl": "TRL", "packed-fa2": "packed rows", "before": "before"}
 FIRST_LOSSES = 5  # steps whose losses are compared
 
 NOTES = {

@@ -328,9 +328,12 @@ def train(job: dict[str, Any], channel: Channel) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(job["tokenizer"])
     hello = {"weights": checksum(model), "attention": attention}
     steps = Steps(channel, job["device"], hello)
-    make = {"prefopt": prefopt_trainer, "trl": trl_trainer, "packed-fa2": packed_trainer}[
-        job["side"]
-    ]
+    make = {
+        "prefopt": prefopt_trainer,
+        "before": prefopt_trainer,
+        "trl": trl_trainer,
+        "packed-fa2": packed_trainer,
+    }[job["side"]]
     trainer = make(job, model, tokenizer, steps)
     steps.hello |= {
         "rows": len(trainer.train_dataset),
