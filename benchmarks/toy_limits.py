@@ -51,7 +51,7 @@ def main() -> None:
     studies = [STUDIES[name] for name in options.studies.split(",")]
     folder = options.work / ("quick" if options.quick else "full")
     tasks = tasks_of(studies, options.seeds)
-    errors = do_all(tasks, size, folder, options.jobs)
+    errors = do_all(tasks, size, folder, options.jobs) if options.jobs else []
     found = {study.name: collect(study, options.seeds, size, folder) for study in studies}
     starts = {
         str(seed): World(seed, Recipe.hidden_size, size, folder) for seed in range(options.seeds)
@@ -69,7 +69,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=4, choices=range(1, 11), help="starts of each recipe"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs at a time; 0 to write what is done"
+    )
     parser.add_argument("--quick", action="store_true", help="too small to show anything")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")

@@ -136,7 +136,8 @@ def text(
         "What it means: `docs/toy.md`.",
     ]
     for study in studies:
-        lines += ["", f"## {study.name}: {study.question}", "", *table(found[study.name])]
+        lines += ["", f"## {study.name}: {study.question}", "", f"<!-- {study.name} -->", ""]
+        lines += [*table(found[study.name]), "", "<!-- end -->"]  # a page includes some tables
     if "ladder" in found:
         lines += ["", "## temperature: mean reward of answers", "", *temperatures(found["ladder"])]
     return lines

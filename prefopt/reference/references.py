@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,10 @@ class ReferenceLogps(NamedTuple):
     per_token_logps: Tensor
     continuation: Tensor | None = None
     predictions: Predictions | None = None
+
+
+# Datasets of so many rows are remembered to be known: to read one takes a second or more.
+LARGE = 20_000
 
 
 class Served(NamedTuple):
@@ -153,12 +158,14 @@ class References:
         how = "computed once" if self._live is None else "computed when first seen"
         return f"{self.source.description}{name}, {how}, kept in {place}"
 
-    def prepare(self, *datasets: tuple[str, Any] | Served) -> int:
+    def prepare(self, *datasets: tuple[str, Any] | Served, at_steps: bool = False) -> int:
         """Make sure that datasets can be served; return how many completions were computed.
 
         Args:
             datasets: ``Served``, or a name for people and prepared rows; rows of a stream are
                 computed when they are first asked for.
+            at_steps: Whether only ``logps`` will ask for them, which computes what is missing. Then
+                a large dataset is not read again that was known whole.
 
         Raises:
             ValueError: If something is missing and the reference cannot be loaded any more, or for
@@ -169,15 +176,15 @@ class References:
         replaced_before = self.store.replaced
         try:
             wanted = [Served(*one) for one in datasets]
-            computed = sum(map(self._fill, wanted))
+            computed = sum(self._fill(one, at_steps) for one in wanted)
             if any(self._options.processes.all(self.store.replaced and not replaced_before)):
                 self._served.clear()  # what the damaged file held is not in the new one
-                computed += sum(map(self._fill, wanted))
+                computed += sum(self._fill(one, at_steps) for one in wanted)
             return computed
         finally:
             self.source.release()
 
-    def _fill(self, wanted: Served) -> int:
+    def _fill(self, wanted: Served, at_steps: bool) -> int:
         name, dataset, only = wanted
         if is_stream(dataset):
             if self._mode == "cached":
@@ -192,12 +199,24 @@ class References:
         if mark is not None and self._served & {mark, (mark[0], b"")}:
             return 0
         assert self._filler is not None
+        kept = _kept_name(wanted, self._with_kl) if self.source.stays else None
+        if mark is not None and at_steps and self._knows_all_of(kept):
+            self._served.add(mark)
+            return 0
         index = CompletionIndex.of(dataset, self._with_kl, only)
         computed = self._filler.fill(dataset, index, name)
         if mark is not None:
             self._served.add(mark)
+        if kept is not None and isinstance(self.store, FileStore):
+            self.store.remember_all_of(kept)
         self.computed += computed
         return computed
+
+    def _knows_all_of(self, kept: str | None) -> bool:
+        """Whether each process has a file that had all of a large dataset."""
+        store = self.store
+        knows = kept is not None and isinstance(store, FileStore) and store.knows_all_of(kept)
+        return all(self._options.processes.all(knows))
 
     def logps(self, texts: Texts, with_predictions: bool = False) -> ReferenceLogps:
         """Return the reference log-probs of completions.
@@ -305,3 +324,14 @@ def origin_facts(scorer: Scorer, autocast: str) -> dict[str, Any]:
         "attention": "own" if scorer.backend is None else scorer.backend.name,
         "versions": versions("prefopt", "torch", "transformers"),
     }
+
+
+def _kept_name(wanted: Served, with_kl: bool) -> str | None:
+    """Return what a store remembers a large dataset by; None for one that is always read."""
+    if wanted.mark is None or is_stream(wanted.dataset):
+        return None
+    rows = len(wanted.dataset if wanted.only is None else wanted.only)
+    if rows < LARGE:
+        return None
+    fingerprint, only = wanted.mark
+    return blake2b(f"{fingerprint} {with_kl} ".encode() + only, digest_size=16).hexdigest()

@@ -283,7 +283,8 @@ class ReferenceSetup:
     def serve(self, *datasets: tuple[str, Any] | Served) -> None:
         """Make sure that prepared rows can be served: compute what can be kept and is not known."""
         if self.references is not None:
-            self.references.prepare(*(its for its in datasets if its[1] is not None))
+            wanted = [its for its in datasets if its[1] is not None]
+            self.references.prepare(*wanted, at_steps=True)
 
     def announce(self) -> None:
         """Print what the reference is."""

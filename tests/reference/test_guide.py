@@ -60,6 +60,7 @@ def test_the_guide_shows_every_command(capsys):
 
 
 def test_the_example_of_the_api_page_runs(tmp_path, monkeypatch, capsys):
+    default_folder().mkdir(parents=True, exist_ok=True)
     database = Database(default_folder() / "reference.sqlite")
     reference = database.reference("f" * 32, {"name_or_path": "org/model"})
     origin = database.origin({"device": "cpu"})

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader
 
 from prefopt.data.collate import BATCHES, PreferenceCollator
 from prefopt.engine import Scorer
-from prefopt.reference.fill import FillOptions
+from prefopt.reference.fill import CompletionIndex, FillOptions
 from prefopt.reference.processes import Processes
 from prefopt.reference.references import References
 from prefopt.reference.sources import InitialPolicy, MovingPolicy, OtherModel
 from prefopt.reference.store.database import PAGE_BYTES
 from prefopt.reference.store.logp_store import FILE_NAME, FileStore, MemoryStore, open_database
+from prefopt.reference.store.maintain import delete_reference, references_of
 from tests.models import tiny_model
 from tests.reference.store.test_logp_store import index_pages, overwrite
 from tests.reference.test_fill import as_processes
@@ -186,6 +187,53 @@ def test_rows_are_computed_once_and_looked_up_at_every_step(tmp_path):
     assert len(got.per_token_logps) == 12
     other_run = references(initial(model), database)
     assert other_run.prepare(("train", rows), ("eval", rows.select([1]))) == 0
+    database.close()
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Rows that count as a large dataset; how often they were read is told."""
+    monkeypatch.setattr("prefopt.reference.references.LARGE", len(ROWS))
+    read = []
+    of = CompletionIndex.of
+    monkeypatch.setattr(CompletionIndex, "of", lambda *asked: read.append(asked) or of(*asked))
+    return Dataset.from_list(ROWS), read
+
+
+def reloadable(model):
+    return InitialPolicy(Scorer(model), "none", lambda: model, Scorer)
+
+
+def test_a_large_dataset_that_was_known_whole_is_not_read_again(tmp_path, large):
+    (rows, read), model = large, tiny_model("llama")
+    database = open_database(tmp_path)
+    assert references(reloadable(model), database).prepare(("train", rows)) == 6
+    other_run = references(reloadable(model), database)
+    assert other_run.prepare(("train", rows), at_steps=True) == 0
+    assert len(read) == 1
+    assert len(other_run.logps(texts_of(ROWS)).logps) == 6
+    # Read all the same: a part that was not asked for, by who cannot compute at steps, for KTO,
+    # where the reference is gone by then, and for another reference.
+    other_run.prepare(("eval", rows.select(range(2))), at_steps=True)
+    references(reloadable(model), database).prepare(("train", rows))
+    references(reloadable(model), database, with_kl=True).prepare(("train", rows), at_steps=True)
+    references(initial(model), database).prepare(("train", rows), at_steps=True)
+    other = reloadable(tiny_model("llama", seed=9))
+    assert references(other, database).prepare(("train", rows), at_steps=True) == 6
+    assert len(read) == 6
+    database.close()
+
+
+def test_what_was_deleted_or_lost_is_not_taken_for_known(tmp_path, large):
+    (rows, read), model = large, tiny_model("llama")
+    database = open_database(tmp_path)
+    references(reloadable(model), database).prepare(("train", rows))
+    database.connection.execute("DELETE FROM completion WHERE tokens = 2")
+    lost = references(reloadable(model), database).prepare(("train", rows), at_steps=True)
+    assert (lost > 0, len(read)) == (True, 2)
+    (info,) = references_of(database)
+    delete_reference(database, info)
+    assert references(reloadable(model), database).prepare(("train", rows), at_steps=True) == 6
     database.close()
 
 

@@ -9,6 +9,8 @@ Schema, version 1 (``application_id`` "prfo", ``user_version`` 1):
   ids.
 - ``file``: digests of files, valid while size, times and inode are what they were.
 - ``loaded``: which fingerprint the model had that was loaded from some files with some options.
+- ``known``: datasets of which all is known, by a digest, and how many completions the reference had
+  then. Files of before 0.2 get it when they are opened.
 
 Keys are random, so the index fills its pages to some 70%; log-probs are appended, and pieces keep
 pages full whatever the length of a completion. Measured, all in all: 50 bytes for a completion of
@@ -69,6 +71,14 @@ CREATE TABLE completion (
 CREATE TABLE piece (id INTEGER PRIMARY KEY, logps BLOB NOT NULL);
 CREATE TABLE file (path TEXT PRIMARY KEY, stat TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE loaded (source TEXT PRIMARY KEY, fingerprint TEXT NOT NULL) WITHOUT ROWID;
+"""
+_LATER = """
+CREATE TABLE IF NOT EXISTS known (
+    reference INTEGER NOT NULL,
+    dataset TEXT NOT NULL,
+    completions INTEGER NOT NULL,
+    PRIMARY KEY (reference, dataset)
+) WITHOUT ROWID
 """
 
 # The types are SQLite's to check: in a damaged file a column may hold anything.
@@ -211,6 +221,7 @@ class Database:
             )
         if not self.readonly:
             self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute(_LATER)
 
     def _make(self) -> None:
         self.connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -306,14 +317,33 @@ class Database:
             return
         self._note("INSERT OR REPLACE INTO loaded VALUES (?, ?)", source, fingerprint)
 
-    def _ask(self, statement: str, *values: str) -> tuple[Any, ...] | None:
+    def knows_all_of(self, reference: int, dataset: str) -> bool:
+        """Whether all of a dataset was known once, and nothing was deleted since."""
+        found = self._ask(
+            "SELECT completions <= (SELECT count(*) FROM completion WHERE reference = ?1) "
+            "FROM known WHERE reference = ?1 AND dataset = ?2",
+            reference,
+            dataset,
+        )
+        return found is not None and bool(found[0])
+
+    def remember_all_of(self, reference: int, dataset: str) -> None:
+        """Keep that all of a dataset is known now."""
+        self._note(
+            "INSERT OR REPLACE INTO known SELECT ?1, ?2, count(*) FROM completion "
+            "WHERE reference = ?1",
+            reference,
+            dataset,
+        )
+
+    def _ask(self, statement: str, *values: str | int) -> tuple[Any, ...] | None:
         try:
             found: tuple[Any, ...] | None = self.connection.execute(statement, values).fetchone()
         except sqlite3.DatabaseError:
             return None
         return found
 
-    def _note(self, statement: str, *values: str) -> None:
+    def _note(self, statement: str, *values: str | int) -> None:
         if self.readonly:
             return
         with suppress(sqlite3.DatabaseError), self.writing() as connection:

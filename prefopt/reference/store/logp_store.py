@@ -169,6 +169,15 @@ class FileStore:
                 error,
             )
 
+    def knows_all_of(self, dataset: str) -> bool:
+        """Whether the file had all of a dataset, told by a digest, and lost nothing since."""
+        return self._reference is not None and self.database.knows_all_of(self._reference, dataset)
+
+    def remember_all_of(self, dataset: str) -> None:
+        """Keep that the file has all of a dataset, unless some of it is in memory only."""
+        if self._reference is not None and not self.in_memory:
+            self.database.remember_all_of(self._reference, dataset)
+
     def finish(self) -> None:
         """See ``LogpStore``: the log is moved into the file."""
         if self._writable:

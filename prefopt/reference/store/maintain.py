@@ -271,6 +271,7 @@ def delete_reference(database: Database, info: ReferenceInfo) -> None:
                 connection.execute("DELETE FROM reference WHERE id = ?", (info.number,))
                 connection.execute("DELETE FROM loaded WHERE fingerprint = ?", (info.fingerprint,))
                 return
+            connection.execute("DELETE FROM known WHERE reference = ?", (info.number,))
             database.delete_pieces((first, tokens) for first, tokens, _ in rows)
             connection.executemany(
                 "DELETE FROM completion WHERE reference = ? AND key = ?",

@@ -148,7 +148,7 @@ def test_how_it_is_loaded_changes_it(folder, database, monkeypatch):
     quantised = transformers.BitsAndBytesConfig(load_in_4bit=True)
     options = [{}, {"dtype": "float32"}, {"dtype": "bfloat16"}, {"quantization_config": quantised}]
     digests = [source_digest(str(folder), option, database) for option in options]
-    monkeypatch.setattr(files, "version", lambda package: "0.1")
+    monkeypatch.setattr("prefopt.versions.version", lambda package: "0.1")
     digests.append(source_digest(str(folder), {}, database))
     monkeypatch.setattr(files, "ENGINE_VERSION", 99)
     digests.append(source_digest(str(folder), {}, database))
