@@ -1,5 +1,6 @@
 """Options that there are not: what is meant, where another program or a loss has that name."""
 
+import difflib
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -52,7 +53,21 @@ def _problem(name: str, value: Any, known: Collection[str], path: str | None, lo
     meant = _of_a_loss(name, value, path, losses) or meaning_of(name, dashes)
     if meant:
         return f"unknown option {dashes + name!r}; {meant}"
+    # Without the dashes, which make short names look alike.
+    near = difflib.get_close_matches(name, {*known, *_hyperparameters(losses)}, n=1)
+    if near and near[0] not in known:
+        own = _of_a_loss(near[0], value, path, losses)
+        return f"unknown option {dashes + name!r}; did you mean {near[0]!r}? {own}"
     return str(UserError.unknown("option", dashes + name, [dashes + one for one in known]))
+
+
+def _hyperparameters(losses: str) -> set[str]:
+    """Return the hyper-parameters of the losses that are named, or of all if none is."""
+    from prefopt.losses import list_losses
+
+    words = re.findall(r"[\w-]+", losses)
+    named = [loss for loss in list_losses() if any(map(loss.is_called, words))]
+    return {name for loss in named or list_losses() for name in loss.hyperparameters}
 
 
 def _of_a_loss(name: str, value: Any, path: str | None, losses: str) -> str:

@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, TypeVar
@@ -239,6 +239,7 @@ class Loss:
                 raise ValueError(
                     f"loss {self.name!r} has no hyper-parameter {name!r}; "
                     f"it takes: {', '.join(self.hyperparameters) or 'none'}"
+                    f"{did_you_mean(name, self.hyperparameters)}"
                 )
             _check_type(f"loss {self.name!r}: {name}", value, self.hyperparameters[name])
         # The ranges stand in the loss itself: call it, on one made-up example.
@@ -354,6 +355,17 @@ def get_loss(name: str) -> Loss:
 def _folded(name: str) -> str:
     """Return a name without case, and with underscores for hyphens."""
     return name.casefold().replace("-", "_")
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return what ends a sentence about an unknown name: the nearest known one, or nothing.
+
+    Examples:
+        >>> print("there is no lamda" + did_you_mean("lamda", ["beta", "lambda_"]))
+        there is no lamda. Did you mean 'lambda_'?
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
 
 
 def list_losses() -> list[Loss]:

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from prefopt.losses.files import FILE_LOSS, is_file_loss, loss_of_file
-from prefopt.losses.registry import Loss, get_loss
+from prefopt.losses.registry import Loss, did_you_mean, get_loss
 from prefopt.losses.vocabulary import VOCABULARY, specs_of
 from prefopt.objective.options import LossOptions, fit_options, scheduled_beta
 
@@ -288,7 +288,11 @@ def _assign_options(losses: Sequence[Loss], options: Mapping[str, Any]) -> list[
             takes = "; ".join(
                 f"{loss.name}: {', '.join(loss.hyperparameters) or 'none'}" for loss in losses
             )
-            raise ValueError(f"no loss here takes the option {name!r}; hyper-parameters: {takes}")
+            known = {name for loss in losses for name in loss.hyperparameters}
+            raise ValueError(
+                f"no loss here takes the option {name!r}; hyper-parameters: {takes}"
+                f"{did_you_mean(name, known)}"
+            )
     return [
         {k: v for k, v in common.items() if k in loss.hyperparameters} | own.get(loss.name, {})
         for loss in losses

@@ -58,5 +58,21 @@ def test_a_hyper_parameter_of_a_loss_is_told_how_it_is_given(name, losses, says)
     assert refused({name: 0.5}, losses=losses).endswith(says)
 
 
+@pytest.mark.parametrize(
+    ("name", "losses", "says"),
+    [
+        (
+            "tua",
+            "discopop",
+            "did you mean 'tau'? tau is a hyper-parameter of discopop: --loss_kwar",
+        ),
+        ("labmda_", "", "did you mean 'lambda_'? lambda_ is a hyper-parameter of "),
+        ("dtpe", "discopop", "did you mean '--dtype'?"),
+    ],
+)
+def test_a_misspelt_one_is_told_too(name, losses, says):
+    assert says in refused({name: 0.5}, losses=losses)
+
+
 def test_in_a_file_it_is_told_as_yaml():
     assert "loss_kwargs: {tau: 0.5}" in refused({"tau": 0.5}, "run.yaml")

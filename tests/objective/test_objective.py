@@ -98,6 +98,8 @@ def test_only_what_the_user_sets_is_in_the_term():
             {"ipo": {"beta": 1}},
             "options are given for 'ipo', which is not among .* dpo",
         ),
+        ("slic", None, {"lamda_": 1}, r"delta, lambda_\. Did you mean 'lambda_'\?"),
+        ("slic", None, {"slic": {"lamda_": 1}}, r"lambda_\. Did you mean 'lambda_'\?"),
         ("dpo", None, {"dpo": {"tau": 1}}, "loss 'dpo' has no hyper-parameter 'tau'"),
         ("dpo", None, {"beta": -1.0}, "beta must be greater than 0"),
         ("dpo", None, {"beta": "high"}, "beta must be a number"),
