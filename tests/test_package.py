@@ -1,8 +1,10 @@
 """What `import prefopt` gives and costs, and what the installed distribution says about itself."""
 
 import re
+import runpy
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -124,3 +126,24 @@ def test_files_that_are_no_modules_are_in_the_wheel():
     others = {path for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")}
     assert package / "compare" / "report" / "page.css" in others
     assert others <= listed
+
+
+def test_the_oldest_versions_are_the_highest_of_the_bounds_of_the_extras(tmp_path):
+    tool = runpy.run_path(str(ROOT / ".ci" / "versions.py"))
+    wheel = tmp_path / "a.whl"
+    needs = ("torch>=2.8", "rich", "datasets>=4.0", "datasets>=4.7; extra == 'cli'", "optuna<5,>=4")
+    brings = "Requires-Dist: a[cli]; extra == 'all'\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        text = "".join(f"Requires-Dist: {need}\n" for need in needs)
+        archive.writestr("a-1.dist-info/METADATA", f"Name: a\n{text}{brings}")
+    plain = {"torch": "torch==2.8", "datasets": "datasets==4.0", "optuna": "optuna==4"}
+    assert tool["bounds"](wheel) == plain
+    assert tool["bounds"](wheel, "all") == plain | {"datasets": "datasets==4.7"}
+
+
+def test_every_package_that_the_wheel_needs_has_a_lower_bound():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    shipped = [extras[name] for name in extras if name not in ("test", "lint", "docs", "dev")]
+    needs = [need for group in (project["dependencies"], *shipped) for need in group]
+    assert [need for need in needs if ">=" not in need and not need.startswith("prefopt[")] == []

@@ -416,7 +416,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc] # transformers is untype
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Begin anew with smaller forward passes, where memory was too small; steps stay."""
         if batch_size < self._train_batch_size:
-            check_unmoved(self.state.global_step - self._initial_global_step, batch_size)
+            # transformers 5.15 does not keep where a resumed run began: that one is refused.
+            began = getattr(self, "_initial_global_step", 0)
+            check_unmoved(self.state.global_step - began, batch_size)
             self._run.say(f"prefopt: memory is too small: {batch_size} rows in a pass from now on")
             self._begin_counting()
         self.data_collator = in_parts(self.data_collator, batch_size)
