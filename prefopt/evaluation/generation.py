@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -38,8 +45,8 @@ _BEFORE = 8  # tokens
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
     temperature: float = 1.0,
@@ -100,8 +107,8 @@ def generate(
 
 
 def stream(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     tell: Callable[[str], None],
     *,
@@ -153,7 +160,9 @@ def stream(
 class _Telling(TextStreamer):  # type: ignore[misc] # transformers is untyped
     """Hands on the text of an answer in whole words, without the tokens that end it."""
 
-    def __init__(self, tokenizer: Any, tell: Callable[[str], None], ends: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None], ends: Sequence[int]
+    ) -> None:
         super().__init__(
             tokenizer,
             skip_prompt=True,
@@ -174,7 +183,10 @@ class _Telling(TextStreamer):  # type: ignore[misc] # transformers is untyped
 
 
 def leave_room(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
 ) -> list[bool]:
     """Return which prompts leave the model's window room for an answer of that length.
 
@@ -193,12 +205,12 @@ def leave_room(
     return [window is None or length + max_new_tokens <= window for length in lengths]
 
 
-def _ends_of(model: Any, tokenizer: Any) -> list[int]:
+def _ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     config = None if isinstance(model, VllmModel) else causal_lm_of(model).generation_config
     return end_tokens(tokenizer, config)
 
 
-def _window_of(model: Any) -> int | None:
+def _window_of(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model reads at most; None where it does not say."""
     if isinstance(model, VllmModel):
         return model.window
@@ -224,7 +236,7 @@ def _check_window(prompt_ids: Sequence[list[int]], new: int, window: int | None)
 
 
 def _write(
-    model: Any,
+    model: PreTrainedModel,
     prompt_ids: Sequence[list[int]],
     sampling: Sampling,
     ends: list[int],
@@ -262,7 +274,7 @@ def _random_numbers(sampling: Sampling, number: int, sample: int) -> Any:
 
 @torch.no_grad()
 def _batch(
-    model: Any,
+    model: PreTrainedModel,
     asked: Sequence[list[int]],
     draws: Sequence[Any],
     sampling: Sampling,
@@ -332,7 +344,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc] # transformers is untyped
 
 
 def read_answer(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: PreferenceExample,
     prompt_ids: Sequence[int],
     ids: Sequence[int],
@@ -356,7 +368,7 @@ def read_answer(
     return Generation(text, tuple(kept), len(kept), end is None)
 
 
-def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int]) -> str:
     """Return the text of tokens that come after others.
 
     Alone, some tokenizers drop the space before the first word.

@@ -4,10 +4,13 @@ Plain padded forwards on any causal language model of transformers. Training has
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "TokenBatch",
@@ -69,7 +72,7 @@ def pad_sequences(
     return TokenBatch(ids.to(device), attention_mask.to(device), completion_mask.to(device))
 
 
-def per_token_logps(model: Any, batch: TokenBatch) -> Tensor:
+def per_token_logps(model: "PreTrainedModel", batch: TokenBatch) -> Tensor:
     """Return the log-prob of each completion token; 0 elsewhere.
 
     Args:
@@ -87,7 +90,7 @@ def per_token_logps(model: Any, batch: TokenBatch) -> Tensor:
 
 @torch.no_grad()
 def completion_logps(
-    model: Any,
+    model: "PreTrainedModel",
     prompts: Sequence[Ids],
     completions: Sequence[Ids],
     *,
@@ -114,7 +117,7 @@ def completion_logps(
 
 @torch.no_grad()
 def token_logps(
-    model: Any,
+    model: "PreTrainedModel",
     prompts: Sequence[Ids],
     completions: Sequence[Ids],
     *,
@@ -147,8 +150,8 @@ def token_logps(
 
 @torch.no_grad()
 def sequence_kl(
-    policy: Any,
-    reference: Any,
+    policy: "PreTrainedModel",
+    reference: "PreTrainedModel",
     prompts: Sequence[Ids],
     completions: Sequence[Ids],
     *,
@@ -190,7 +193,7 @@ def sequence_kl(
 
 @torch.no_grad()
 def sample_completions(
-    model: Any,
+    model: "PreTrainedModel",
     prompts: Sequence[Ids],
     *,
     max_new_tokens: int,
@@ -231,7 +234,7 @@ def sample_completions(
 
 
 def _sample_batch(
-    model: Any,
+    model: "PreTrainedModel",
     prompts: Sequence[Ids],
     max_new_tokens: int,
     eos_token_id: int,
@@ -278,7 +281,7 @@ def _sample_batch(
     return tokens
 
 
-def _next_token_logps(model: Any, batch: TokenBatch) -> Tensor:
+def _next_token_logps(model: "PreTrainedModel", batch: TokenBatch) -> Tensor:
     """Return (B, T, V): at position t, the log-probs of what comes after token t, in nats."""
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
     logps: Tensor = output.logits.float().log_softmax(dim=2)

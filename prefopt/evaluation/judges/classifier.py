@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from prefopt.evaluation.loading import inference_options
 from prefopt.evaluation.prompts import Prompt, prompt_text
 from prefopt.training.loading import explained
 from prefopt.training.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["ClassifierJudge"]
 
@@ -41,8 +44,8 @@ class ClassifierJudge:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
         label: str | None = None,
         *,
         batch_size: int = 8,
@@ -166,13 +169,13 @@ def _label_of(config: Any, label: str | None, name: str) -> int | None:
     return folded.index(label.casefold())
 
 
-def _window(config: Any, tokenizer: Any) -> int:
+def _window(config: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return how many tokens a classifier reads at most."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(int(positions or 1 << 40), int(tokenizer.model_max_length))
 
 
-def _cut_at_start(ids: list[int], window: int, tokenizer: Any) -> list[int]:
+def _cut_at_start(ids: list[int], window: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the last tokens of a text, and the one that begins every text if there is one."""
     if len(ids) <= window:
         return ids

@@ -1,7 +1,7 @@
 """Another language model as judge: how likely it finds the answer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.data.tokenize import Tokenized, tokenize
 from prefopt.engine.guard import undisturbed
@@ -9,6 +9,9 @@ from prefopt.evaluation.judges.rendering import answered, in_batches
 from prefopt.evaluation.loading import load_for_inference
 from prefopt.evaluation.prompts import Prompt
 from prefopt.evaluation.sequences import token_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["LogProbJudge"]
 
@@ -29,8 +32,8 @@ class LogProbJudge:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         per_token: bool = False,
         batch_size: int = 8,
