@@ -260,6 +260,8 @@ def run_samples(
         path = its[0].task.folder / its[0].task.stages[-1].output / "samples.jsonl"
         seen = Counter[tuple[str, Any]]()
         for row in row_dicts(path) if path.is_file() else []:
+            if row.get("method"):  # an answer of the data, which is added once, below
+                continue
             if len(rows_of) < most:
                 rows_of.setdefault(row["prompt"], row["row"])
             seen[row["prompt"], row.get("temperature")] += 1

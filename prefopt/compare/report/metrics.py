@@ -100,7 +100,7 @@ METRICS = (
     Metric(
         "margin_length_correlation",
         "Margin and length",
-        "Correlation of a pair's margin with its difference in length; 0 is free of length.",
+        "Correlation of a pair's margin with its difference in length; at 0, length plays no part.",
     ),
     Metric(
         "start_agreement",
