@@ -105,8 +105,8 @@ def readme_counts() -> str:
         f"`prefopt losses` says what each of the {found['losses']} is; `prefopt losses NAME` shows "
         "one in full, and `prefopt losses --why` says which to try for your data or problem. The "
         "documentation (`make docs`) has a page for each, with formula and pictures. "
-        f"{found['matched']} values recorded from other projects' code are matched, and "
-        f"{found['not_targets']} are listed with the reason why not: "
+        f"{found['matched']} recorded values of other projects' code are matched, "
+        f"{found['not_targets']} listed with the reason why not: "
         "[docs/faithfulness.md](docs/faithfulness.md)."
     )
 
