@@ -7,6 +7,7 @@ memory) one message and 1.
 """
 
 import gc
+import logging
 import os
 import shlex
 import sys
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TQDM_DELAY", "2")  # s; what fails soon is told without progress bars
+    # At its import, whatever the command, bitsandbytes warns of a faster kernel that is not there.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return _run(arguments)
     except SystemExit as leaving:  # argparse: help (0) and wrong usage (2)

@@ -48,6 +48,13 @@ def test_the_module_is_the_program(launch):
     assert (done.returncode, done.stdout) == (0, f"prefopt {package.__version__}\n")
 
 
+def test_a_command_does_not_warn_of_kernels_that_nobody_asked_for():
+    pytest.importorskip("bitsandbytes")
+    code = "from prefopt.cli import main; main(['losses', 'dpo']); import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gemm_4bit" not in done.stderr
+
+
 def test_no_command_is_wrong_usage(prefopt):
     result = prefopt()
     assert result.code == 2
