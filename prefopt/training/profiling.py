@@ -1,6 +1,8 @@
 """A trace of a few optimiser steps, by torch's profiler, on request."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,19 @@ from prefopt.reference.processes import Processes
 TRACE_FILE = "profile_process{rank}.json"
 # Steps that go before: the first ones make optimiser states and caches.
 _WARM_UP = 2
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """Keep torch's profiler from telling people that it starts or stops, past Python's streams."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class ProfileSteps(TrainerCallback):  # type: ignore[misc] # transformers is untyped
@@ -57,12 +72,14 @@ class ProfileSteps(TrainerCallback):  # type: ignore[misc] # transformers is unt
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
             self._profile = profile(activities=activities)
-            self._profile.start()
+            with untold():
+                self._profile.start()
 
     def _write(self, folder: str, step: int) -> None:
         if self._profile is None or step < self._first:
             return
-        self._profile.stop()
+        with untold():
+            self._profile.stop()
         file = Path(folder) / TRACE_FILE.format(rank=self._processes.rank)
         file.parent.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(file))

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from prefopt.config import PreferenceConfig
 from prefopt.data.prepared import Ints
 from prefopt.training.needs import Line
+from prefopt.training.profiling import untold
 from prefopt.training.throughput import PHASES
 from prefopt.training.trainer import PreferenceTrainer
 
@@ -128,7 +129,8 @@ class _Peaks(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             self._before = torch.cuda.memory_allocated(self._device)
             return
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self._profile.start()
+        with untold():
+            self._profile.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the most."""
@@ -136,7 +138,8 @@ class _Peaks(TrainerCallback):  # type: ignore[misc] # transformers is untyped
             most = torch.cuda.max_memory_allocated(self._device)
             self.peaks.append(float(most - self._before))
             return
-        self._profile.stop()
+        with untold():
+            self._profile.stop()
         with TemporaryDirectory(prefix="prefopt-plan-") as folder:
             trace = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(trace))

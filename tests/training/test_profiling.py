@@ -13,7 +13,9 @@ def test_the_trace_holds_the_steps_that_were_asked_for(tmp_path, capfd, max_step
     run = trainer(tmp_path, tiny_rows(16), max_steps=max_steps, profile_steps=steps)
     run.train()
     file = tmp_path / "profile_process0.json"
-    assert f"the trace of {steps} steps is in {file}" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"the trace of {steps} steps is in {file}" in said
+    assert "profiler_st" not in said
     names = [event["name"] for event in json.loads(file.read_text())["traceEvents"]]
     taken = [name for name in names if name.startswith("Optimizer.step")]
     assert len(taken) == min(steps, max_steps)
