@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.status import Status
 
 from prefopt.cli.cache.store import folder_of, store_errors
-from prefopt.cli.cache.text import describe, print_references, print_store, printable, size_text
+from prefopt.cli.cache.text import (
+    count_of,
+    describe,
+    print_references,
+    print_store,
+    printable,
+    size_text,
+)
 from prefopt.cli.errors import UserError
 from prefopt.reference.store.database import Database
 from prefopt.reference.store.logp_store import FILE_NAME
@@ -74,7 +81,9 @@ def prune(options: argparse.Namespace) -> int:
             print("Nothing to prune.")
             return 0
         verb = "Deleted" if options.yes else "Would delete"
-        print_references(chosen, f"{verb} {len(chosen)} of {len(references)} references")
+        print_references(
+            chosen, f"{verb} {len(chosen)} of {count_of(len(references), 'reference')}"
+        )
         if options.yes:
             _delete(database, chosen)
         else:
@@ -108,8 +117,8 @@ def export(options: argparse.Namespace) -> int:
             references = [reference for reference in references if reference in found]
         done = export_store(database, references, options.path)
     print(
-        f"{options.path}: {done.completions:,} completions of {len(references)} references, "
-        f"{size_text(done.size_bytes)}"
+        f"{options.path}: {count_of(done.completions, 'completion')} of "
+        f"{count_of(len(references), 'reference')}, {size_text(done.size_bytes)}"
     )
     if done.damaged:
         print(f"{done.damaged:,} completions were left out: they do not have their checksum")
@@ -125,7 +134,8 @@ def import_(options: argparse.Namespace) -> int:
         done = import_store(Database(folder / FILE_NAME), options.path)
     print(
         f"{done.added:,} completions added, {done.known:,} known already and left as they are, "
-        f"{done.refused:,} refused; {len(done.references)} references, in {folder / FILE_NAME}"
+        f"{done.refused:,} refused; {count_of(len(done.references), 'reference')}, "
+        f"in {folder / FILE_NAME}"
     )
     if done.refused:
         print("Refused rows do not have their checksum, or are no rows of an export.")

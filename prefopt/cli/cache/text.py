@@ -35,13 +35,23 @@ def describe(info: StoreInfo) -> dict[str, Any]:
     }
 
 
+def count_of(number: int, what: str) -> str:
+    """Return a number and what it counts.
+
+    Examples:
+        >>> count_of(1, "reference"), count_of(1200, "reference")
+        ('1 reference', '1,200 references')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def print_store(info: StoreInfo) -> None:
     """Print what a store holds."""
     print(f"{info.path}: {size_text(info.size_bytes)}, schema version {info.version}")
     if info.free_bytes:
         print(f"{size_text(info.free_bytes)} of it are free, and used before it grows")
     if info.references:
-        print_references(info.references, f"{len(info.references)} references")
+        print_references(info.references, count_of(len(info.references), "reference"))
         for reference in info.references:
             for origin in reference.origins:
                 print(f"{reference.fingerprint[:12]}  {_origin_text(origin)}")

@@ -239,7 +239,7 @@ def test_datasets_reads_an_export_and_what_it_writes_is_imported(prefopt, filled
 
 def test_export_of_one_reference(prefopt, filled, two, tmp_path):
     result = prefopt("cache", "export", tmp_path / "one.parquet", "--reference", two[1][:10])
-    assert "48 completions of 1 references" in result.out
+    assert "48 completions of 1 reference," in result.out
     assert prefopt("cache", "import", tmp_path / "one.parquet", "--cache-dir", tmp_path).code == 0
     assert {name for name, _ in values_in(tmp_path / FILE_NAME)} == {two[1]}
 
