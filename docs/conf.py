@@ -5,6 +5,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
@@ -45,6 +47,7 @@ html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["prefopt.css"]
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
+SHORT_CODE = 30  # letters that fit on a line of a phone, also in a table
 
 
 # With this package formulas need no network; its own extension would copy 24 MB to each build.
@@ -60,7 +63,15 @@ def setup(app):
     generate.write_pictures(HERE / "_pictures")
     app.connect("source-read", page_tables.fill_tables)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("doctree-resolved", mark_short_code)
     return {"parallel_read_safe": True}
+
+
+def mark_short_code(app, doctree, docname):
+    """Give code whose words are short a class: the style sheet keeps each on one line."""
+    for node in doctree.findall(nodes.literal):
+        if max(map(len, node.astext().split()), default=0) <= SHORT_CODE:
+            node["classes"].append("short")
 
 
 def copy_mathjax(app):

@@ -106,7 +106,7 @@ def drop_in_table() -> str:
     for name in sorted({name for names in own.values() for name in names}):
         of = ", ".join(trainer for trainer, names in own.items() if name in names)
         if name in WITHOUT_EFFECT:
-            text = f"taken, without effect: {WITHOUT_EFFECT[name]}"
+            text = f"accepted, without effect: {WITHOUT_EFFECT[name]}"
         else:
             text = {**TRL_FIELDS, **DROP_IN_FIELDS}[name]
         rows.append((f"`{name}`", of, markdown(text)))
@@ -123,9 +123,9 @@ def gone_text(gone: Gone) -> str:
     """Return what to use instead of an argument, and at which values it is taken all the same."""
     text = markdown(gone.advice.format(value="..."))
     if gone.harmless is None:
-        return f"taken: {text}"
+        return f"accepted: {text}"
     others = ", ".join(f"`{value!r}`" for value in gone.harmless if value is not None)
-    return f"{text}; taken at {others}" if others else text
+    return f"{text}; accepted at {others}" if others else text
 
 
 def foreign_table(keys: Mapping[str, Key]) -> str:
@@ -136,9 +136,9 @@ def foreign_table(keys: Mapping[str, Key]) -> str:
             continue
         to = ", ".join(f"`{part}`" for part in key.to.split(", ") if part) or "left out"
         default = "" if key.default is None else f"`{key.default}`"
-        here = "not to be had" if key.outcome == "cannot" else to
+        here = "no counterpart" if key.outcome == "cannot" else to
         rows.append((f"`{name}`", here, markdown(key.note), default))
-    return table(("key", "here", "note", "their default, written out"), rows)
+    return table(("key", "here", "note", "their default, if written out"), rows)
 
 
 def situations_table() -> str:
@@ -147,7 +147,7 @@ def situations_table() -> str:
         (item.data, item.wish, ", ".join(map(expression_link, item.losses)), markdown(item.why))
         for item in SITUATIONS
     ]
-    return table(("the data", "the wish, or what went wrong", "try", "because"), rows)
+    return table(("your data", "the aim, or what went wrong", "try", "because"), rows)
 
 
 def expression_link(expression: str) -> str:

@@ -91,7 +91,7 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Log the last finite loss in place of one that is not. Off by default, for it "
+            "help": "Log the last finite loss in place of one that is not. Off by default: it "
             "hides what happened, and makes a GPU wait at every step."
         },
     )
@@ -200,8 +200,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     attn_backend: str = field(
         default="auto",
         metadata={
-            "help": "Who attends in rows that share prompts. 'auto': the fastest that the GPU and "
-            "the model allow. 'varlen' or 'flex' (CUDA) or 'segments' (anywhere) require one; "
+            "help": "What computes attention in rows that share prompts. 'auto': the fastest that "
+            "GPU and model allow. 'varlen' or 'flex' (CUDA) or 'segments' (anywhere) require one; "
             "'padded' is layout='padded'.",
             "choices": list(BACKENDS),
         },
@@ -216,8 +216,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     check_first_batch: bool = field(
         default=False,
         metadata={
-            "help": "Before training, score the first rows of the training set, a batch, also each "
-            "text alone by the model's plain forward pass; a difference is an error."
+            "help": "Before training, score the first batch of the training set also text by text, "
+            "with the model's plain forward pass; a difference is an error."
         },
     )
     non_finite_steps: int = field(
@@ -232,13 +232,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         default=False,
         metadata={
             "help": "Log `entropy`, `mean_token_accuracy`, `logits/chosen` and `logits/rejected` "
-            "too, as TRL does; they take a pass over the logits of their own."
+            "too, as TRL does; they need a separate pass over the logits."
         },
     )
     diagnostics: bool = field(
         default=False,
         metadata={
-            "help": "Log what tells a run that goes wrong (`diagnostics/*`), and say it once: "
+            "help": "Log signs of a run going wrong (`diagnostics/*`), and warn once for each: "
             "likelihood displacement, length bias, over-optimisation, over-fitting, drift, "
             "saturated pairs."
         },
@@ -260,15 +260,15 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         default=False,
         metadata={
             "help": "Log `log_ratios/*`: by how many nats completions are more likely than under "
-            "the reference. The same scale for every loss; one without a reference is given the "
-            "start of the policy for it."
+            "the reference. The same scale for every loss; one without a reference is compared "
+            "with the start of the policy."
         },
     )
     sample_prompts: list[str] | None = field(
         default=None,
         metadata={
             "help": "Prompts that the policy answers while it trains, printed and logged beside "
-            "what it answered at its start: texts, or a file (a prompt a line in .txt, or rows "
+            "its answers at the start: texts, or a file (one prompt per line in .txt, or rows "
             "with prompt or messages)."
         },
     )
@@ -277,13 +277,13 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
         metadata={"help": "Optimiser steps between such answers. Default: a tenth of the run."},
     )
     sample_tokens: int = field(
-        default=128, metadata={"help": "Most tokens of such an answer; the likeliest are taken."}
+        default=128, metadata={"help": "Maximum tokens of such an answer; the likeliest are taken."}
     )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens of one forward pass. A batch with more is cut into parts, which "
-            "bounds memory and changes no gradient; an example with more is a part alone."
+            "help": "Maximum tokens of one forward pass. A batch with more is cut into parts, "
+            "which bounds memory and changes no gradient; a longer example is a part by itself."
         },
     )
     disable_dropout: bool = field(
@@ -302,8 +302,8 @@ class PreferenceConfig(TrainingArguments):  # type: ignore[misc] # transformers 
     allow_missing_weights: bool = field(
         default=False,
         metadata={
-            "help": "Take a checkpoint that lacks weights of the model (they start at random), or "
-            "has others that the model has no place for."
+            "help": "Accept a checkpoint that lacks weights of the model (they start at random), "
+            "or has weights that the model has no place for."
         },
     )
     trust_remote_code: bool = field(

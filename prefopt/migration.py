@@ -26,7 +26,7 @@ class Gone(NamedTuple):
 
 
 _ALL_LENGTH = "use max_length instead, the most tokens of prompt + completion"
-_WEIGHTS = "BCO's matching of prompts (UDM) is not there; give rows a column `weight` instead"
+_WEIGHTS = "BCO's matching of prompts (UDM) is not available; give rows a column `weight` instead"
 _ONE_LIST = (
     "for several datasets use `datasets` instead, a list of entries with path, name, split, "
     "columns and weight (how often each row is used in an epoch)"
@@ -133,7 +133,7 @@ OLD_TRL_FIELDS: dict[str, Gone] = {
     "use_logits_to_keep": Gone("logits of prompts are never computed", None),
     "use_num_logits_to_keep": Gone("logits of prompts are never computed", None),
     "use_liger_loss": Gone("the LM head is chunked for every loss, as Liger does", None),
-    "base_model_attribute_name": Gone("the part below the LM head is found by itself", None),
+    "base_model_attribute_name": Gone("the part below the LM head is found automatically", None),
     "prompt_sample_size": Gone(_WEIGHTS, (None, 1024)),
     "min_density_ratio": Gone(_WEIGHTS, (None, 0.5)),
     "max_density_ratio": Gone(_WEIGHTS, (None, 10.0)),
@@ -218,7 +218,7 @@ OLD_TRANSFORMERS_FIELDS: dict[str, Gone] = {
         "use warmup_steps={value} instead: below 1 it is a share of all steps", (None, 0.0)
     ),
     "no_cuda": Gone("use use_cpu={value} instead", (None, False)),
-    "use_mps_device": Gone("the device that there is is used", None),
+    "use_mps_device": Gone("the available device is used", None),
     "overwrite_output_dir": Gone("output_dir may exist", None),
     "logging_dir": Gone("set the environment variable TENSORBOARD_LOGGING_DIR instead"),
     "group_by_length": Gone("rows are not padded; leave it out instead", (None, False)),
@@ -268,8 +268,8 @@ TRL_FIELDS: dict[str, str] = {
     "beta": "same meaning; None is the loss's own default",
     "label_smoothing": "same meaning, and it acts on 'sigmoid' too (cDPO), where TRL ignores it",
     "discopop_tau": "same meaning",
-    "ld_alpha": "same meaning, for every loss on pairs that it goes with; 1 is off",
-    "f_divergence_type": "same meaning and constants, for every loss of log-ratios alone",
+    "ld_alpha": "same meaning, for every loss on pairs that it fits; 1 is off",
+    "f_divergence_type": "same meaning and constants, for every loss that uses only log-ratios",
     "f_alpha_divergence_coef": "same meaning and default (0.5)",
     "use_weighting": "WPO's weights, at most 1 as in the authors' code; TRL 1.16 has no limit",
     "desirable_weight": "same meaning",
@@ -301,19 +301,19 @@ TRL_FIELDS: dict[str, str] = {
 DROP_IN_FIELDS: dict[str, str] = {
     "loss_type": "TRL's names with the meaning of their trainer: `sigmoid` is `dpo` of DPOConfig "
     "and `cpo` of CPOConfig; DPOConfig and KTOConfig take all losses of ours too",
-    "beta": "same meaning and default (0.1) for every loss; of ORPOConfig the weight `lambda_`",
+    "beta": "same meaning and default (0.1) for every loss; in ORPOConfig the weight `lambda_`",
     "cpo_alpha": "same meaning and default (1): the weight of `sft` beside the loss",
     "simpo_gamma": "same meaning and default (0.5): `gamma` of `simpo` and `alphapo`",
     "alpha": "same meaning with `simpo` and `alphapo`; refused with others, where TRL overflows",
     "label_smoothing": "same meaning, and it acts on 'sigmoid' of DPOConfig too (cDPO), where TRL "
-    "ignores it: said at the start",
-    "truncation_mode": "'keep_end' is taken where nothing is longer than max_length, and refused "
+    "ignores it; a message says so",
+    "truncation_mode": "'keep_end' is accepted if nothing is longer than max_length, and refused "
     "elsewhere: completions are cut at their end",
     "gradient_checkpointing": "same meaning and default (on); off is a quarter faster",
     "bf16": "same meaning and default (on unless fp16); off on a machine without a GPU, where TRL "
     "raises unless use_cpu is set",
     "train_sampling_strategy": "same meaning and defaults; 'group_by_length' is 'random'",
-    "is_encoder_decoder": "taken; such models cannot be trained",
+    "is_encoder_decoder": "accepted; such models cannot be trained",
     "precompute_ref_log_probs": "True is what happens anyway: the reference is computed once",
 }
 

@@ -51,9 +51,9 @@ WITHOUT_EFFECT = {
     "average_tokens_across_devices": "means are over the examples of all devices",
     "label_names": "what is compared is read from the columns",
     "length_column_name": "rows are not grouped by length",
-    "label_smoothing_factor": "nor has it in TRL's trainers; label_smoothing is the loss's",
+    "label_smoothing_factor": "as in TRL's trainers; label_smoothing is the loss's",
     "generate_during_eval": "nothing is generated while training",
-    "max_completion_length": "nor has it in TRL but for encoder-decoder models",
+    "max_completion_length": "in TRL it acts on encoder-decoder models only",
     "padding_value": "rows are not padded",
 }
 # Options that TRL reads only at one value of another, each with its default.

@@ -45,32 +45,32 @@ FAMILIES = (
     Family(
         "data",
         "Pairs: labels, scores and lengths of the data",
-        "They change the margin, or how much a pair counts, by what the data say about it: how "
-        "sure the label is, by how much the chosen completion is better, how long both are.",
+        "They change the margin, or the weight of a pair, by what the data says about it: how sure "
+        "the label is, how much better the chosen completion is, how long both are.",
     ),
     Family(
         "anchored",
         "Pairs: each completion on its own",
         "The margin can grow while both completions become less likely. These losses say where "
-        "the chosen one should go, or keep it, or the whole policy, near the reference.",
+        "the chosen one should go, or keep it (or the whole policy) near the reference.",
     ),
     Family(
         "batch",
         "Pairs: the batch as a whole",
-        "The loss of a pair depends on the other pairs of the optimiser step, which is therefore "
-        "computed at once, over micro-batches and processes.",
+        "The loss of a pair depends on the other pairs of the optimiser step, so it is computed "
+        "for the whole step at once, over micro-batches and processes.",
     ),
     Family(
         "searched",
         "Pairs: found by a language model",
-        "DiscoPOP and its siblings were proposed by a language model and kept by how their "
-        "policies scored, so they have properties that a designed loss would not have.",
+        "DiscoPOP and its siblings were proposed by a language model and selected by how their "
+        "policies scored, so they have properties that nobody would design.",
     ),
     Family(
         "no_reference",
         "Pairs without a reference",
-        "They compare log-probs of the policy itself: nothing has to be scored beforehand, and "
-        "nothing but the loss holds the policy back.",
+        "They compare log-probs of the policy itself: nothing needs scoring beforehand, and only "
+        "the loss holds the policy back.",
     ),
     Family(
         "unpaired",
@@ -81,13 +81,14 @@ FAMILIES = (
     Family(
         "ranked",
         "Rankings",
-        "They see all completions of a prompt at once. A loss for pairs also takes rankings, as "
-        "all their pairs.",
+        "They see all completions of a prompt at once. A loss for pairs also takes rankings: all "
+        "their pairs.",
     ),
     Family(
         "term",
         "Terms of a sum",
-        "They look at preferred completions only, of any data, and are added to another loss.",
+        "They look only at preferred completions, of any kind of data, and are added to another "
+        "loss.",
     ),
 )
 
@@ -96,35 +97,35 @@ SITUATIONS = (
         "pairs",
         "a first run",
         ("dpo",),
-        "best understood, and what the others are measured by",
+        "best understood, and the usual baseline",
     ),
     Situation(
         "pairs",
-        "memory or time for a reference is short",
+        "too little memory or time for a reference",
         ("simpo", "cpo + sft", "orpo"),
         "no reference; simpo needs its beta and gamma tuned, orpo starts from a base model",
     ),
     Situation(
         "pairs",
-        "rewards grow and grow, the policy ends far from the reference",
+        "rewards keep growing, and the policy ends far from the reference",
         ("ipo", "tdpo", "chi_po"),
-        "ipo's margin has a finite target; tdpo and chi_po charge for the divergence itself",
+        "ipo gives the margin a finite target; tdpo and chi_po penalise the divergence itself",
     ),
     Situation(
         "pairs",
         "chosen completions become less likely in training",
         ("dpo + 0.2*sft", "dpop", "nca", "apo_zero", "cal_dpo"),
-        "the margin alone does not say where the chosen completion goes; these do",
+        "the margin alone does not say where the chosen completion should go; these do",
     ),
     Situation(
         "pairs",
         "both completions are nearly the same text",
         ("dpop", "dpo + 0.2*sft"),
-        "DPO lowers both there; dpop charges for every nat the chosen one falls",
+        "DPO then lowers both; dpop penalises every nat that the chosen one falls",
     ),
     Situation(
         "pairs",
-        "answers become longer",
+        "answers grow longer",
         ("r_dpo", "ln_dpo", "ld_dpo", "simpo"),
         "a price per token, log-ratios per token, or a tail that counts less",
     ),
@@ -132,13 +133,13 @@ SITUATIONS = (
         "pairs",
         "some labels are wrong",
         ("dpo", "robust"),
-        "dpo with `label_smoothing` is bounded below; robust is unbiased if the share is known",
+        "dpo with `label_smoothing` is bounded below; robust is unbiased if you know the share",
     ),
     Situation(
         "pairs with probabilities",
         "annotators disagree",
         ("soft_dpo", "geometric_dpo"),
-        "the first reproduces the probability, the second weighs unsure pairs down",
+        "the first reproduces the probability, the second gives unsure pairs less weight",
     ),
     Situation(
         "pairs with scores",
@@ -162,17 +163,17 @@ SITUATIONS = (
         "pairs",
         "the worst cases matter most",
         ("aot",),
-        "it compares whole distributions, their low ends too",
+        "it compares whole distributions, including their low ends",
     ),
     Situation(
         "unpaired",
         "a first run",
         ("kto",),
-        "made for them; weights even out the labels",
+        "made for this; weights even out the labels",
     ),
     Situation(
         "unpaired",
-        "no mismatched completions to score, or a reward that classifies",
+        "mismatched completions cost too much, or the reward should classify",
         ("apo_zero_unpaired", "bco"),
         "neither needs the KL estimate of kto",
     ),

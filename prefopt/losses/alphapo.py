@@ -1,4 +1,4 @@
-r"""AlphaPO: SimPO with a bent reward, which changes how far both likelihoods may fall.
+r"""AlphaPO: SimPO with a transformed reward, which changes how far both likelihoods may fall.
 
 Source: Gupta et al. 2025, arXiv:2501.03884. Departures from it: where the power would leave the
 range of the number format, the reward goes on along its tangent; in float32 and with alpha 0.25

@@ -29,8 +29,8 @@ def aot_loss(
 
     Source: Melnyk et al. 2024, arXiv:2406.05882 (AOT, paired). Departures from it: only the
     logistic cost; label smoothing, as in TRL, is not in the paper.
-    Use it when: the whole distribution of margins should improve, its low end included.
-    Not when: the optimiser step holds few pairs: with one it is DPO.
+    Use it when: the whole distribution of margins should improve, including its low end.
+    Not when: the optimiser step holds few pairs: with one pair it is DPO.
     Differs from: TRL sorts each micro-batch of each device; here the whole optimiser step is
     sorted.
     Differs from: TRL returns losses in sorted order; here each is at the example that holds the
@@ -84,7 +84,7 @@ def aot_unpaired_loss(
     pairs, and so as many chosen as rejected completions, whose prompts need not be the same; only
     the logistic cost; label smoothing, as in TRL, is not in the paper.
     Use it when: chosen and rejected completions belong to different prompts.
-    Not when: pairs are real and few: what pairs them is not used.
+    Not when: pairs are real and few: the pairing is not used.
     Differs from: TRL, in the two points of ``aot``.
 
     .. math::

@@ -25,7 +25,7 @@ def apo_zero_loss(
     Source: D'Oosterlinck et al. 2024, arXiv:2408.06266 (APO-zero). Departures from it: 1 is added,
     as in TRL, so that the loss is not negative; gradients are the paper's.
     Use it when: chosen completions are better than what the policy writes.
-    Not when: they are worse: it still makes them more likely.
+    Not when: they are worse: it makes them more likely all the same.
     Differs from: none: the same in TRL and Liger.
 
     .. math::
@@ -67,7 +67,7 @@ def apo_down_loss(
     Source: D'Oosterlinck et al. 2024, arXiv:2408.06266 (APO-down). Departures from it: 1 is added,
     as in TRL, so that the loss is not negative; gradients are the paper's.
     Use it when: the policy already writes better than the chosen completions.
-    Not when: chosen completions are to be imitated: it makes them less likely.
+    Not when: chosen completions should be imitated: it makes them less likely.
     Differs from: none: the same in TRL and Liger.
 
     .. math::

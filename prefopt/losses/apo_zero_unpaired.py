@@ -3,8 +3,8 @@ r"""APO-zero on unpaired data: raises desirable completions and lowers the other
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, APO-zero, each half of the pair on its own, as
 in TRL's KTOTrainer. Departures from it: the weights of the two labels are those of KTO, 1 in the
 paper.
-Use it when: desirable completions are better than what the policy writes, and no mismatched
-completions should be scored.
+Use it when: desirable completions are better than what the policy writes, and the cost of
+scoring mismatched completions is too high.
 Not when: completions of both labels are worse than what the policy writes.
 Differs from: none: the same in TRL's KTOTrainer.
 

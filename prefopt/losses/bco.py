@@ -4,7 +4,7 @@ Source: Jung et al. 2024, arXiv:2404.04656. Departures from it: the shift is bet
 all log-ratios so far, as in TRL's former BCOTrainer, where the paper takes the midpoint of the two
 labels' means (equal where the labels are balanced); the paper's importance weights for data whose
 two labels come from different prompts are left out.
-Use it when: data are unpaired, and the reward should work as a classifier.
+Use it when: data is unpaired, and the reward should work as a classifier.
 Not when: the two labels come from different prompts: the prompt then tells them apart.
 Differs from: TRL's former BCOTrainer computed the same, with its shift kept in float32. Its weights
 for prompts (UDM) are left out here.

@@ -4,7 +4,7 @@ Source: Jung et al. 2024, arXiv:2404.04656 (BCO). Departures from it: the thresh
 the mean of all log-ratios so far, chosen and rejected alike, where the paper keeps a moving average
 of the mean of the two class means, the same thing as long as there are as many of each; the
 re-weighting of rejected completions by a prompt classifier (UDM) is not done.
-Use it when: the reward should be usable as a classifier of one completion.
+Use it when: the reward should work as a classifier of single completions.
 Not when: chosen and rejected rewards drift together quickly: the threshold follows slowly.
 Differs from: in TRL up to 0.28 and LLaMA-Factory the threshold is the plain mean of the batch means
 so far; ours weighs each completion alike, which is the same for batches of one size.

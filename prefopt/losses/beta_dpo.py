@@ -3,7 +3,7 @@ r"""beta-DPO: DPO whose beta follows the batch, larger where the policy already 
 Source: Wu et al. 2024, arXiv:2407.08639 (beta-DPO, batch level). Departures from it: examples are
 not filtered by their margin, the second half of the method; margins M are in nats of log-ratio and
 the batch's beta is at least 0.001, both as in the authors' code.
-Use it when: the quality of pairs changes over the data, and one beta does not fit all.
+Use it when: the quality of pairs varies over the data, and one beta does not fit all.
 Not when: the optimiser step holds few pairs: beta then follows noise.
 
 .. math::

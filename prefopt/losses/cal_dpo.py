@@ -1,8 +1,8 @@
 r"""Cal-DPO: DPO plus a regression that fixes where both log-ratios should end up.
 
 Source: Xiao et al. 2024, arXiv:2412.14516 (Cal-DPO). Departures from it: none.
-Use it when: the scale of rewards matters, or chosen likelihood falls under DPO.
-Not when: log-ratios that the data deserve differ much: all are drawn to the same two targets.
+Use it when: the scale of rewards matters, or DPO makes chosen completions less likely.
+Not when: pairs deserve very different log-ratios: all are drawn to the same two targets.
 
 .. math::
     \ell = -\log \sigma(\rho_c - \rho_r)

@@ -25,7 +25,7 @@ def cpo_loss(
     Source: Xu et al. 2024, arXiv:2401.08417, the preference term of the objective; label smoothing
     as in TRL's CPOTrainer. Departures from it: the paper adds the likelihood of the chosen
     completion; here that is a term of its own, ``cpo + sft``.
-    Use it when: memory or time forbids a reference; add ``sft`` as the paper does.
+    Use it when: there is no memory or time for a reference; add ``sft`` as the paper does.
     Not when: used alone for long: nothing keeps chosen completions likely.
     Differs from: TRL adds ``cpo_alpha`` (1 by default) times the likelihood of the chosen
     completions, a mean over the tokens of the batch: ``cpo + sft`` here.
@@ -66,7 +66,7 @@ def cpo_hinge_loss(
     Source: the ``hinge`` variant of the authors' code of CPO (Xu et al. 2024, arXiv:2401.08417) and
     of TRL's CPOTrainer. Departures from it: the likelihood of the chosen completion that both add
     is a term of its own, ``cpo_hinge + sft``.
-    Use it when: pairs ahead by 1/beta nats should stop counting.
+    Use it when: pairs should stop counting once they are ahead by 1/beta nats.
     Not when: used alone for long: nothing keeps chosen completions likely.
     Differs from: TRL and ALMA add a likelihood term to the same loss.
 
@@ -108,7 +108,7 @@ def cpo_ipo_loss(
     without its reference. Departures from it: the likelihood of the chosen completion that TRL
     adds is a term of its own, ``cpo_ipo + sft``.
     Use it when: the gap of log-probs per token should settle at a target.
-    Not when: a pair deserves more or less than that target.
+    Not when: some pairs deserve more than that target, or less.
     Differs from: TRL adds a likelihood term to the same loss.
 
     .. math::

@@ -1,7 +1,7 @@
 r"""DiscoPOP: logistic and exponential loss, blended by the reward margin; found by an LLM.
 
 Source: Lu et al. 2024, arXiv:2406.08414, Eq. 5 (the loss called LRML). Departures from it: none.
-Use it when: you want the loss that did best on held-out tasks in a search by a language model.
+Use it when: you want the loss that a language model's search found best on held-out tasks.
 Not when: a convex loss is needed: near 0 it pushes margins the wrong way.
 Differs from: none in formula: the same in the authors' code (``lrml``, tau fixed at 0.05), TRL and
 Liger (``discopop_tau``).

@@ -129,12 +129,11 @@ def padll_loss(
     *,
     beta: float = 0.05,
 ) -> LossOutput:
-    r"""PADLL: the logistic loss, halved for pairs the policy has the wrong way round.
+    r"""PADLL: the logistic loss, halved for pairs that the policy ranks the wrong way round.
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 15 to 18. Departures from it: none.
-    Use it when: pairs the policy has the wrong way round are thought to be mislabelled: they count
-    half.
-    Not when: those are the pairs to learn from.
+    Use it when: pairs that the policy ranks wrong are probably mislabelled: they count half.
+    Not when: those are the very pairs to learn from.
     Differs from: none: the same in the authors' code, which rounds its factors to float32.
 
     .. math::
@@ -270,7 +269,7 @@ def pfl_loss(
 
     Source: Lu et al. 2024, arXiv:2406.08414, Eq. 29. Departures from it: none.
     Use it when: pairs that the policy itself ranks wrong should get most of the gradient.
-    Not when: the reference should decide which pairs those are: it does not enter there.
+    Not when: the reference should help decide which pairs those are: it plays no part there.
     Differs from: the authors' trainer leaves tau out: the same loss at ``tau=1.0``.
 
     .. math::

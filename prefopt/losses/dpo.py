@@ -2,7 +2,7 @@ r"""DPO: logistic loss on how much more the policy prefers the chosen completion
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7; label smoothing as in Mitchell's note on
 conservative DPO (cDPO), ericmitchell.ai/cdpo.pdf, Eq. 3. Departures from it: none.
-Use it when: there is no reason for another: the best understood, and what others are measured by.
+Use it when: nothing speaks for another loss: it is the best understood, and the usual baseline.
 Not when: labels are deterministic and training is long: margins grow without bound.
 Differs from: none in value: agrees to 1e-12 with the authors' code, TRL, HALOs, torchtune,
 OpenRLHF, Liger and others where they compute the same thing.

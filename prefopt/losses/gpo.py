@@ -2,7 +2,7 @@ r"""GPO: any convex surrogate of the sign of the margin; DPO, IPO and the RSO hi
 
 Source: Tang et al. 2024, arXiv:2402.05749. Departures from it: the exponential goes on along its
 tangent beyond exp(44.3) in float32 and exp(665.4) in float64.
-Use it when: you want to compare shapes with everything else equal.
+Use it when: you want to compare shapes of loss with everything else equal.
 Not when: ``f='exponential'`` and labels are noisy: pairs with a wrong label dominate.
 Differs from: none: no other system has the family. The members that are losses of their own
 elsewhere, ``dpo``, ``ipo`` and ``hinge``, are compared there.

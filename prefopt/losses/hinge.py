@@ -1,8 +1,8 @@
 r"""Hinge: the RSO hinge on the reward margin, zero once the margin is 1.
 
 Source: Liu et al. 2023, arXiv:2309.06657 (RSO), hinge-norm loss. Departures from it: none.
-Use it when: pairs that are right by a margin of 1/beta should have no more influence.
-Not when: pairs differ in how clear they are: each is pushed to the same margin.
+Use it when: pairs should stop counting once they are right by a margin of 1/beta.
+Not when: some pairs are clearer than others: each is pushed to the same margin.
 Differs from: none: the same in TRL, torchtune (``RSOLoss``) and Liger. TRL's documentation lists it
 as the SLiC setting: it is not SLiC-HF, see ``slic``.
 

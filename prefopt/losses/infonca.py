@@ -2,7 +2,7 @@ r"""InfoNCA: cross-entropy between scores and rewards of K completions; DPO for 
 
 Source: Chen et al. 2024, arXiv:2402.05369, InfoNCA for reward datasets. Departures from it: none.
 Use it when: completions have scores whose differences mean something.
-Not when: the likelihood of good completions must not fall: see ``nca_ranked``.
+Not when: good completions must not become less likely: see ``nca_ranked``.
 Differs from: none: ``dpo-rw`` of EXO's authors is this loss. On pairs it is ``dpo``, as InfoNCA of
 the authors' code.
 

@@ -3,8 +3,8 @@ r"""IPO: squared distance of the log-ratio margin from 1/(2 tau), which bounds t
 Source: Azar et al. 2023, arXiv:2310.12036, Eq. 17. Departures from it: with the default
 ``normalize="mean"`` the log-ratios are averaged over tokens, as in TRL and HALOs;
 ``normalize="sum"`` is Eq. 17 as printed.
-Use it when: DPO overfits: the margin is drawn to a finite target, so the policy stays near.
-Not when: lengths vary and ``normalize`` was not chosen: it sets the unit of beta.
+Use it when: DPO overfits: here the margin has a finite target, so the policy stays near.
+Not when: lengths vary and ``normalize`` was not chosen on purpose: it sets the unit of beta.
 Differs from: TRL and HALOs take the mean of log-ratios over tokens; the code of DPO's authors,
 torchtune, OpenRLHF and DiscoPOP the sum, Eq. 17 as printed. Both are here, as ``normalize``.
 Differs from: HALOs (4831988) divides by the number of tokens whose log-ratio is not 0, so that a

@@ -1,8 +1,8 @@
 r"""KTO: prospect-theoretic value of unpaired completions, each desirable or undesirable.
 
 Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7. Departures from it: none.
-Use it when: data are unpaired, each with a label, even if one label is far more frequent.
-Not when: the batch is tiny and completions long: the reference point is estimated from it.
+Use it when: data is unpaired, with a label each, even if one label is far more frequent.
+Not when: batches are tiny and completions long: the reference point is estimated from a batch.
 Differs from: none in value: the same to 1e-9 in TRL, OpenRLHF, Liger and HALOs (4831988), given the
 same estimate of the KL divergence. HALOs divides that estimate by the number of nonzero log-ratios.
 Differs from: TRL estimates it per device, and can pair a row with its own completion; here the

@@ -2,8 +2,8 @@ r"""LD-DPO: DPO in which the part of the longer completion beyond the shorter on
 
 Source: Liu et al. 2024, arXiv:2409.06411 (LD-DPO). Departures from it: none known; implementations
 disagree on the reference, see below.
-Use it when: the tail of the longer completion should count less, but should count.
-Not when: both completions are about as long: it is then DPO.
+Use it when: the tail of the longer completion should count, but less than the rest.
+Not when: both completions are about equally long: it is then DPO.
 Differs from: TRL 1.16 weighs down the tail of policy and reference, as here; LLaMA-Factory and TRL
 up to 0.28 only the policy's, which is ``reference="full"``.
 

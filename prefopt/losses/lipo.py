@@ -3,8 +3,8 @@ r"""LiPO-lambda: logistic loss on every pair of a ranking, weighted by what a sw
 Source: Liu et al. 2024, arXiv:2402.01878, the lambda-loss. Departures from it: the scores are those
 of the data, where the paper's lie between 0 and 1 (mean win rates by a reward model); bring others
 there with ``score_scale``.
-Use it when: completions have scores, and what is near the top matters most.
-Not when: scores are large numbers: set ``score_scale``, for 2 is raised to their power.
+Use it when: completions have scores, and the top of the ranking matters most.
+Not when: scores are large numbers, since 2 is raised to their power: set ``score_scale``.
 
 .. math::
     \ell = -\sum_{s_i > s_j} \Delta_{ij} \log \sigma\bigl(\beta (\rho_i - \rho_j)\bigr),

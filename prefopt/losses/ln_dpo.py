@@ -2,8 +2,8 @@ r"""LN-DPO: DPO on log-ratios per token, so that length alone earns no reward.
 
 Source: Lambert et al. 2024, arXiv:2411.15124 (Tulu 3, length-normalised DPO). Departures from it:
 none.
-Use it when: lengths differ much and long completions should not have the larger reward for it.
-Not when: beta is taken over from DPO: here it is per token, 2 to 15 in the paper.
+Use it when: lengths differ a lot, and length alone should not give a larger reward.
+Not when: beta is copied from DPO: here it is per token, 2 to 15 in the paper.
 Differs from: TRL's ``sigmoid_norm`` and open-instruct's ``dpo_norm`` are the same but for the
 default of beta: 0.1 in TRL, 5 in open-instruct and here.
 

@@ -2,7 +2,7 @@ r"""NCA: raises the chosen completion in absolute terms, by telling each complet
 
 Source: Chen et al. 2024, arXiv:2402.05369, NCA on preference pairs (K = 2). Departures from it:
 none.
-Use it when: the likelihood of chosen completions falls in training and should not.
+Use it when: chosen completions become less likely in training, and should not.
 Not when: the chosen completion is merely the less bad one.
 Differs from: none: the same in the authors' code, TRL and Liger.
 

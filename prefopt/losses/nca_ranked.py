@@ -1,7 +1,7 @@
 r"""NCA on K scored completions: raises good ones in themselves, not just above the others.
 
 Source: Chen et al. 2024, arXiv:2402.05369, NCA for reward datasets. Departures from it: none.
-Use it when: completions have scores, and good ones should gain likelihood, not only lead.
+Use it when: completions have scores, and good ones should become likelier, not just lead.
 Not when: even the best completions are worse than what the policy writes.
 Differs from: the authors' code for reward data was not run; on pairs see ``nca``.
 

@@ -2,7 +2,7 @@ r"""ODPO: DPO whose reward margin must exceed an offset, larger the better the c
 
 Source: Amini et al. 2024, arXiv:2402.10571 (DPO with an offset). Departures from it: where the
 margin of the data is 0 or negative, and its logarithm no number, the loss is 0, its limit.
-Use it when: scores say by how much the chosen completion is better.
+Use it when: scores say how much better the chosen completion is.
 Not when: scores of different prompts are on different scales.
 
 .. math::

@@ -3,8 +3,8 @@ r"""ORPO: likelihood of the chosen completion, and its odds against the rejected
 Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7. Departures from it: the likelihood term is
 the mean over the completion's tokens of each sequence, as in LLaMA-Factory; the authors' code and
 TRL also take the tokens of the prompt into it, and weigh by token over the batch.
-Use it when: a base model is to be fine-tuned and aligned in one run.
-Not when: the policy is fine-tuned already: the likelihood term goes on imitating.
+Use it when: you want to fine-tune and align a base model in one run.
+Not when: the policy is already fine-tuned: the likelihood term keeps imitating the data.
 Differs from: TRL's likelihood term averages over the tokens of the prompt too, the authors' code
 optionally; LLaMA-Factory takes the completion of each sequence, as here.
 Differs from: the authors' code averages over one token too many, the first of the padding, and

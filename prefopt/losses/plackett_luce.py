@@ -2,8 +2,8 @@ r"""Plackett-Luce: listwise DPO, the likelihood of a whole ranking, chosen best 
 
 Source: Rafailov et al. 2023, arXiv:2305.18290, Appendix A.3 (Plackett-Luce). Departures from it:
 none.
-Use it when: the whole order is trusted, and there are no scores.
-Not when: only the top of it is trusted: the order of the worst counts as much.
+Use it when: you trust the whole order, and there are no scores.
+Not when: you trust only the top: the order of the worst counts just as much.
 
 .. math::
     \ell = -\sum_{k=1}^{K} \log \frac{e^{\beta \rho_k}}{\sum_{j=k}^{K} e^{\beta \rho_j}},

@@ -1,8 +1,8 @@
 r"""R-DPO: DPO with a price on each token by which the chosen completion is longer.
 
 Source: Park et al. 2024, arXiv:2403.19159 (length-regularised DPO). Departures from it: none.
-Use it when: answers grow longer because chosen completions are longer.
-Not when: length is itself what people prefer: that part of the preference is not learnt.
+Use it when: answers grow longer because the chosen completions are longer.
+Not when: people really prefer longer answers: that part of the preference is not learnt.
 
 .. math::
     \ell = -\log \sigma\bigl(\beta (\rho_c - \rho_r) + \alpha (|y_c| - |y_r|)\bigr),

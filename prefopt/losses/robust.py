@@ -1,7 +1,7 @@
 r"""Robust DPO: the DPO loss, corrected so that flipped labels leave its expectation unchanged.
 
 Source: Chowdhury et al. 2024, arXiv:2403.00409 (rDPO). Departures from it: none.
-Use it when: a known share of the labels is flipped at random.
+Use it when: a known share of the labels was flipped at random.
 Not when: that share is a guess: the loss falls without bound as margins grow.
 Differs from: none in formula: the same in TRL 1.16 and Liger.
 Differs from: the default of ``label_smoothing`` is 0.1 here; at TRL's default of 0 it is plain DPO.

@@ -1,9 +1,8 @@
-r"""RPO: the reward margin of the policy is fitted to that of a reward model, not only to its sign.
+r"""RPO: fits the policy's reward margin to that of a reward model, not only to its sign.
 
 Source: Nvidia 2024, arXiv:2406.11704 (Nemotron-4, reward-aware preference optimisation), with the
 forward KL and the squared distance of Sun et al. 2025, arXiv:2502.00203. Departures from it: none.
-Use it when: the margins of a reward model are trusted and should be reproduced, not only their
-sign.
+Use it when: you trust the margins of a reward model, and want to reproduce more than their sign.
 Not when: only the order of scores means something.
 Differs from: none: NeMo-Aligner has the same three distances, and no other of the systems compared
 has the loss.

@@ -2,8 +2,8 @@ r"""RRHF: a hinge without margin on the log-probs per token of every pair of a r
 
 Source: Yuan et al. 2023, arXiv:2304.05302, the ranking loss. Departures from it: the paper adds the
 likelihood of the best completion; here that is a term of its own, ``rrhf + sft``.
-Use it when: there is no reference and nothing to tune; add ``sft`` as the paper does.
-Not when: a margin is wanted: pairs in the right order have no gradient.
+Use it when: you have no reference and nothing to tune; add ``sft`` as the paper does.
+Not when: you want a margin: pairs in the right order have no gradient.
 
 .. math::
     \ell = \sum_{s_i > s_j} \max(0,\, p_j - p_i),

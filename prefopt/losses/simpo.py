@@ -29,8 +29,8 @@ def simpo_loss(
 
     Source: Meng et al. 2024, arXiv:2405.14734, Eq. 6; label smoothing as in the authors' code.
     Departures from it: none.
-    Use it when: generation quality per token counts, and length should not.
-    Not when: beta and gamma cannot be tuned, or the policy must stay near: no reference holds it.
+    Use it when: quality per token should count, and length should not.
+    Not when: you cannot tune beta and gamma, or the policy must stay near: no reference holds it.
     Differs from: the authors' code and HALOs take ``gamma_beta_ratio`` (gamma is beta times that),
     TRL (``simpo_gamma``), torchtune and Liger gamma, which TRL divides by beta: the same loss once
     the parameters are mapped.
@@ -86,8 +86,9 @@ def simpo_hinge_loss(
 
     Source: the ``hinge`` variant of the authors' code of SimPO (Meng et al. 2024,
     arXiv:2405.14734). Departures from it: none.
-    Use it when: as for ``simpo``, and pairs past the target should stop counting.
-    Not when: beta and gamma cannot be tuned.
+    Use it when: ``simpo`` fits, and pairs past the target should stop counting.
+        Not when: you cannot tune beta and gamma.
+
     Differs from: none: the same in the authors' code.
 
     .. math::

@@ -4,7 +4,7 @@ Source: Zhao et al. 2023, arXiv:2305.10425 (SLiC-HF-direct: calibration plus reg
 Departures from it: the target of the regulariser is the chosen completion, where the paper takes
 the completion of the supervised data set, which preference data does not hold.
 Use it when: a margin in nats and a likelihood term are all you want to set.
-Not when: lengths differ much: summed log-probs favour the shorter completion.
+Not when: lengths differ a lot: summed log-probs favour the shorter completion.
 Differs from: none in HALOs of December 2023, whose ``beta`` is delta.
 Differs from: HALOs (4831988) adds a term of shape (B, T) to one of shape (B,): an error unless B is
 1, and then the result depends on the padding.

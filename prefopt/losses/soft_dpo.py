@@ -26,7 +26,7 @@ def soft_dpo_loss(
     probability for each pair as in Furuta et al. 2024, arXiv:2409.06691. Departures from it: none.
     Use it when: each pair has a probability, such as a share of votes, and margins should reflect
     it.
-    Not when: probabilities come from an uncalibrated judge: they are reproduced as they are.
+    Not when: probabilities come from an uncalibrated judge: they are reproduced with their errors.
 
     .. math::
         \ell = -p \log \sigma(m) - (1 - p) \log \sigma(-m),
@@ -73,7 +73,7 @@ def geometric_dpo_loss(
 
     Source: Furuta et al. 2024, arXiv:2409.06691 (GDPO). Departures from it: none.
     Use it when: each pair has a probability, and unsure pairs should count less.
-    Not when: margins should stop at what the probability says: that is ``soft_dpo``.
+    Not when: margins should stop where the probability says: that is ``soft_dpo``.
 
     .. math::
         \ell = -\log \sigma\bigl((2 p - 1) \, \beta (\rho_c - \rho_r)\bigr),

@@ -5,7 +5,7 @@ stand for the paper's several samples per prompt, each with its win rate P again
 the data hold no win rates these are p and 1 - p of the preference probability, or else 1 and 0, the
 "hard" loss.
 Use it when: pairs are sampled from the policy and judged, round after round.
-Not when: beta is left at the 0.1 of other losses: the paper takes 0.001.
+Not when: beta is left at 0.1, as for other losses: the paper takes 0.001.
 Differs from: TRL and Liger (``sppo_hard``) sum over the two completions: twice this loss, or
 ``reduction="sum"``. The authors' code takes the mean, as here.
 Differs from: TRL leaves beta at 0.1, where the paper has 0.001: targets of 5 nats instead of 500.

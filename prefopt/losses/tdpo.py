@@ -2,8 +2,8 @@ r"""TDPO: DPO with a KL divergence at every token, so that the rejected completi
 
 Source: Zeng et al. 2024, arXiv:2404.11999 (TDPO2; TDPO1 is ``alpha=1.0, stop_gradient=False``).
 Departures from it: none.
-Use it when: the policy drifts, and its divergence at each token should be held.
-Not when: no live reference fits in memory: cached log-probs do not suffice.
+Use it when: the policy drifts, and its divergence at each token should be kept small.
+Not when: a live reference does not fit in memory: cached log-probs are not enough.
 
 .. math::
     \ell = -\log \sigma\Bigl(\beta \bigl[\rho_c - \rho_r

@@ -63,7 +63,7 @@ class LossOptions:
 
     length_normalize: bool = field(
         default=False,
-        metadata={"help": "Log-probs per token in place of sums: any loss as ln_dpo is to dpo."},
+        metadata={"help": "Log-probs per token instead of sums, as ln_dpo does to dpo."},
     )
     margin_scale: float = field(
         default=0.0,
@@ -102,7 +102,7 @@ class LossOptions:
     )
     use_weighting: bool = field(
         default=False,
-        metadata={"help": "Weigh pairs by how usual they are for the policy, at most 1 (WPO)."},
+        metadata={"help": "Weight pairs by how probable they are for the policy, at most 1 (WPO)."},
     )
 
     def __post_init__(self) -> None:

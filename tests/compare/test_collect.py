@@ -165,10 +165,7 @@ def test_samples_stand_side_by_side_with_the_answers_of_the_data(put):
             for k in range(4)
         ]
         of_data = {"row": 0, "prompt": "p0", "completion": "yes", "tokens": 1, "method": "chosen"}
-        rows = [
-            of_data,
-            *({**row, "method": None} for row in rows),
-        ]  # as `prefopt eval` writes them
+        rows = [of_data, *({**row, "method": None} for row in rows)]  # as `prefopt eval` does
         path = run.task.folder / "evaluation" / "samples.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = [{"role": "assistant", "content": "fine"}]
