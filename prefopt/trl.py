@@ -1,11 +1,11 @@
-"""TRL's trainers by their names: a script changes ``trl`` to ``prefopt.trl`` and runs.
+"""TRL's trainers under their own names: a script changes ``trl`` to ``prefopt.trl`` and runs.
 
     from prefopt.trl import DPOConfig, DPOTrainer    # was: from trl import ...
 
 ``DPO``, ``KTO``, ``CPO`` and ``ORPO`` are here, each a configuration with TRL's fields and defaults
-beside ours, and a ``PreferenceTrainer`` that takes it. What a field means in TRL it means here; the
-trainer prints which loss it took, and what of the given fields acts otherwise. Every other name is
-the one of the installed trl (``ModelConfig``, ``ScriptArguments``, ``TrlParser``, ...).
+beside ours, and a ``PreferenceTrainer`` that takes it. A field means what it means in TRL; the
+trainer prints which loss it uses, and which of the given fields act differently. Other names are
+those of the installed trl (``ModelConfig``, ``ScriptArguments``, ``TrlParser``, ...).
 
 As of TRL 1.16; ``docs/migration.md`` has every field.
 """

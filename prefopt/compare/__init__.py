@@ -1,4 +1,4 @@
-"""Which loss for my data? A matrix of runs from one start, measured alike, and what it shows.
+"""Comparing methods: runs of several from one start, measured alike, and what they show.
 
 ``prefopt.compare.compare(...)`` is the command ``prefopt compare`` as a function.
 """

@@ -79,7 +79,7 @@ def compare(
 ) -> Comparison:
     """Train methods from one start on the same rows, measure them alike, and say what that shows.
 
-    Called again with the same arguments and folder it goes on: what is done is not done again.
+    Called again with the same arguments and folder, it resumes: finished runs are not repeated.
 
     Args:
         model: Folder or Hub id of the start.

@@ -6,7 +6,7 @@ LONGEST = 450  # characters
 
 
 class DataError(ValueError):
-    """Wrong preference data.
+    """Invalid preference data.
 
     Attributes:
         problem: What is wrong, and what would be right.
@@ -46,5 +46,5 @@ class DataError(ValueError):
         return f"{', '.join(place)}: {self.problem}" if place else self.problem
 
     def within(self, dataset: str) -> "DataError":
-        """Return the same error that also tells which data set it is in."""
+        """Return the same error, with the name of the data set."""
         return DataError(self.problem, self.row, self.column, self.dataset or dataset)

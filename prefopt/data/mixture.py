@@ -15,7 +15,7 @@ __all__ = ["WeightedDataset", "mix", "names_of", "read_mixture", "rows_used"]
 
 
 class WeightedDataset(NamedTuple):
-    """One of several datasets of a run; a plain tuple of the same values does as well.
+    """One of several datasets of a run; a plain tuple of the same values works too.
 
     The weight says how often each row is used in an epoch: 1 once, 2 twice, 0.5 a half of the rows,
     drawn by the run's seed and the same in every epoch; 1.5 each once and a half of them twice. It

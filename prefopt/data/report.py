@@ -27,7 +27,7 @@ SHOWN = 1200  # characters of a text, half of them at its end
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long many sequences are, in tokens."""
+    """Lengths of many sequences, in tokens."""
 
     count: int = 0
     total: int = 0
@@ -52,7 +52,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Room:
-    """How long prompts are, where some leave no room for a completion.
+    """Lengths of prompts, some of which leave no room for a completion.
 
     Attributes:
         median: Tokens of the prompt in the middle.
@@ -86,7 +86,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Remark:
-    """Rows that are used, and of which there is something to know: how many, and the first few.
+    """Something to know about rows that are used: how many they are, and the first few.
 
     ``example`` is how it looks in the first of them.
     """

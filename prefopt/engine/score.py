@@ -217,7 +217,7 @@ class Scorer:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Ask the model without dropout; when the context ends, all of it is as it was."""
+        """Score without dropout; when the context ends, the model is as it was."""
         put_away(self.model)
         with undisturbed(self.model, self._forward.asked_in_training_mode):
             try:

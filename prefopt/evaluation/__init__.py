@@ -1,7 +1,7 @@
 """How good a policy is: preference accuracy, win rate, sequence KL, and the reward frontier.
 
-What works on plain numbers costs no import of transformers; what loads or runs a model is imported
-when it is first used.
+Functions on plain numbers do not import transformers; what loads or runs a model is imported when
+first used.
 """
 
 from importlib import import_module

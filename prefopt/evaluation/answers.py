@@ -75,7 +75,7 @@ class AskedPrompt(NamedTuple):
         prompt: As the data have it.
         text: As people read it.
         prompt_ids: Its token ids.
-        chosen: The data's own best answer, as text; None where the row says of none.
+        chosen: The data's own best answer, as text; None if the row has none.
         chosen_tokens: Its length, 0 without one.
     """
 
@@ -158,7 +158,7 @@ def evaluate_answers(
     Args:
         scorer: The policy, and the reference if there is one.
         asked: The prompts, each once.
-        plan: How answers are drawn; of its ``max_prompts`` no notice is taken.
+        plan: How answers are drawn; its ``max_prompts`` is ignored.
         reward: Scores answers.
 
     Raises:

@@ -39,7 +39,7 @@ class Contest:
 def first_answers(samples: Sequence[SampledAnswer]) -> dict[Key, str]:
     """Return a model's first answer to each prompt at each temperature.
 
-    Those that follow it are no independent observations, so none is judged.
+    Further answers are not independent observations, so they are not judged.
     """
     found: dict[Key, str] = {}
     for sample in samples:

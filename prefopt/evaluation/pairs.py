@@ -1,4 +1,4 @@
-"""How a policy orders held-out pairs, beside what length and the start alone make of them."""
+"""How a policy orders held-out pairs, compared with length alone and the start alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Everything that is measured of one policy on held-out data: what ``prefopt eval`` does.
+"""All measurements of one policy on held-out data: what ``prefopt eval`` does.
 
 Pairs are scored by policy and reference; prompts are answered by the policy, and what it says is
 counted, rewarded and compared. The result is three files that other programs read.

@@ -1,4 +1,4 @@
-"""Log-probs of every completion of a dataset, by any model and by the reference beside it.
+"""Log-probs of every completion of a dataset, by any model and by its reference.
 
 A model is loaded, its data prepared, and its completions scored by the parts of training: the same
 tokens, the same engine, which computes each shared prompt once, and the same store of reference

@@ -1,4 +1,4 @@
-"""Losses: pure functions on log-probs, picked by name.
+"""Losses: pure functions on log-probs, selected by name.
 
 Importing this package registers the built-in losses; those of other packages are imported when a
 loss is first looked up.

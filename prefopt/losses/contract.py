@@ -21,16 +21,16 @@ PLACES = 3  # completions in a ranking
 
 
 class ContractError(AssertionError):
-    """What a loss does that it must not, or does not that it must."""
+    """A loss breaks the contract: what it does wrong, or does not do."""
 
 
 Check = Callable[[Loss], None]
 
 
 def broken_checks(loss: Loss) -> dict[str, str]:
-    """Return the checks that a loss does not hold, each with what is wrong.
+    """Return the checks that a loss fails, each with what is wrong.
 
-    An error that the loss itself raises counts as what is wrong.
+    An error that the loss itself raises counts as a failure.
 
     Args:
         loss: The loss.

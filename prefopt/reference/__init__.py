@@ -1,7 +1,7 @@
-"""The reference: where the log-probs come from that a policy is compared with.
+"""The reference: the source of the log-probs that a policy is compared with.
 
-The trainer chooses and serves it. What is public here is for looking after the store that keeps
-its log-probs, and for recognising a model in it.
+The trainer chooses and serves it. The public functions here look after the store that keeps its
+log-probs, and recognise a model in it.
 """
 
 from prefopt.reference.adapters import AdapterError

@@ -35,7 +35,7 @@ _NOTE = "_prefopt_adapter"
 
 
 class AdapterError(ValueError):
-    """An adapter is not where it was said to be, or does not fit the model."""
+    """An adapter is not where it should be, or does not fit the model."""
 
 
 class AdapterPlace(NamedTuple):

@@ -82,9 +82,9 @@ def test_why_prints_every_situation_and_what_to_try(prefopt):
 
 def test_why_with_a_name_or_alias_prints_its_situations_and_advice(prefopt):
     result = prefopt("losses", "--why", "sigmoid_norm")
-    assert "answers become longer" in result.out
+    assert "answers grow longer" in result.out
     assert "a first run" not in result.out
-    assert re.search(r"│ln_dpo │ lengths differ much", result.out)
+    assert re.search(r"│ln_dpo │ lengths differ a lot", result.out)
     assert "│dpo " not in result.out
 
 

@@ -72,7 +72,7 @@ _planned = False
 
 @contextmanager
 def planned_forward() -> Iterator[None]:
-    """Let models build no attention masks until the context ends: the plan replaces them."""
+    """Keep models from building attention masks until the context ends: the plan replaces them."""
     global _planned
     outer, _planned = _planned, True
     try:

@@ -1,4 +1,4 @@
-"""Who says which answer is better: a function, a classifier, a language model, or an endpoint."""
+"""What decides which answer is better: a function, a classifier, a language model, an endpoint."""
 
 from prefopt.evaluation.judges.base import (
     Judge,

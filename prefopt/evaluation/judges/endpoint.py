@@ -120,7 +120,7 @@ class EndpointJudge:
     def preferences(
         self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
     ) -> list[float | None]:
-        """Return the verdict on each pair; None where there is none, of which a warning tells.
+        """Return the verdict on each pair; None, with a warning, where there is none.
 
         Raises:
             ValueError: If the endpoint refuses the requests, or none is answered.

@@ -37,7 +37,7 @@ class ReferenceInfo:
         used: When a run last asked for it; seconds since 1970.
         completions: How many have log-probs.
         tokens: Of these completions.
-        size_bytes: Its share of the file, about.
+        size_bytes: Its approximate share of the file.
         origins: How the values were computed, each with the number of ``completions``.
     """
 
@@ -59,7 +59,7 @@ class StoreInfo:
     Attributes:
         path: The file.
         size_bytes: Of the file and its log.
-        free_bytes: Of the file, left over by what was deleted: used again before it grows.
+        free_bytes: Free space in the file, left by deletions and used again before it grows.
         version: Of its schema.
         references: What it has of each, the last used first.
         set_aside: Damaged files that a run renamed.
@@ -81,7 +81,7 @@ class Entry(NamedTuple):
 
 
 def open_store(folder: Path, readonly: bool = False) -> Database:
-    """Return the database of a folder as it is: nothing is made, repaired or set aside.
+    """Return the database of a folder as it is: nothing is created, repaired or set aside.
 
     Args:
         folder: Where the store lies.

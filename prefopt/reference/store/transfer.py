@@ -60,8 +60,8 @@ class Exported(NamedTuple):
     """What was written.
 
     Attributes:
-        completions: That are in the file.
-        damaged: Those of the store that had not their checksum and were left out.
+        completions: How many are in the file.
+        damaged: Those in the store that did not match their checksum and were left out.
         size_bytes: Of the file.
     """
 
@@ -75,8 +75,8 @@ class Imported(NamedTuple):
 
     Attributes:
         added: Completions that the store did not have.
-        known: Those that it had, and that stay as they were.
-        refused: Rows that are not what their checksum says, or that are no rows of this format.
+        known: Completions that it had; they stay as they were.
+        refused: Rows that do not match their checksum, or are not of this format.
         references: Fingerprints in the files.
     """
 
@@ -181,7 +181,7 @@ def parquet_files(path: Path) -> list[Path]:
 def import_store(database: Database, path: Path) -> Imported:
     """Add the log-probs of parquet files to a store; what it knows already stays as it is.
 
-    Each part is a commit: after an error, importing again goes on where it was.
+    Each part is a commit: after an error, importing again continues where it stopped.
 
     Args:
         database: Where to.

@@ -38,8 +38,8 @@ class Integrity:
     """What reading all of a store has shown.
 
     Attributes:
-        completions: That were read.
-        damaged: Those whose values do not have their checksum, by fingerprint.
+        completions: How many were read.
+        damaged: Those whose values do not match their checksum, by fingerprint.
         problems: What SQLite says of the file, and what could not be read at all.
     """
 
