@@ -91,5 +91,5 @@ def test_why_with_a_name_or_alias_prints_its_situations_and_advice(prefopt):
 def test_a_loss_in_full_says_when_to_use_it(prefopt):
     result = prefopt("losses", "apo_down")
     assert "use it when  the policy already writes better" in result.out
-    assert "not when     chosen completions are to be imitated" in result.out
+    assert "not when     chosen completions should be imitated" in result.out
     assert "differs from none: the same in TRL and Liger\n" in result.out
