@@ -40,6 +40,9 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes of dataclasses are described once, in the class
 napoleon_use_rtype = False
+strip_signature_backslash = (
+    True  # has napoleon escape names such as lambda_, which are links otherwise
+)
 
 html_theme = "furo"
 html_title = f"prefopt {release}"
@@ -62,9 +65,15 @@ def setup(app):
     generate.write_loss_pages(HERE / "losses")
     generate.write_pictures(HERE / "_pictures")
     app.connect("source-read", page_tables.fill_tables)
+    app.connect("env-get-outdated", pages_with_tables)
     app.connect("builder-inited", copy_mathjax)
     app.connect("doctree-resolved", mark_short_code)
     return {"parallel_read_safe": True}
+
+
+def pages_with_tables(app, env, added, changed, removed):
+    """Name the pages whose tables come from the code, which may have changed: they are read anew."""
+    return [name for name in env.found_docs if "{{ " in env.doc2path(name).read_text()]
 
 
 def mark_short_code(app, doctree, docname):

@@ -87,8 +87,7 @@ def simpo_hinge_loss(
     Source: the ``hinge`` variant of the authors' code of SimPO (Meng et al. 2024,
     arXiv:2405.14734). Departures from it: none.
     Use it when: ``simpo`` fits, and pairs past the target should stop counting.
-        Not when: you cannot tune beta and gamma.
-
+    Not when: you cannot tune beta and gamma.
     Differs from: none: the same in the authors' code.
 
     .. math::
