@@ -72,7 +72,7 @@ def setup(app):
 
 
 def pages_with_tables(app, env, added, changed, removed):
-    """Name the pages whose tables come from the code, which may have changed: they are read anew."""
+    """Name the pages with tables from the code, which may have changed: they are read anew."""
     return [name for name in env.found_docs if "{{ " in env.doc2path(name).read_text()]
 
 
