@@ -189,8 +189,10 @@ def compare(
         matmul = start("matmul")
         matmul.receive()
         for group in [[side] for side in sides] if options.apart else [sides]:
-            workers = {side: start(side) for side in group}  # they set up at the same time
-            hello |= {side: worker.receive() for side, worker in workers.items()}
+            workers = {}
+            for side in group:  # one after the other: their threads would wait for each other's
+                workers[side] = start(side)
+                hello[side] = workers[side].receive()
             check_same_start(hello)
             take.run(workers, matmul, options, status)
             for worker in workers.values():
