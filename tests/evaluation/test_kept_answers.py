@@ -35,7 +35,7 @@ def test_what_decides_answers_tells_them_apart(ask, monkeypatch):
     assert ask(model="other")[1] == 3
     assert ask(ids=[[3, 4], [6]])[1] == 4
     assert ask(ids=[[3], [4, 5]])[1] == 5
-    monkeypatch.setattr("prefopt.evaluation.kept_answers.version", lambda package: "0")
+    monkeypatch.setattr("prefopt.versions.version", lambda package: "0")
     assert ask()[1] == 6
 
 
