@@ -160,15 +160,15 @@ def test_a_process_may_see_more_models_than_dynamo_compiles_by_default(monkeypat
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     counter = CompileCounterWithBackend("eager")
-    compiled = module._compiled(backend=counter)
-    monkeypatch.setattr(module, "_function", lambda device: compiled)
-    for number in range(12):
-        row = ROWS["pair"]
-        inputs = [tensor.detach() for tensor in tensors(row, width=16 + 8 * number)]
-        options = AttentionOptions(softcap=1.0 + number)  # a function of its own
-        attend_flex(*inputs, plan_of(row, attend_flex), options)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        compiled = module._compiled(backend=counter)
+        monkeypatch.setattr(module, "_function", lambda device: compiled)
+        for number in range(12):
+            row = ROWS["pair"]
+            inputs = [tensor.detach() for tensor in tensors(row, width=16 + 8 * number)]
+            options = AttentionOptions(softcap=1.0 + number)  # a function of its own
+            attend_flex(*inputs, plan_of(row, attend_flex), options)
     assert counter.frame_count == 12
 
 
