@@ -29,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import throughput_data as data
 import torch
+from qlora import SAME
 from record import RESULTS, ROOT, environment
 from rich.console import Console
 from throughput_models import SIZES, make_model
@@ -106,7 +107,7 @@ def command(
     options: argparse.Namespace, kind: str, side: str, model: Path, folder: Path, max_length: int
 ) -> list[str]:
     """Return the arguments of ``prefopt train`` or ``trl dpo``; all but the last are both's."""
-    both = {
+    both = SAME | {
         "model_name_or_path": model,
         "dataset_name": folder / "rows",
         "output_dir": folder / "out",
@@ -115,16 +116,6 @@ def command(
         "num_train_epochs": 1,
         "per_device_train_batch_size": options.batch,
         "learning_rate": 1e-5 if kind == "full" else 1e-4,
-        "lr_scheduler_type": "constant",
-        "train_sampling_strategy": "sequential",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": "true",
-        "gradient_checkpointing": "false",
-        "bf16": "false",
-        "use_cpu": "true",
-        "dataloader_pin_memory": "false",
         "seed": options.seed,
     }
     if kind != "full":

@@ -37,6 +37,19 @@ import matplotlib.pyplot as plt
 
 SIDES = ("prefopt", "trl")
 WORKER = Path(__file__).with_name("qlora_worker.py")
+# What both command lines are told, whatever they train.
+SAME: dict[str, Any] = {
+    "lr_scheduler_type": "constant",
+    "train_sampling_strategy": "sequential",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": "true",
+    "gradient_checkpointing": "false",
+    "bf16": "false",
+    "use_cpu": "true",
+    "dataloader_pin_memory": "false",
+}
 COLOURS = {"prefopt": "#2a6f97", "trl": "#c9ada7"}
 
 console = Console(stderr=True)
@@ -101,7 +114,7 @@ def command(
     quantise = ["--load_in_8bit"]
     if options.quantise != "8bit":
         quantise = ["--load_in_4bit", "--bnb_4bit_quant_type", options.quantise]
-    both = {
+    both = SAME | {
         "model_name_or_path": options.model,
         "dataset_name": str(rows),
         "output_dir": str(scratch / f"run_{side}" / "out"),
@@ -113,16 +126,6 @@ def command(
         "per_device_train_batch_size": options.batch,
         "precompute_ref_batch_size": 2,
         "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "train_sampling_strategy": "sequential",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": "true",
-        "gradient_checkpointing": "false",
-        "bf16": "false",
-        "use_cpu": "true",
-        "dataloader_pin_memory": "false",
         "seed": options.seed,
     }
     words = [word for name, value in both.items() for word in (f"--{name}", str(value))]
