@@ -6,8 +6,8 @@ Two parts, each a comparison of full fine-tuning with LoRA, both by DPO from
 SmolLM2-135M-Instruct (``smollm2.py``):
 
 *Held-out rows.* All rows of HH helpful are dealt to two halves that share no first question. Each
-method is trained on some pairs of one half and measured on the whole other half, both ways, with
-several seeds: so every row is held out once for every seed.
+method is trained on some pairs of one half and measured on the whole other half, both ways: so
+every row is held out. The two ways have seeds of their own.
 
 *Over-fitting.* Both are trained on few conversations for several epochs, and looked at on others
 every epoch; their answers stand beside the start's.
@@ -65,6 +65,7 @@ class Sizes(NamedTuple):
 
     Attributes:
         rows: Of the data, both halves together; 0 for all.
+        words: Of a prompt, of which the last turns are kept; 0 for all turns.
         train: Pairs of a half to train on.
         seeds: Of each method and half.
         few: Conversations of the second part.
@@ -74,6 +75,7 @@ class Sizes(NamedTuple):
     """
 
     rows: int = 0
+    words: int = 0
     train: int = 400
     seeds: int = 2
     few: int = 200
@@ -84,10 +86,10 @@ class Sizes(NamedTuple):
 
 def main() -> None:
     """Do what is not done yet, and write the results."""
-    asked = smollm2.parser(__doc__.splitlines()[0], "hh_smollm2", sizes=7).parse_args()
+    asked = smollm2.parser(__doc__.splitlines()[0], "hh_smollm2", sizes=8).parse_args()
     setting = smollm2.set_up(asked)
     sizes = Sizes(*asked.sizes) if asked.sizes else Sizes()
-    halves = deal(sizes.rows)
+    halves = deal(sizes)
     held_out = [part_held_out(asked.folder, setting, halves, half, sizes) for half in (0, 1)]
     few = part_few(asked.folder, setting, halves, sizes)
     about = {"environment": setting.about} | sizes._asdict()
@@ -104,7 +106,7 @@ def part_held_out(
         folder / f"half{half}",
         methods=METHODS,
         options=OPTIONS | setting.options,
-        seeds=sizes.seeds,
+        seeds=range(half, 2 * sizes.seeds, 2),
         eval_dataset=Dataset.from_list(halves[half]),
         validation=0,
         evaluation=_evaluation(sizes, prompts=8),
@@ -145,17 +147,14 @@ def _evaluation(sizes: Sizes, prompts: int) -> dict[str, Any]:
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def deal(size: int) -> list[list[Row]]:
-    """Return two halves of the rows, shuffled; rows with one first question are on one side.
-
-    Args:
-        size: Rows of both; 0 for all.
-    """
+def deal(sizes: Sizes) -> list[list[Row]]:
+    """Return two halves of the rows, shuffled; rows with one first question are on one side."""
     rows = [row for row in map(_conversation, _transcripts()) if row is not None]
     random.Random(0).shuffle(rows)
     halves: list[list[Row]] = [[], []]
-    for row in rows[: size or None]:
-        halves[zlib.crc32(row["prompt"][0]["content"].encode()) % 2].append(row)
+    for row in rows[: sizes.rows or None]:
+        half = zlib.crc32(row["prompt"][0]["content"].encode()) % 2
+        halves[half].append(row | {"prompt": last_turns(row["prompt"], sizes.words)})
     return halves
 
 
@@ -185,6 +184,15 @@ def messages(transcript: str) -> list[dict[str, str]]:
         for name, text in zip(parts[::2], parts[1::2], strict=True)
     ]
     return turns if turns[-1]["content"] else turns[:-1]
+
+
+def last_turns(turns: list[dict[str, str]], words: int) -> list[dict[str, str]]:
+    """Return the last question, and the exchanges before it that fit into so many words."""
+    if not words:
+        return turns
+    sizes = [len(turn["content"].split()) for turn in turns]
+    begins = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
+    return turns[next((at for at in begins if sum(sizes[at:]) <= words), begins[-1]) :]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class HiddenMeans:
     def __init__(self, folder: str | Path) -> None:
         model, self.tokenizer = load_for_inference(str(folder))
         self.tokenizer.padding_side = "right"
+        if self.tokenizer.pad_token is None:  # transformers 5.17 finds none in the GGUF
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = model.model
         self.depth = self.model.config.num_hidden_layers
 

@@ -12,7 +12,8 @@ from prefopt.evaluation import Estimate
 
 
 def test_all_rows_with_a_preference_are_dealt_and_no_question_is_on_both_sides(load, shared_dir):
-    halves = load("hh_smollm2").deal(0)
+    script = load("hh_smollm2")
+    halves = script.deal(script.Sizes())
     assert 2340 <= sum(map(len, halves)) <= 2352  # two have no preference, four an empty answer
     first = [{row["prompt"][0]["content"] for row in half} for half in halves]
     assert not first[0] & first[1]
@@ -21,6 +22,17 @@ def test_all_rows_with_a_preference_are_dealt_and_no_question_is_on_both_sides(l
         assert row["chosen"] != row["rejected"]
         assert row["chosen"][0]["content"]
         assert row["rejected"][0]["content"]
+
+
+def test_of_a_prompt_the_last_exchanges_that_fit_are_kept(load):
+    texts = ["one two three", "four five", "six", "seven eight", "nine"]
+    roles = ["user", "assistant"] * 3
+    turns = [{"role": a, "content": b} for a, b in zip(roles, texts, strict=False)]
+    last_turns = load("hh_smollm2").last_turns
+    assert last_turns(turns, 0) == last_turns(turns, 9) == turns
+    assert last_turns(turns, 8) == last_turns(turns, 4) == turns[2:]
+    assert last_turns(turns, 3) == last_turns(turns[-1:], 1) == turns[4:]
+    assert last_turns(turns[:1], 2) == turns[:1]  # the question itself is never cut
 
 
 def test_accuracy_is_over_all_rows_and_seeds(load):
@@ -85,7 +97,7 @@ def test_everything_is_asked_for_and_written(load, tmp_path, shared_dir, monkeyp
     monkeypatch.setattr(script, "compare", planned)
     arguments = ["--allow-dirty", "--folder", str(tmp_path / "work"), "--results"]
     arguments += [str(tmp_path / "hh"), "--model", str(tmp_path / "model")]
-    arguments += ["--sizes", "80", "16", "2", "16", "2", "8", "3"]
+    arguments += ["--sizes", "80", "40", "16", "2", "16", "2", "8", "3"]
     monkeypatch.setattr(sys, "argv", ["hh_smollm2.py", *arguments])
     script.main()
     found = json.loads((tmp_path / "hh.json").read_text())
