@@ -158,7 +158,7 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                     f"{found['positions_per_step']:.0f}",
                     f"{found['head_positions_per_step']:.0f}",
                     f"{found['fraction_of_matmul']['median']:.0%}",
-                    _difference_text(result["loss"], compared) if compared else "",
+                    _difference_text(compared["first_losses"]) if compared else "",
                 )
             )
     return rows
@@ -175,10 +175,10 @@ def _ratio_text(ratio: Mapping[str, Any]) -> str:
     return f"{ratio['of_medians']:.2f}x ({steps['p20']:.2f}-{steps['p80']:.2f})"
 
 
-def _difference_text(loss: str, compared: Mapping[str, Any]) -> str:
-    if loss == "orpo":
-        return f"{compared['first_losses']['difference_of_first']:.1g} (see below)"
-    return f"{compared['first_losses']['largest_difference']:.1g}"
+def _difference_text(first: Mapping[str, Any]) -> str:
+    if first["difference_of_first"] is not None:
+        return f"{first['difference_of_first']:.1g} (see below)"
+    return f"{first['largest_difference']:.1g}"
 
 
 def _short(value: float) -> str:

@@ -157,6 +157,13 @@ def test_both_sides_train_the_same_and_all_is_recorded(measured):
             assert len({round(value, 7) for value in first["losses"]["prefopt"]}) > 1
 
 
+def test_the_first_losses_are_compared_where_one_side_has_another_likelihood_term(load):
+    text = load("throughput_report")._difference_text
+    assert text({"difference_of_first": 2e-6, "largest_difference": 0.3}) == "2e-06 (see below)"
+    # ORPO beside an earlier prefopt: the same loss on both sides
+    assert text({"difference_of_first": None, "largest_difference": 0.0}) == "0"
+
+
 @pytest.mark.slow
 def test_our_side_computes_the_useful_tokens_only(measured):
     written = json.loads((measured / "throughput_test.json").read_text())
