@@ -17,7 +17,7 @@ from prefopt.compare.budget import row_tokens
 from prefopt.compare.executors import Executor, make_executor, model_bytes
 from prefopt.compare.methods import Method, named, read_methods
 from prefopt.compare.options import check_options, plain_options
-from prefopt.compare.plan import START, Plan, Run, Spec, in_phases, model_digest
+from prefopt.compare.plan import Plan, Run, Spec, in_phases, model_digest
 from prefopt.compare.report import write_report
 from prefopt.compare.results import Comparison
 from prefopt.compare.search import Search
@@ -212,16 +212,15 @@ class _Work:
             use_gpus=not self._spec.options.get("use_cpu"),
             parameters=self._resources.parameters,
         )
-        self._prepare_start(executor)
+        self._fill_references(executor)
         runs = self._plan.runs(self._chosen(executor))
         steps = {run.task.name: run.budget.steps for run in runs if run.budget}
         tasks = [run.task for run in runs]
-        waiting = [task for task in tasks if state_of(task).state != "done"]
-        for task in waiting:
+        for task in tasks:
             retry(task)
         with Watch(tasks, steps, self._console) as watch:
             for group in in_phases(runs):
-                asked = [run.task for run in group if run.task in waiting]
+                asked = [task for task in group if state_of(task).state == "waiting"]
                 if asked:
                     executor.run(asked, watch.update)
         return self._finish(runs)
@@ -239,15 +238,14 @@ class _Work:
     def _trials(self, tasks: Sequence[Task]) -> Watch:
         return Watch(tasks, {}, self._console, "Learning rates")
 
-    def _prepare_start(self, executor: Executor) -> None:
-        """Compute once what all runs need of the start: its log-probs, numbers and answers."""
-        start = self._plan.run(START, 0).task
-        tasks = [*self._plan.references(self._spec.methods), start]
+    def _fill_references(self, executor: Executor) -> None:
+        """Compute once the log-probs of the start that training needs."""
+        tasks = self._plan.references(self._spec.methods)
         waiting = [task for task in tasks if state_of(task).state != "done"]
         for task in waiting:
             retry(task)
         if waiting:
-            with Watch(waiting, {}, self._console, "The start, once for all runs") as watch:
+            with Watch(waiting, {}, self._console, "References, once for all runs") as watch:
                 executor.run(waiting, watch.update)
         for task in waiting:
             if (state := state_of(task)).state == "failed":

@@ -308,14 +308,21 @@ def _reference_key(options: Mapping[str, Any]) -> str:
     return digest_of({name: options.get(name) for name in _OF_REFERENCE})
 
 
-def in_phases(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return runs in groups, each of which can be run at once, when those before it are done.
+def in_phases(runs: Sequence[Run]) -> list[list[Task]]:
+    """Return tasks in groups, each of which can be run at once, when those before it are done.
+
+    Runs are measured after the start, whose log-probs and answers on held-out rows they all need,
+    and trained beside it.
 
     Args:
-        runs: Those of the matrix.
+        runs: Those of the matrix, the start first.
     """
-    first = [run for run in runs if run.needs is None]
-    return [group for group in (first, [run for run in runs if run.needs is not None]) if group]
+    start, *others = (run.task for run in runs if run.needs is None)
+    trained = [
+        replace(task, stages=task.stages[:1]) for task in others if task.stages[0].name == "train"
+    ]
+    last = [run.task for run in runs if run.needs is not None]
+    return [group for group in ([start, *trained], others, last) if group]
 
 
 def model_digest(model: str, revision: str | None = None) -> str:

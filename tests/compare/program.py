@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
     options = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
     with Path(os.environ["STAND_IN_CALLS"]).open("a") as calls:
         calls.write(f"{argv[1]} {Path(options['output_dir']).parent.name}\n")
-    if os.environ.get("STAND_IN_FAILS", "nothing") in Path(options["output_dir"]).parent.name:
+    place = "/".join(Path(options["output_dir"]).parts[-3:-1])
+    if os.environ.get("STAND_IN_FAILS", "nothing") in place:
         sys.exit("Traceback:\nprefopt: error: this one fails")
     trains = dict.fromkeys(("train", "reward_model", "rl"), train)
     measures = dict.fromkeys(("eval", "measure_reward_model", "best_of_n"), evaluate)

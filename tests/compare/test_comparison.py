@@ -56,16 +56,39 @@ def test_all_runs_are_trained_measured_and_collected(run, calls, tmp_path):
 
 def test_what_runs_need_of_the_start_is_computed_first_and_once(run, calls):
     run()
-    made = [call.split()[0] for call in calls()]
-    assert sorted(made[:2]) == ["cache", "eval"]
-    assert (made.count("cache"), made.count("eval")) == (1, 5)
+    made = [call.split() for call in calls()]
+    words = [word for word, _ in made]
+    assert words[0] == "cache"
+    assert (words.count("cache"), words.count("eval")) == (1, 5)
+    assert made[words.index("eval")][1].startswith("start")
+
+
+def test_training_does_not_wait_for_the_start_to_be_measured(run, calls):
+    run(seeds=1, resources=Resources(jobs=2))
+    words = [call.split()[0] for call in calls()]
+    assert words[-2:] == ["eval", "eval"]
+    assert sorted(words[1:4]) == ["eval", "train", "train"]
 
 
 def test_a_start_that_cannot_be_measured_ends_no_other_run(run, calls, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAILS", "start")
     found, text = run()
     assert [run.state for run in found.runs] == ["failed", *["done"] * 4]
+    assert "failed in evaluation: prefopt: error: this one fails" in text
+
+
+def test_references_that_cannot_be_computed_end_no_run(run, calls, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAILS", "reference")
+    found, text = run()
+    assert [run.state for run in found.runs] == ["done"] * 5
     assert "this one fails; each run does it by itself" in text
+
+
+def test_a_training_that_fails_is_not_tried_again(run, calls, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAILS", "ipo")
+    found, _ = run()
+    assert [run.state for run in found.runs] == ["done"] * 3 + ["failed"] * 2
+    assert sum(call.startswith("train ipo") for call in calls()) == 2
 
 
 def test_what_is_done_is_not_done_again_and_a_method_more_is_added(run, calls):

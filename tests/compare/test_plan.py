@@ -187,8 +187,20 @@ def test_a_baseline_of_trl_is_told_what_it_understands(plan_with):
         (package, "measure_reward_model"),
     ]
     assert (rl.needs, model.needs) == (model.task.name, None)
-    assert [len(group) for group in in_phases(runs)] == [5, 2]
-    assert {run.method.kind for run in in_phases(runs)[1]} == {"rl"}
+    _, _, last = in_phases(runs)
+    assert [task.name for task in last] == [run.task.name for run in runs if run.needs]
+
+
+def test_runs_are_trained_beside_the_start_and_measured_after_it(plan_with):
+    plan = plan_with(["sft", {"kind": "best_of_n", "n": 2}])
+    start, *others = (run.task for run in plan.runs(plan.spec.methods))
+    first, then = in_phases(plan.runs(plan.spec.methods))
+    trained = [task for task in others if task.stages[0].name == "train"]
+    assert first[0] == start
+    assert [task.folder for task in first[1:]] == [task.folder for task in trained]
+    assert {stage.name for task in first[1:] for stage in task.stages} == {"train"}
+    assert then == others
+    assert len(then) == len(trained) + 1  # best-of-n draws from the start
 
 
 def test_baselines_see_as_many_tokens_as_the_losses(plan_with):
