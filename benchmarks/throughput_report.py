@@ -86,7 +86,6 @@ def _compared(
     )
     return {
         "ratio": {
-            "of_medians": ours["pairs_per_s"]["median"] / theirs["pairs_per_s"]["median"],
             "of_steps": _spread(other / own),
             "of_totals": float(other.sum() / own.sum()),
         },
@@ -144,14 +143,14 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for result in results:
         for side, found in result["sides"].items():
-            compared, rate = result["against"].get(side), found["pairs_per_s"]
+            compared = result["against"].get(side)
             rows.append(
                 (
                     result["size"],
                     result["loss"],
                     result["data"],
                     _side_text(result, side),
-                    f"{_short(rate['median'])} ({_short(rate['p20'])}-{_short(rate['p80'])})",
+                    _rate_text(found),
                     _ratio_text(compared["ratio"]) if compared else "",
                     f"{found['peak_mb']:.0f}",
                     f"{compared['memory_ratio']:.2f}x" if compared else "",
@@ -170,9 +169,14 @@ def _side_text(result: Mapping[str, Any], side: str) -> str:
     return LABELS[side] + (" (padded)" if padded else "")
 
 
+def _rate_text(found: Mapping[str, Any]) -> str:
+    spread = found["pairs_per_s"]
+    return f"{_short(found['mean_pairs_per_s'])} ({_short(spread['p20'])}-{_short(spread['p80'])})"
+
+
 def _ratio_text(ratio: Mapping[str, Any]) -> str:
     steps = ratio["of_steps"]
-    return f"{ratio['of_medians']:.2f}x ({steps['p20']:.2f}-{steps['p80']:.2f})"
+    return f"{ratio['of_totals']:.2f}x ({steps['p20']:.2f}-{steps['p80']:.2f})"
 
 
 def _difference_text(first: Mapping[str, Any]) -> str:
@@ -223,7 +227,8 @@ def _markdown(
         f"{results[0]['warmup']} for warm-up, {'apart' if results[0]['apart'] else 'in turns'}. "
         f"{_setting(results[0])} {versions}.",
         "",
-        "Ratios are of medians, in brackets the 20th and 80th percentile over steps. Peak MB is "
+        "Ratios are of the time that all steps took, of the same batches; in brackets the 20th and "
+        "80th percentile over steps. Peak MB is "
         "that of the timed steps (resident memory of a fresh process, or the GPU's allocator). "
         "Positions pass the transformer in a step, padding and forward passes without gradient "
         "included; those in the head meet the vocabulary. `of matmul` is the rate of useful "
@@ -285,18 +290,22 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _draw_rates(axis: Any, results: Sequence[Mapping[str, Any]]) -> None:
     for side, at, found in _bars(results):
-        spread = np.array([[f["pairs_per_s"][k] for k in ("p20", "median", "p80")] for f in found])
-        low, middle, high = spread.T
-        whiskers = {"yerr": [middle - low, high - middle], "capsize": 3, "ecolor": "#444444"}
+        low, high = np.array([[f["pairs_per_s"][k] for k in ("p20", "p80")] for f in found]).T
+        middle = np.array([f["mean_pairs_per_s"] for f in found])
+        whiskers = {
+            "yerr": np.maximum([middle - low, high - middle], 0),
+            "capsize": 3,
+            "ecolor": "#444444",
+        }
         axis.bar(
             at, middle, width=_width(results), color=COLOURS[side], label=LABELS[side], **whiskers
         )
     for place, result in enumerate(results):
         for rival, compared in result["against"].items():
             top = result["sides"][rival]["pairs_per_s"]["p80"]
-            text = f"{compared['ratio']['of_medians']:.1f}x slower"
+            text = f"{compared['ratio']['of_totals']:.1f}x slower"
             _annotate(axis, place + _offset(rival, results), top, text)
-    axis.set_ylabel("pairs/s, median and 20-80%")
+    axis.set_ylabel("pairs/s, and 20-80% of steps")
 
 
 def _draw_memory(axis: Any, results: Sequence[Mapping[str, Any]]) -> None:
