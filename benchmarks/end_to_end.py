@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,6 @@ def main() -> None:
     record = environment(
         seed=options.seed, dtype="float32", threads=options.threads, allow_dirty=options.allow_dirty
     )
-    for package in ("trl", "peft", "bitsandbytes"):
-        record["versions"][package] = version(package)
     record |= {"pairs": options.pairs, "batch": options.batch, "note": options.note}
     name = options.size or options.model.name
     with tempfile.TemporaryDirectory() as scratch:

@@ -181,12 +181,14 @@ def _lines(numbers: Mapping[str, Any]) -> list[str]:
     about, held_out = numbers["about"], numbers["held_out"]
     machine = about["environment"]
     rows = next(iter(held_out.values()))["accuracy"][3]
+    cut = f" Of a prompt the last turns, up to {about['words']} words." if about["words"] else ""
     return [
         f"SmolLM2-135M-Instruct on Anthropic HH helpful by DPO, commit {machine['commit'][:7]}, "
         f"{machine['date']}, {machine['device']}.",
         "",
-        f"Held out: all {rows} rows, each by runs that were trained on {about['train']} pairs of "
-        f"the other half; {about['seeds']} seeds. In brackets: 95% intervals over rows.",
+        f"Held out: all {rows} rows, each by {about['seeds']} of the runs of a method, trained "
+        f"on {about['train']} pairs of the other half, with seeds of their own.{cut} In brackets: "
+        "95% intervals over rows.",
         "",
         "| method | accuracy, % | p against 50% | seeds, % | at equal lengths, % | p "
         "| margin, nats | chosen log-ratio, nats | margin and length |",

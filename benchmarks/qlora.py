@@ -16,7 +16,6 @@ import json
 import os
 import tempfile
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,6 @@ def main() -> None:
         threads=options.threads,
         allow_dirty=options.allow_dirty,
     )
-    for package in ("trl", "peft", "bitsandbytes"):
-        record["versions"][package] = version(package)
     record |= {"batch": f"{options.batch} pairs", "note": options.note}
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     count = (options.warmup + options.steps) * options.batch

@@ -5,15 +5,19 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prefopt.versions import versions
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
+PACKAGES = (
+    *("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy"),
+    *("trl", "peft", "bitsandbytes"),
+)
 
 
 def environment(*, seed: int, dtype: str, threads: int, allow_dirty: bool) -> dict[str, Any]:
@@ -36,8 +40,7 @@ def environment(*, seed: int, dtype: str, threads: int, allow_dirty: bool) -> di
         "commit": commit(),
         "changed_files": [line[3:] for line in changed],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "device": ", ".join([_processor(), f"{os.cpu_count()} cores", *_gpus()]),
         "threads_per_process": threads,
         "dtype": dtype,

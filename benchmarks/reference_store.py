@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def main() -> None:
         threads=options.threads,
         allow_dirty=options.allow_dirty,
     )
-    record["versions"] |= {"trl": version("trl"), "sqlite": sqlite3.sqlite_version}
+    record["versions"]["sqlite"] = sqlite3.sqlite_version
     record |= {"size": options.size, "pairs": options.pairs, "batch": options.batch}
     if record["load_average_at_start"] > 0.5:
         console.print("[yellow]other work runs on this machine; times will be of no use")

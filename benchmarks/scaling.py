@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +194,6 @@ def main() -> None:
         threads=options.threads,
         allow_dirty=options.allow_dirty,
     )
-    record["versions"]["trl"] = version("trl")
     record |= {"model": MODEL | {"completion": COMPLETION}, "repeats": options.repeats}
     run_all(options, lambda found: write(options.out, record, found))
 

@@ -26,7 +26,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def main() -> None:
         "prefopt_args": options.prefopt_args,
         "note": options.note,
     }
-    record["versions"]["trl"] = version("trl")
     if options.device == "cpu" and record["load_average_at_start"] > 0.5:
         # Threads that wait for one that is not scheduled: a step was seen to take 8 times as long.
         console.print("[yellow]other work runs on this machine; times will be of no use")
