@@ -186,7 +186,7 @@ def _lines(numbers: Mapping[str, Any]) -> list[str]:
         f"SmolLM2-135M-Instruct on Anthropic HH helpful by DPO, commit {machine['commit'][:7]}, "
         f"{machine['date']}, {machine['device']}.",
         "",
-        f"Held out: all {rows} rows, each by {about['seeds']} of the runs of a method, trained "
+        f"Held out: all {rows} rows, each by runs of every method ({about['seeds']} each), trained "
         f"on {about['train']} pairs of the other half, with seeds of their own.{cut} In brackets: "
         "95% intervals over rows.",
         "",
