@@ -64,7 +64,7 @@ def test_what_runs_need_of_the_start_is_computed_first_and_once(run, calls):
 
 
 def test_training_does_not_wait_for_the_start_to_be_measured(run, calls):
-    run(seeds=1, resources=Resources(jobs=2))
+    run(seeds=1)
     words = [call.split()[0] for call in calls()]
     assert words[-2:] == ["eval", "eval"]
     assert sorted(words[1:4]) == ["eval", "train", "train"]

@@ -187,8 +187,10 @@ def test_a_baseline_of_trl_is_told_what_it_understands(plan_with):
         (package, "measure_reward_model"),
     ]
     assert (rl.needs, model.needs) == (model.task.name, None)
-    _, _, last = in_phases(runs)
+    _, measured, last = in_phases(runs)
+    assert len(measured) == 4  # all but the start, and what needs another run
     assert [task.name for task in last] == [run.task.name for run in runs if run.needs]
+    assert [run.method.kind for run in runs if run.needs] == ["rl", "rl"]
 
 
 def test_runs_are_trained_beside_the_start_and_measured_after_it(plan_with):
