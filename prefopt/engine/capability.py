@@ -20,12 +20,12 @@ from prefopt.engine.company import Company, known_company, original_window
 from prefopt.engine.forward import Forward
 from prefopt.engine.guard import is_8bit, undisturbed
 from prefopt.engine.layout import LayoutName, build_layout
-from prefopt.engine.moe import EXPERT_COUNTS, JITTER
+from prefopt.engine.moe import EXPERT_COUNTS
 from prefopt.engine.precision import computing_dtype
 from prefopt.engine.probe import (
-    DROPOUTS,
     FAILURES,
     close,
+    computes_at_random,
     is_exact,
     probe_inputs,
     quiet_transformers,
@@ -134,7 +134,7 @@ def probe_modes(forward: Forward) -> bool:
     except FAILURES:  # it wants labels in training
         return False
     if not close(once, again, exact):
-        if not _has_dropout(forward.model):
+        if not any(map(computes_at_random, forward.model.modules())):
             logger.warning(
                 "prefopt: %s computes at random in training though no dropout is on; its log-probs "
                 "differ from a reference's by chance",
@@ -142,15 +142,6 @@ def probe_modes(forward: Forward) -> bool:
             )
         return False
     return True
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    names = ("p", *DROPOUTS, *JITTER)
-    return any(
-        isinstance(value, float) and value > 0
-        for module in model.modules()
-        for value in (getattr(module, name, None) for name in names)
-    )
 
 
 @torch.no_grad()

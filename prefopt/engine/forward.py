@@ -26,6 +26,7 @@ from prefopt.engine.probe import causal_lm_of, quiet_transformers, takes_token_t
 from prefopt.engine.recurrent.mixers import WaveForward, install, remove
 from prefopt.engine.recurrent.waves import branch_points
 from prefopt.engine.sharding import in_own_forward, is_fsdp2
+from prefopt.engine.shared_start import SharedStart
 from prefopt.engine.token_statistics import StatisticsCollector
 
 # Stands for the head where the model's own forward pass gives the logits themselves.
@@ -42,6 +43,7 @@ class Requested:
     predictions: bool = False
     noise: Noise | None = None
     in_company: bool = False  # whether a pass without tokens must go through all layers too
+    keep_start: bool = False
 
 
 class ForwardOutput(NamedTuple):
@@ -104,6 +106,7 @@ class Forward:
         self.mixers: list[WaveForward] = []
         self._backbone = self.causal_lm.base_model
         self._recomputing = RecomputingLayers(self._backbone)
+        self._start = SharedStart(self._backbone)
         self.takes_token_types = takes_token_types(self.causal_lm)
 
     def __call__(self, batch: Layout, requested: Requested | None = None) -> ForwardOutput:
@@ -189,7 +192,10 @@ class Forward:
                 output = self.model(**self._inputs(batch), **extras, use_cache=False)
                 hidden = output.logits
             else:
-                output = self._backbone_output(batch, write_cache=write_cache, **extras)
+                run = partial(self._backbone_output, batch, write_cache=write_cache, **extras)
+                plain = write_cache is None and noise is None and not extras
+                keep = requested.keep_start
+                output = self._start(batch.input_ids, run, keep) if plain else run()
                 hidden = output.last_hidden_state
         router_logits = output.router_logits if routed else None
         return _BackboneOutput(hidden.flatten(0, 1), self.head or _LOGITS, router_logits)

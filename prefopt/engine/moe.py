@@ -22,9 +22,6 @@ from prefopt.engine.probe import causal_lm_of
 
 logger = logging.getLogger("prefopt")
 
-# Names under which routers hold how much noise they add in training.
-JITTER = ("jitter_noise", "input_jitter_noise", "router_jitter_noise", "moe_jitter_eps")
-
 # Names under which configurations say how many experts a layer has.
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 

@@ -16,6 +16,9 @@ FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError)
 # Names under which modules hold the probability of a dropout that is no module of its own.
 DROPOUTS = ("attention_dropout", "attn_dropout", "dropout")
 
+# Names under which routers hold how much noise they add in training.
+JITTER = ("jitter_noise", "input_jitter_noise", "router_jitter_noise", "moe_jitter_eps")
+
 
 def is_whole(weight: Tensor) -> bool:
     """Whether a weight is in this process, and no part of one: not on no device, and no DTensor.
@@ -73,6 +76,12 @@ def takes_token_types(model: Any) -> bool:
     """Whether a model also reads images and requires the types of tokens in training."""
     reads_more_than_text = model.config.get_text_config() is not model.config
     return reads_more_than_text and "token_type_ids" in signature(type(model).forward).parameters
+
+
+def computes_at_random(module: nn.Module) -> bool:
+    """Whether a module itself, not those inside it, drops or adds something in training."""
+    values = (getattr(module, name, None) for name in ("p", *DROPOUTS, *JITTER))
+    return any(isinstance(value, float) and value > 0 for value in values)
 
 
 def probe_inputs(model: Any) -> dict[str, Tensor]:

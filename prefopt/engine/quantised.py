@@ -46,6 +46,35 @@ def is_quantised(weight: Tensor) -> bool:
     )
 
 
+def state_of_4_bits(layer: nn.Module, dtype: torch.dtype) -> Any:
+    """Return how a layer's 4-bit weights are stored; None if it does more than multiply by them.
+
+    Args:
+        layer: Of whatever kind.
+        dtype: Of its input; None is returned if the layer would compute in another, or if its
+            weights were dense in another.
+    """
+    weight = layer._parameters.get("weight")
+    state = getattr(weight, "quant_state", None)
+    if type(layer).__module__ != "bitsandbytes.nn.modules" or state is None:
+        return None
+    packed = getattr(state, "packing_format_for_cpu", False)
+    computes_in = layer.compute_dtype if layer.compute_type_is_set else dtype
+    own = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
+    # Of a transposed weight (O, I) cannot be told from (I, O).
+    shape = (layer.out_features, layer.in_features)
+    plain = not packed and not own and computes_in == state.dtype == dtype
+    return state if plain and tuple(state.shape) == shape else None
+
+
+def dequantised(weight: Tensor, state: Any) -> Tensor:
+    """Return what 4-bit weights stand for, in the dtype that they had; (O, I)."""
+    from bitsandbytes.functional import dequantize_4bit  # not needed where nothing is in 4 bits
+
+    dense: Tensor = dequantize_4bit(weight.detach().view(-1, 1), state)
+    return dense
+
+
 def inner_tensors(tensor: Tensor) -> dict[str, Any]:
     """Return what a tensor is made of by name, and under ``""`` how; empty for a plain one."""
     if not hasattr(tensor, "__tensor_flatten__"):

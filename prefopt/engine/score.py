@@ -126,6 +126,7 @@ class Scorer:
         divergence_from: Predictions | None = None,
         keep_predictions: bool = False,
         noise: Noise | None = None,
+        keep_start: bool = False,
     ) -> Scores:
         """Score a batch laid out as ``self.layout``, and without gradient its continuation.
 
@@ -140,6 +141,8 @@ class Scorer:
                 same layout: ``Scores.divergences`` are computed from them.
             keep_predictions: Whether to return ``Scores.predictions``; a wrapped model has none.
             noise: Added to the embeddings; None for none.
+            keep_start: Whether the next batch is this very one, and layers below the first that is
+                trained, or has an adapter, give the same there: they are computed once.
 
         Returns:
             Log-probs of every completion.
@@ -157,6 +160,7 @@ class Scorer:
             keep_predictions,
             noise,
             in_company=is_engine(wrapped),
+            keep_start=keep_start,
         )
 
         def compute() -> ForwardOutput:

@@ -41,6 +41,7 @@ class ReferenceModel:
         batch: Layout,
         context: Callable[[], Any] = nullcontext,
         keep_predictions: bool = False,
+        keep_start: bool = False,
     ) -> Scores:
         """Return reference log-probs of the completions of a batch; nats, no gradient.
 
@@ -49,11 +50,16 @@ class ReferenceModel:
             context: Makes the context of the forward pass.
             keep_predictions: Whether the policy's divergences from the reference are wanted, and so
                 ``Scores.predictions``.
+            keep_start: Whether the policy scores this very batch next: what it has in common with
+                the reference is then computed once.
         """
+        keep_start = keep_start and self._shares_untrained() and not self.in_step
         if batch.name == "shared_prefix" and self.scorer.layout == "padded":
             batch = in_padded_rows(batch)
         with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
-            return self.scorer.score(batch, context=context, keep_predictions=keep_predictions)
+            return self.scorer.score(
+                batch, context=context, keep_predictions=keep_predictions, keep_start=keep_start
+            )
 
     def model(self) -> Any:
         """Return the reference as a model of its own, to be looked at; None where there is none."""
@@ -73,6 +79,10 @@ class ReferenceModel:
     def _as_reference(self) -> AbstractContextManager[None]:
         """Inside, the model of the scorer is the reference."""
         return nullcontext()
+
+    def _shares_untrained(self) -> bool:
+        """Whether the scorer is the policy's, whose untrained weights are the reference's too."""
+        return False
 
 
 class AdapterOff(ReferenceModel):
@@ -97,6 +107,9 @@ class AdapterOff(ReferenceModel):
             for parameter in trained:
                 parameter.requires_grad_(True)
             yield
+
+    def _shares_untrained(self) -> bool:
+        return True
 
 
 class FrozenCopy(ReferenceModel):
@@ -151,6 +164,10 @@ class FrozenCopy(ReferenceModel):
         finally:
             for name, data in current.items():
                 parameters[name].data = data
+
+    def _shares_untrained(self) -> bool:
+        parameters = dict(self.scorer.model.named_parameters())
+        return all(parameters[name].requires_grad for name in self._weights)
 
 
 class MovingCopy(FrozenCopy):

@@ -237,7 +237,8 @@ class References:
             if scorer.layout != tokens.name and not with_predictions:
                 # Each text whole in a row of its own, as it would be computed for a store.
                 tokens = scorer.to_device(build_layout(texts.examples, scorer.layout))
-            scores = self._live.score(tokens, self._options.context, with_predictions)
+            context = self._options.context
+            scores = self._live.score(tokens, context, with_predictions, keep_start=True)
             continuation = None if scores.continuation is None else scores.continuation.logps
             return ReferenceLogps(
                 scores.logps, scores.per_token_logps, continuation, scores.predictions

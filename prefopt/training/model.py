@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import PreferenceConfig
 from prefopt.engine.compilation import compile_layers
-from prefopt.engine.moe import JITTER
-from prefopt.engine.probe import DROPOUTS
+from prefopt.engine.probe import DROPOUTS, JITTER
 from prefopt.training.adapter import second_adapter
 from prefopt.training.loading import SavedAdapter, check_causal, dtype_of, load_model
 from prefopt.training.quantisation import quantization_of

@@ -4,7 +4,8 @@ peft computes ``base(x) + lora_B(lora_A(x)) * scaling`` in steps, each of which 
 the output's size: the adapter's output, its multiple, the sum; and the same again in the backward
 pass. Here the adapter's product is accumulated in the output of the base layer, and its gradient
 in that of the input, as matrix products can. Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
-Language Models", arXiv:2106.09685, Eq. 3.
+Language Models", arXiv:2106.09685, Eq. 3. 4-bit weights of the layer itself (QLoRA, Dettmers et al.
+2023, arXiv:2305.14314) are made dense for the time of one matrix product, in either pass.
 """
 
 from typing import Any, NamedTuple
@@ -16,17 +17,22 @@ from torch.nn import functional as F
 
 from prefopt.engine.linear_head import is_bare_linear
 from prefopt.engine.precision import computing_dtype
+from prefopt.engine.quantised import dequantised, state_of_4_bits
+
+# peft's layers: around plain weights, and around 4-bit ones of bitsandbytes.
+_LAYERS = {("peft.tuners.lora.layer", "Linear"), ("peft.tuners.lora.bnb", "Linear4bit")}
 
 
 class Adapter(NamedTuple):
     """The one active adapter of a layer whose own weights are frozen.
 
     Attributes:
-        weight: Of the layer itself; (O, I).
+        weight: Of the layer itself, as it is stored; (O, I) where it is dense.
         bias: The same, or None; (O,).
         down: ``lora_A``; (R, I).
         up: ``lora_B``; (O, R).
         scale: Of the adapter's product.
+        state: How 4-bit weights are stored; None for dense ones.
     """
 
     weight: Tensor
@@ -34,19 +40,23 @@ class Adapter(NamedTuple):
     down: Tensor
     up: Tensor
     scale: float
+    state: Any = None
+
+    def dense(self) -> Tensor:
+        """Return the weight of the layer itself; (O, I)."""
+        return self.weight if self.state is None else dequantised(self.weight, self.state)
 
 
 def is_lora_layer(module: nn.Module) -> bool:
     """Whether a module is peft's linear layer with LoRA adapters, of whatever state."""
-    kind = type(module)
-    return kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer"
+    return (type(module).__module__, type(module).__name__) in _LAYERS
 
 
 def plain_adapter(module: Any, hidden: Tensor) -> Adapter | None:
     """Return the adapter of a layer; None where peft computes something else than Eq. 3.
 
     That is so if adapters are merged, disabled, several, of a variant (DoRA and others) or with
-    dropout, if the base layer is no plain frozen one, or if dtypes differ.
+    dropout, if the base layer is no plain frozen one, dense or in 4 bits, or if dtypes differ.
 
     Args:
         module: A layer of which ``is_lora_layer`` holds.
@@ -59,15 +69,19 @@ def plain_adapter(module: Any, hidden: Tensor) -> Adapter | None:
     down, up, base = module.lora_A[name], module.lora_B[name], module.base_layer
     dropout = module.lora_dropout[name]
     drops = getattr(dropout, "p", 0.0) > 0 and module.training
-    bare = all(is_bare_linear(one) for one in (base, down, up))
+    dtype = computing_dtype(hidden)
+    state = state_of_4_bits(base, dtype)
+    bare = all(is_bare_linear(one) for one in ((base, down, up) if state is None else (down, up)))
     if not bare or drops or name in module.lora_variant or up.bias is not None:
         return None
-    tensors = [base.weight, down.weight, up.weight, *([] if base.bias is None else [base.bias])]
-    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+    own = [base.weight, *([] if base.bias is None else [base.bias])]
+    if any(one.requires_grad for one in own):
         return None
-    if any(one.dtype != computing_dtype(hidden) for one in (hidden, *tensors)):
+    dense = [hidden, down.weight, up.weight, *(own if state is None else own[1:])]
+    if any(one.dtype != dtype for one in dense):
         return None
-    return Adapter(base.weight, base.bias, down.weight, up.weight, float(module.scaling[name]))
+    scale = float(module.scaling[name])
+    return Adapter(base.weight, base.bias, down.weight, up.weight, scale, state)
 
 
 def lora_linear(hidden: Tensor, adapter: Adapter) -> Tensor:
@@ -84,7 +98,7 @@ def lora_linear(hidden: Tensor, adapter: Adapter) -> Tensor:
 def product(rows: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor]:
     """Return the output, (B, O), and the adapter's inner product, (B, R), of some rows, (B, I)."""
     inner = rows @ adapter.down.T
-    output = F.linear(rows, adapter.weight, adapter.bias)
+    output = F.linear(rows, adapter.dense(), adapter.bias)
     return output.addmm_(inner, adapter.up.T, alpha=adapter.scale), inner
 
 
@@ -102,19 +116,19 @@ class _LoRALinear(torch.autograd.Function):
         rows = hidden.flatten(0, -2)
         output, inner = product(rows, its)
         ctx.save_for_backward(hidden, inner, its.weight, its.down, its.up)
-        ctx.scale = its.scale
+        ctx.scale, ctx.state = its.scale, its.state
         return output.view(*hidden.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, inner, weight, down, up = ctx.saved_tensors
-        its = Adapter(weight, None, down, up, ctx.scale)
+        its = Adapter(weight, None, down, up, ctx.scale, ctx.state)
         rows = gradient.flatten(0, -2)
         of_inner = inner_gradient(rows, its)
         of_hidden = None
         if ctx.needs_input_grad[0]:
-            of_hidden = (rows @ weight).addmm_(of_inner, down).view_as(hidden)
+            of_hidden = (rows @ its.dense()).addmm_(of_inner, down).view_as(hidden)
         of_down = of_inner.T @ hidden.flatten(0, -2) if ctx.needs_input_grad[3] else None
         of_up = (rows.T @ inner).mul_(its.scale) if ctx.needs_input_grad[4] else None
-        return of_hidden, None, None, of_down, of_up, None
+        return of_hidden, None, None, of_down, of_up, None, None

@@ -33,6 +33,7 @@ from prefopt.engine.memory.lora import (
     product,
 )
 from prefopt.engine.precision import computing_dtype
+from prefopt.engine.quantised import is_quantised
 
 _Forward: TypeAlias = Callable[[Tensor], Tensor]
 # Makes the recomputing forward pass of a module.
@@ -177,7 +178,7 @@ def _with_any_keyword(forward: _Forward) -> _Forward:
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
     """Return the dtype that a module computes in; quantised weights have another."""
-    floating = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
+    floating = (weight.dtype for weight in module.parameters() if not is_quantised(weight))
     return next(floating, torch.float32)
 
 
@@ -304,22 +305,22 @@ class _GatedAdapted(torch.autograd.Function):
         its = Adapter(*adapter)
         output, inner = product((activation(gate) * up).flatten(0, -2), its)
         ctx.save_for_backward(gate, up, inner, its.weight, its.down, its.up)
-        ctx.activation, ctx.scale = activation, its.scale
+        ctx.activation, ctx.scale, ctx.state = activation, its.scale, its.state
         return output.view(*gate.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, inner, weight, down, of_adapter = ctx.saved_tensors
-        its = Adapter(weight, None, down, of_adapter, ctx.scale)
+        its = Adapter(weight, None, down, of_adapter, ctx.scale, ctx.state)
         gate, activated = _activated(ctx.activation, gate)
         rows = gradient.flatten(0, -2)
         of_inner = inner_gradient(rows, its)
         of_down = of_inner.T @ (activated.detach() * up).flatten(0, -2)
         of_up = (rows.T @ inner).mul_(its.scale)
-        of_product = (rows @ weight).addmm_(of_inner, down).view_as(gate)
+        of_product = (rows @ its.dense()).addmm_(of_inner, down).view_as(gate)
         of_inputs = _gate_gradients(gate, activated, up, of_product)
-        return *of_inputs, None, None, None, of_down, of_up, None
+        return *of_inputs, None, None, None, of_down, of_up, None, None
 
 
 def _activated(activation: _Forward, gate: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from prefopt.engine.memory import lora
 from prefopt.engine.memory.lora import is_lora_layer, lora_linear, plain_adapter
 from prefopt.engine.memory.recompute import RecomputingLayers
 from tests.engine.memory.test_recompute import stored_bytes
 from tests.models import tiny_model
+from tests.quantisers import load, save_base
 
 
 class Two(nn.Module):
@@ -162,3 +164,104 @@ def test_arguments_for_peft_reach_it():
         plain = layer(hidden, adapter_names=["__base__", "default"])
     torch.testing.assert_close(plain[0], layer.base_layer(hidden)[0])
     torch.testing.assert_close(plain[1], layer(hidden)[1])
+
+
+# 4 bits -------------------------------------------------------------------------------------------
+
+KINDS_OF_4_BITS = {
+    "nf4": {"quant_type": "nf4", "compress_statistics": False},
+    "nf4, double": {"quant_type": "nf4", "compress_statistics": True},
+    "fp4": {"quant_type": "fp4", "compress_statistics": False},
+    "stored as floats": {"quant_type": "nf4", "quant_storage": torch.float32},
+}
+
+
+class TwoOf4Bits(Two):
+    """The same in float32 and 4 bits, wide enough for a block of them; weights are frozen."""
+
+    def __init__(self, **options):
+        bitsandbytes = pytest.importorskip("bitsandbytes")
+        super().__init__()
+        options = {"compute_dtype": torch.float32} | options
+        self.first = bitsandbytes.nn.Linear4bit(64, 32, bias=False, **options)
+        self.second = bitsandbytes.nn.Linear4bit(32, 48, **options)
+        self.to("cpu").requires_grad_(False)
+
+
+def adapted_of_4_bits(**options):
+    config = LoraConfig(init_lora_weights=False, r=3, target_modules=["first", "second"])
+    return get_peft_model(TwoOf4Bits(**options), config)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_4_BITS)
+def test_output_and_gradients_of_4_bit_layers_are_pefts(kind):
+    model = adapted_of_4_bits(**KINDS_OF_4_BITS[kind])
+    hidden = torch.randn(2, 4, 64, requires_grad=True)
+    weights = [hidden, *(one for one in model.parameters() if one.requires_grad)]
+    own = model(hidden)
+    target = torch.randn_like(own)
+    own_gradients = torch.autograd.grad(own, weights, target)
+    first, second = layers(model)
+    middle = lora_linear(hidden, plain_adapter(first, hidden))
+    mine = lora_linear(middle, plain_adapter(second, middle))
+    close = {"rtol": 1e-5, "atol": 1e-4}
+    torch.testing.assert_close(mine, own, **close)
+    torch.testing.assert_close(torch.autograd.grad(mine, weights, target), own_gradients, **close)
+
+
+def test_4_bits_are_made_dense_once_in_each_pass_and_not_kept(monkeypatch):
+    model, made = adapted_of_4_bits(), []
+    dense = lora.dequantised
+    monkeypatch.setattr(
+        lora, "dequantised", lambda *its: made.append(tuple(its[1].shape)) or dense(*its)
+    )
+    layer, hidden = layers(model)[0], torch.randn(9, 64, requires_grad=True)
+    kept, output = stored_bytes(lambda: lora_linear(hidden, plain_adapter(layer, hidden)))
+    assert made == [(32, 64)]
+    output.sum().backward()
+    assert made == 2 * [(32, 64)]
+    adapter = sum(one.nbytes for one in (layer.lora_A, layer.lora_B) for one in one.parameters())
+    assert kept == hidden.nbytes + 4 * 9 * 3 + adapter + 32 * 64 // 2
+
+
+def test_a_4_bit_mlp_with_adapters_stores_no_product(tmp_path):
+    model = load(save_base(tmp_path), "nf4")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    mlp = model.base_model.model.model.layers[0].mlp
+    hidden = torch.randn(1, 50, mlp.hidden_size, requires_grad=True)
+    with RecomputingLayers(mlp).active():
+        kept, _ = stored_bytes(lambda: mlp(hidden))
+    weights = sum(weight.nbytes for weight in mlp.parameters())
+    inner = 3 * 4 * 50 * 2  # of three adapters
+    assert kept == weights + inner + hidden.nbytes + 2 * 4 * 50 * mlp.intermediate_size
+
+
+def _packed():
+    model = adapted_of_4_bits()
+    for layer in layers(model):
+        layer.base_layer.weight.quant_state.packing_format_for_cpu = True
+    return model
+
+
+def _hooked_base():
+    model = adapted_of_4_bits()
+    for layer in layers(model):
+        layer.base_layer.register_forward_hook(lambda module, given, output: 2 * output)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_packed, _hooked_base, lambda: adapted_of_4_bits(compute_dtype=torch.bfloat16)],
+    ids=["packed", "hooked", "computes in bfloat16"],
+)
+def test_4_bit_layers_that_compute_otherwise_are_left_to_peft(make):
+    assert plain_adapter(layers(make())[0], torch.randn(3, 64)) is None
+
+
+def test_4_bits_of_another_dtype_are_left_to_peft():
+    """The forward pass of bitsandbytes makes them dense in the input's dtype, the backward not."""
+    layer = layers(adapted_of_4_bits())[0]
+    assert plain_adapter(layer, torch.randn(3, 64)) is not None
+    layer.base_layer.weight.quant_state.dtype = torch.bfloat16
+    assert plain_adapter(layer, torch.randn(3, 64)) is None
