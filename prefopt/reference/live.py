@@ -31,6 +31,8 @@ class ReferenceModel:
     """
 
     description = "a model of its own"
+    # Whether the scorer is the policy's, whose untrained weights are the reference's too.
+    _shares_untrained = False
 
     def __init__(self, scorer: Scorer, description: str | None = None) -> None:
         self.scorer = scorer
@@ -53,7 +55,7 @@ class ReferenceModel:
             keep_start: Whether the policy scores this very batch next: what it has in common with
                 the reference is then computed once.
         """
-        keep_start = keep_start and self._shares_untrained() and not self.in_step
+        keep_start = keep_start and self._shares_untrained and not self.in_step
         if batch.name == "shared_prefix" and self.scorer.layout == "padded":
             batch = in_padded_rows(batch)
         with self.scorer.evaluating(), self._as_reference(), torch.no_grad():
@@ -80,10 +82,6 @@ class ReferenceModel:
         """Inside, the model of the scorer is the reference."""
         return nullcontext()
 
-    def _shares_untrained(self) -> bool:
-        """Whether the scorer is the policy's, whose untrained weights are the reference's too."""
-        return False
-
 
 class AdapterOff(ReferenceModel):
     """The base model under a policy's adapter: the initial policy if that is zero-initialised.
@@ -93,6 +91,7 @@ class AdapterOff(ReferenceModel):
     """
 
     description = "the policy with its adapter switched off"
+    _shares_untrained = True
 
     def model(self) -> None:
         """Return None: it is the policy."""
@@ -108,9 +107,6 @@ class AdapterOff(ReferenceModel):
                 parameter.requires_grad_(True)
             yield
 
-    def _shares_untrained(self) -> bool:
-        return True
-
 
 class FrozenCopy(ReferenceModel):
     """The policy as it is when this is made: copies of its trainable weights, swapped in to score.
@@ -123,6 +119,7 @@ class FrozenCopy(ReferenceModel):
     """
 
     description = "the initial policy (a frozen copy of its trainable weights)"
+    _shares_untrained = True
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__(scorer)
@@ -165,10 +162,6 @@ class FrozenCopy(ReferenceModel):
             for name, data in current.items():
                 parameters[name].data = data
 
-    def _shares_untrained(self) -> bool:
-        parameters = dict(self.scorer.model.named_parameters())
-        return all(parameters[name].requires_grad for name in self._weights)
-
 
 class MovingCopy(FrozenCopy):
     """A copy of the policy that follows it: the reference of TR-DPO.
@@ -190,13 +183,14 @@ class MovingCopy(FrozenCopy):
         super().__init__(scorer)
         if start is None:
             return
-        policy = dict(scorer.model.named_parameters())
+        policy, trained = dict(scorer.model.named_parameters()), set(self._weights)
         _check_same_names(policy, start, "the given ref_model")
         for name, parameter in policy.items():
             weight = start[name].detach().to(parameter, copy=True)
             # What the policy does not train is held only where the start differs from it.
             if name in self._weights or not torch.equal(weight, parameter.detach()):
                 self._weights[name] = weight
+        self._shares_untrained = self._weights.keys() == trained
 
     @torch.no_grad()
     def follow(self, alpha: float) -> None:
@@ -218,6 +212,7 @@ class MovingCopy(FrozenCopy):
         parameters = dict(self.scorer.model.named_parameters())
         held = {name: parameters[name] for name in weights if name in parameters} | self._weights
         _check_same_names(held, weights, "the saved reference")
+        self._shares_untrained &= weights.keys() == self._weights.keys()
         self._weights = {
             name: weight.to(parameters[name], copy=True) for name, weight in weights.items()
         }

@@ -179,5 +179,9 @@ def test_a_copy_that_started_as_another_model_shares_nothing():
     other = tiny_model("llama", seed=5, num_hidden_layers=LAYERS)
     scorer, batch = Scorer(model), batch_of(trees(), "shared_prefix")
     wanted = scorer.score(batch).logps
-    MovingCopy(scorer, dict(other.named_parameters())).score(batch, keep_start=True)
-    torch.testing.assert_close(scorer.score(batch).logps, wanted)
+    moving = MovingCopy(scorer, dict(other.named_parameters()))
+    resumed = MovingCopy(scorer)
+    resumed.restore(moving.weights())
+    for reference in (moving, resumed):
+        reference.score(batch, keep_start=True)
+        torch.testing.assert_close(scorer.score(batch).logps, wanted)
