@@ -2,17 +2,13 @@
 
     python benchmarks/hh_smollm2.py --folder /tmp/hh [--device cuda] [--jobs 2]
 
-Two parts, each a comparison of full fine-tuning with LoRA, both by DPO from
-SmolLM2-135M-Instruct (``smollm2.py``):
+Full fine-tuning and LoRA are compared, both by DPO from SmolLM2-135M-Instruct (``smollm2.py``). All
+rows of HH helpful are dealt to two halves that share no first question. Each method is trained on
+some pairs of one half and measured on the whole other half, both ways: so every row is held out.
+The two ways have seeds of their own. What both do with few conversations and many epochs is the
+matter of ``few_conversations.py``.
 
-*Held-out rows.* All rows of HH helpful are dealt to two halves that share no first question. Each
-method is trained on some pairs of one half and measured on the whole other half, both ways: so
-every row is held out. The two ways have seeds of their own.
-
-*Over-fitting.* Both are trained on few conversations for several epochs, and looked at on others
-every epoch; their answers stand beside the start's.
-
-Ended at any moment, the same command goes on. Tables, numbers and the picture go to
+Ended at any moment, the same command goes on. The table, the numbers and the picture go to
 ``benchmarks/results/hh_smollm2.{md,json,png}``; the reports stay in the folder.
 """
 
@@ -68,35 +64,26 @@ class Sizes(NamedTuple):
         words: Of a prompt, of which the last turns are kept; 0 for all turns.
         train: Pairs of a half to train on.
         seeds: Of each method and half.
-        few: Conversations of the second part.
-        epochs: Over them.
-        beside: Conversations to look at every epoch.
-        answers: Prompts to answer.
     """
 
     rows: int = 0
     words: int = 0
     train: int = 400
     seeds: int = 2
-    few: int = 200
-    epochs: int = 4
-    beside: int = 200
-    answers: int = 24
 
 
 def main() -> None:
     """Do what is not done yet, and write the results."""
-    asked = smollm2.parser(__doc__.splitlines()[0], "hh_smollm2", sizes=8).parse_args()
+    asked = smollm2.parser(__doc__.splitlines()[0], "hh_smollm2", sizes=4).parse_args()
     setting = smollm2.set_up(asked)
     sizes = Sizes(*asked.sizes) if asked.sizes else Sizes()
-    halves = deal(sizes)
-    held_out = [part_held_out(asked.folder, setting, halves, half, sizes) for half in (0, 1)]
-    few = part_few(asked.folder, setting, halves, sizes)
+    halves = deal(sizes.rows, sizes.words)
+    held_out = [on_half(asked.folder, setting, halves, half, sizes) for half in (0, 1)]
     about = {"environment": setting.about} | sizes._asdict()
-    hh_smollm2_report.write(asked.results, asked.folder, held_out, few, about)
+    hh_smollm2_report.write(asked.results, asked.folder, held_out, about)
 
 
-def part_held_out(
+def on_half(
     folder: Path, setting: Setting, halves: list[list[Row]], half: int, sizes: Sizes
 ) -> Comparison:
     """Train on pairs of the other half, and measure on all rows of this one."""
@@ -109,32 +96,15 @@ def part_held_out(
         seeds=range(half, 2 * sizes.seeds, 2),
         eval_dataset=Dataset.from_list(halves[half]),
         validation=0,
-        evaluation=_evaluation(sizes, prompts=8),
+        evaluation=evaluation(prompts=8),
         title=f"HH helpful, half {half} held out",
         resources=setting.resources,
         command="python benchmarks/hh_smollm2.py",
     )
 
 
-def part_few(folder: Path, setting: Setting, halves: list[list[Row]], sizes: Sizes) -> Comparison:
-    """Train on few conversations for several epochs, and look at others after each."""
-    return compare(
-        str(setting.model),
-        Dataset.from_list(halves[0][-sizes.few - sizes.beside :]),
-        folder / "few",
-        methods=[method | {"num_train_epochs": sizes.epochs} for method in METHODS],
-        seeds=1,
-        eval_dataset=Dataset.from_list(halves[1][-sizes.beside :]),
-        validation=sizes.beside / (sizes.few + sizes.beside),
-        options=OPTIONS | setting.options | {"eval_strategy": "epoch"},
-        evaluation=_evaluation(sizes, prompts=sizes.answers),
-        title="Full fine-tuning and LoRA on few conversations",
-        resources=setting.resources,
-        command="python benchmarks/hh_smollm2.py",
-    )
-
-
-def _evaluation(sizes: Sizes, prompts: int) -> dict[str, Any]:
+def evaluation(prompts: int) -> dict[str, Any]:
+    """Return how runs are measured, with one answer to each of so many prompts."""
     return {
         "samples_per_prompt": 1,
         "max_prompts": prompts,
@@ -147,14 +117,19 @@ def _evaluation(sizes: Sizes, prompts: int) -> dict[str, Any]:
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def deal(sizes: Sizes) -> list[list[Row]]:
-    """Return two halves of the rows, shuffled; rows with one first question are on one side."""
+def deal(count: int, words: int) -> list[list[Row]]:
+    """Return two halves of the rows, shuffled; rows with one first question are on one side.
+
+    Args:
+        count: How many rows, both halves together; 0 for all.
+        words: Of a prompt, of which the last turns are kept; 0 for all turns.
+    """
     rows = [row for row in map(_conversation, _transcripts()) if row is not None]
     random.Random(0).shuffle(rows)
     halves: list[list[Row]] = [[], []]
-    for row in rows[: sizes.rows or None]:
+    for row in rows[: count or None]:
         half = zlib.crc32(row["prompt"][0]["content"].encode()) % 2
-        halves[half].append(row | {"prompt": last_turns(row["prompt"], sizes.words)})
+        halves[half].append(row | {"prompt": last_turns(row["prompt"], words)})
     return halves
 
 

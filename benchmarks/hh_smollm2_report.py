@@ -20,8 +20,6 @@ from prefopt.evaluation.statistics import (
     paired_test,
 )
 
-CURVES = ("rewards/accuracies", "eval_rewards/accuracies")
-
 
 class Measured(NamedTuple):
     """What the runs of one method found on all rows, each held out.
@@ -49,7 +47,6 @@ def write(
     results: Path,
     folder: Path,
     halves: Sequence[Comparison],
-    few: Comparison,
     about: Mapping[str, Any],
 ) -> None:
     """Write everything.
@@ -58,7 +55,6 @@ def write(
         results: The files, without their endings.
         folder: Of the experiment; ``half0`` and ``half1`` are below.
         halves: What was found on each half.
-        few: What was found with few conversations.
         about: The circumstances.
     """
     measured = read(folder, halves)
@@ -67,12 +63,10 @@ def write(
         "held_out": {name: summary(its) for name, its in measured.items()},
         "difference": difference(measured),
         "rules": rules(next(iter(measured.values()))),
-        "few": few_numbers(few),
-        "answers": answers(few),
         "runs": [
-            [part, run.name, run.state, run.seconds, run.tokens]
-            for part, its in (("half 0", halves[0]), ("half 1", halves[1]), ("few", few))
-            for run in its.runs
+            [f"half {number}", run.name, run.state, run.seconds, run.tokens]
+            for number, half in enumerate(halves)
+            for run in half.runs
         ],
     }
     results.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
@@ -151,29 +145,6 @@ def rules(measured: Measured) -> dict[str, list[float]]:
     }
 
 
-def few_numbers(few: Comparison) -> dict[str, Any]:
-    """Return held-out numbers and curves of the second part."""
-    return {
-        "methods": {
-            one.name: {name: list(its) for name, its in one.metrics.items()} for one in few.methods
-        },
-        "curves": {
-            f"{curve.method}, {curve.metric}": [curve.steps, curve.values]
-            for curve in few.curves
-            if curve.metric in CURVES
-        },
-    }
-
-
-def answers(few: Comparison, prompts: int = 6) -> dict[str, dict[str, str]]:
-    """Return one answer of each method to some prompts."""
-    found: dict[str, dict[str, str]] = {}
-    for sample in few.samples:
-        if sample.prompt in found or len(found) < prompts:
-            found.setdefault(sample.prompt, {}).setdefault(sample.method, sample.completion)
-    return found
-
-
 # What people read ---------------------------------------------------------------------------------
 
 
@@ -195,73 +166,42 @@ def _lines(numbers: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(name, its) for name, its in held_out.items()),
         "",
-        f"{' minus '.join(held_out)}: {_cell(numbers['difference']['value'], 100, 1)} points, "
+        f"{' minus '.join(held_out)}: {cell(numbers['difference']['value'], 100, 1)} points, "
         f"p = {numbers['difference']['p']:.2g}. Accuracy without training: "
-        + ", ".join(f"{name} {_cell(its, 100, 1)}%" for name, its in numbers["rules"].items())
+        + ", ".join(f"{name} {cell(its, 100, 1)}%" for name, its in numbers["rules"].items())
         + ".",
-        "",
-        f"Few conversations: {about['few']} for {about['epochs']} epochs.",
-        "",
-        *_few_lines(numbers["few"]),
-        "",
-        *_answer_lines(numbers["answers"]),
     ]
 
 
 def _row(name: str, its: Mapping[str, Any]) -> str:
     cells = [
         name,
-        _cell(its["accuracy"], 100, 1),
+        cell(its["accuracy"], 100, 1),
         f"{its['p_against_half']:.2g}",
         ", ".join(f"{100 * seed[0]:.1f}" for seed in its["by_seed"]),
-        _cell(its["balanced_accuracy"], 100, 1),
+        cell(its["balanced_accuracy"], 100, 1),
         f"{its['p_balanced']:.2g}",
-        _cell(its["margin"], 1, 2),
-        _cell(its["chosen_log_ratio"], 1, 2),
-        _cell(its["margin_length_correlation"], 1, 2),
+        cell(its["margin"], 1, 2),
+        cell(its["chosen_log_ratio"], 1, 2),
+        cell(its["margin_length_correlation"], 1, 2),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(estimate: Sequence[float], factor: float, digits: int) -> str:
+def cell(estimate: Sequence[float], factor: float, digits: int) -> str:
+    """Return an estimate and its interval, as read; ``factor`` is 100 for per cent."""
     value, low, high = (factor * number for number in Estimate(*estimate)[:3])
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _few_lines(few: Mapping[str, Any]) -> list[str]:
-    columns = (("accuracy", 100, 1), ("margin", 1, 2), ("chosen_log_ratio", 1, 2), ("kl", 1, 1))
-    lines = [
-        "| method | held-out accuracy, % | margin, nats | chosen log-ratio, nats | KL, nats |",
-        "|---|---|---|---|---|",
-    ]
-    for name, metrics in few["methods"].items():
-        cells = [_cell(metrics[key], *how) if key in metrics else "" for key, *how in columns]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    lines += ["", "| accuracy by step | step and % |", "|---|---|"]
-    for name, (steps, values) in few["curves"].items():
-        if "eval" in name:
-            points = ", ".join(f"{a}: {100 * b:.0f}" for a, b in zip(steps, values, strict=True))
-            lines.append(f"| {name} | {points} |")
-    return lines
-
-
-def _answer_lines(found: Mapping[str, Mapping[str, str]]) -> list[str]:
-    lines = ["Answers at temperature 0.7, cut at 96 tokens:"]
-    for prompt, its in found.items():
-        question = [line for line in prompt.splitlines() if line.strip()]
-        lines += ["", "> " + " / ".join(question)[-300:], ""]
-        lines += [f"- **{name}**: {' '.join(text.split())}" for name, text in its.items()]
-    return lines
-
-
 def _picture(file: Path, numbers: Mapping[str, Any]) -> None:
-    """Draw accuracies beside the rules, and accuracy over steps."""
+    """Draw accuracies beside the rules."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    axes = figure.subplots()
     shown = {name: its["accuracy"] for name, its in numbers["held_out"].items()}
     shown |= {
         f"{name}, at equal lengths": its["balanced_accuracy"]
@@ -270,27 +210,11 @@ def _picture(file: Path, numbers: Mapping[str, Any]) -> None:
     shown |= numbers["rules"]
     for place, (value, low, high, _) in enumerate(shown.values()):
         colour = "tab:blue" if place < len(shown) - len(numbers["rules"]) else "tab:gray"
-        left.plot([100 * low, 100 * high], [place, place], color=colour)
-        left.plot([100 * value], [place], "o", color=colour)
-    left.set_yticks(range(len(shown)), shown)
-    left.invert_yaxis()
-    left.axvline(50, color="black", linestyle=":", linewidth=1)
-    left.set_xlabel("held-out accuracy, %")
-    left.set_title("All rows of HH helpful, each held out")
-    colours = {"full": "tab:orange", "LoRA": "tab:blue"}
-    for name, (steps, values) in numbers["few"]["curves"].items():
-        method, metric = name.split(", ", 1)
-        held_out = metric.startswith("eval")
-        right.plot(
-            steps,
-            [100 * value for value in values],
-            linestyle="-" if held_out else ":",
-            marker="o" if held_out else None,
-            color=colours.get(method),
-            label=f"{method}, {'other conversations' if held_out else 'trained on'}",
-        )
-    right.set_xlabel("optimiser steps")
-    right.set_ylabel("accuracy, %")
-    right.set_title("Few conversations, several epochs")
-    right.legend(fontsize=8)
+        axes.plot([100 * low, 100 * high], [place, place], color=colour)
+        axes.plot([100 * value], [place], "o", color=colour)
+    axes.set_yticks(range(len(shown)), shown)
+    axes.invert_yaxis()
+    axes.axvline(50, color="black", linestyle=":", linewidth=1)
+    axes.set_xlabel("held-out accuracy, %")
+    axes.set_title("All rows of HH helpful, each held out")
     figure.savefig(file, dpi=150)

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prefopt.compare import Curve, MethodResult, Sample, compare
-from prefopt.evaluation import Estimate
+from prefopt.compare import compare
 
 
 def test_all_rows_with_a_preference_are_dealt_and_no_question_is_on_both_sides(load, shared_dir):
     script = load("hh_smollm2")
-    halves = script.deal(script.Sizes())
+    halves = script.deal(0, 0)
     assert 2340 <= sum(map(len, halves)) <= 2352  # two have no preference, four an empty answer
     first = [{row["prompt"][0]["content"] for row in half} for half in halves]
     assert not first[0] & first[1]
@@ -54,6 +53,15 @@ def test_accuracy_is_over_all_rows_and_seeds(load):
     assert report.rules(measured)["start's log-probs"][0] == 1.0
 
 
+def save_chat_model(load, shared_dir, folder):
+    """Save a tiny model with a tokenizer that has a chat template."""
+    model = load("throughput_models").make_model("tiny", 0, dtype=torch.float32, attention="eager")
+    model.save_pretrained(folder)
+    tokenizer = load("throughput_data").make_tokenizer("tiny", shared_dir)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
 def _fake_pairs(folder, runs, rows):
     for run in runs:
         file = folder / "runs" / run.name / "evaluation" / "pairs.jsonl"
@@ -71,43 +79,25 @@ def _fake_pairs(folder, runs, rows):
 def test_everything_is_asked_for_and_written(load, tmp_path, shared_dir, monkeypatch):
     pytest.importorskip("peft")
     script = load("hh_smollm2")
-    model = load("throughput_models").make_model("tiny", 0, dtype=torch.float32, attention="eager")
-    model.save_pretrained(tmp_path / "model")
-    tokenizer = load("throughput_data").make_tokenizer("tiny", shared_dir)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_chat_model(load, shared_dir, tmp_path / "model")
 
     def planned(model, rows, folder, **asked):
         """Have the real comparison check what is asked, and invent what it would find."""
         found = compare(model, rows, folder, **asked, dry_run=True, print_table=False)
         trained = [replace(run, state="done") for run in found.runs if run.method != "start"]
         _fake_pairs(folder, trained, range(len(asked["eval_dataset"])))
-        curves = [
-            Curve(method, 0, metric, (2, 4), (0.5, 0.6))
-            for method in ("full", "LoRA")
-            for metric in ("rewards/accuracies", "eval_rewards/accuracies", "loss")
-        ]
-        accuracy = {"accuracy": Estimate(0.6, 0.5, 0.7, 8), "kl": Estimate(2.0, 1.0, 3.0, 8)}
-        methods = tuple(MethodResult(name, "dpo", metrics=accuracy) for name in ("full", "LoRA"))
-        samples = (Sample("Why?", "start", "So."), Sample("Why?", "LoRA", "Because."))
-        return replace(
-            found, runs=tuple(trained), curves=tuple(curves), methods=methods, samples=samples
-        )
+        return replace(found, runs=tuple(trained))
 
     monkeypatch.setattr(script, "compare", planned)
     arguments = ["--allow-dirty", "--folder", str(tmp_path / "work"), "--results"]
     arguments += [str(tmp_path / "hh"), "--model", str(tmp_path / "model")]
-    arguments += ["--sizes", "80", "40", "16", "2", "16", "2", "8", "3"]
+    arguments += ["--sizes", "80", "40", "16", "2"]
     monkeypatch.setattr(sys, "argv", ["hh_smollm2.py", *arguments])
     script.main()
     found = json.loads((tmp_path / "hh.json").read_text())
-    assert {tuple(run[:1]) for run in found["runs"]} == {("half 0",), ("half 1",), ("few",)}
-    assert len(found["runs"]) == 4 + 4 + 2
+    assert {run[0] for run in found["runs"]} == {"half 0", "half 1"}
+    assert len(found["runs"]) == 4 + 4
     assert found["held_out"]["full"]["accuracy"][3] == 80
     assert len(found["held_out"]["LoRA"]["by_seed"]) == 2
-    assert found["answers"] == {"Why?": {"start": "So.", "LoRA": "Because."}}
-    text = (tmp_path / "hh.md").read_text()
-    assert "full minus LoRA" in text
-    assert "**LoRA**: Because." in text
-    assert "| full, eval_rewards/accuracies | 2: 50, 4: 60 |" in text
+    assert "full minus LoRA" in (tmp_path / "hh.md").read_text()
     assert (tmp_path / "hh.png").stat().st_size > 1000
