@@ -90,7 +90,7 @@ class Watch:
 
     def _cells(self, task: Task, state: TaskState) -> list[Any]:
         colour = _COLOURS[state.state]
-        text = state.error or (state.stage if state.state == "running" else "") or state.state
+        text = state.error or (state.stage if state.state == "running" else _said(task, state))
         steps = self._steps.get(task.name, 0)
         done = progress_of(task, steps) if state.state == "running" else None
         of_steps = f"{done}/{steps}" if done is not None else str(steps or "")
@@ -104,4 +104,10 @@ def _line(task: Task, state: TaskState) -> str:
     if state.state == "running":
         return f"{task.name}: {state.stage}"
     seconds = sum(state.seconds.values())
-    return f"{task.name}: {state.state}" + (f" after {seconds:.0f} s" if seconds else "")
+    return f"{task.name}: {_said(task, state)}" + (f" after {seconds:.0f} s" if seconds else "")
+
+
+def _said(task: Task, state: TaskState) -> str:
+    """Return the state of a run, or what of it is done while it waits for the rest."""
+    parts = [stage.name for stage in task.stages if state.has(stage)]
+    return f"{', '.join(parts)} done" if parts and state.state == "waiting" else state.state

@@ -53,3 +53,21 @@ def test_a_terminal_gets_a_table_that_fits(tmp_path):
     shown = text.getvalue()
     for words in ("0 of 30 done", "4/40", "out of memory", "and 23 more"):
         assert words in shown, words
+
+
+def test_a_run_that_is_trained_and_not_measured_yet_says_so(tmp_path):
+    stages = (Stage("train", (), "d", "model"), Stage("evaluation", (), "e", "evaluation"))
+    one = Task("one", tmp_path / "one", stages)
+    two = Task("two", tmp_path / "two", stages)
+    text, table = io.StringIO(), io.StringIO()
+    put(one, state="waiting", done={"train": "d"}, seconds={"train": 3.2})
+    put(two, state="waiting", done={"train": "of other options"})
+    with Watch([one, two], {}, Console(file=table, width=80, force_terminal=True)) as watch:
+        watch.update()
+    with Watch([one, two], {}, Console(file=text, width=80)) as watch:
+        put(one, state="running", stage="evaluation", done={"train": "d"})
+        watch.update()
+        put(one, state="waiting", done={"train": "d"}, seconds={"train": 3.2})
+    assert text.getvalue().splitlines() == ["one: evaluation", "one: train done after 3 s"]
+    assert "train done" in table.getvalue()
+    assert "waiting" in table.getvalue()
