@@ -49,7 +49,7 @@ METHODS: list[dict[str, Any]] = [
     *({"loss_type": "orpo", "loss_kwargs": {"lambda_": weight}} for weight in (1.0, 5.0)),
     *({"loss_type": "simpo", "beta": beta} for beta in (2.0, 5.0)),
     # At the start every pair lies where DiscoPOP's slope has the wrong sign: does noise help?
-    {"loss_type": "discopop", "beta": 0.05, "lora_dropout": 0.1},
+    {"loss_type": "discopop", "beta": 0.05, "lora_dropout": 0.1, "disable_dropout": False},
     {"loss_type": "discopop", "beta": 1.0},
 ]
 OPTIONS: dict[str, Any] = {

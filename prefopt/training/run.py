@@ -282,6 +282,7 @@ def prepare_run(
     max_length = _fit_length(args.max_length, learned_positions(model), console)
     model = add_adapter(_in_peft(model, peft_config, console), peft_config, args)
     if args.disable_dropout:
+        _say_lost_dropout(model, console)
         switch_off_dropout(model)
     kinds = first_kinds(train_dataset, eval_dataset)
     objective, reason = args.objective_for(kinds), args.reason_for(kinds)
@@ -381,6 +382,17 @@ def _in_peft(model: Any, peft_config: Any, console: Console) -> Any:
         markup=False,
     )
     return as_peft_model(model)
+
+
+def _say_lost_dropout(model: Any, console: Console) -> None:
+    """Say that an adapter's dropout is among what is switched off: it may have been asked for."""
+    configs = (getattr(model, "peft_config", None) or {}).values()
+    dropout = max((getattr(config, "lora_dropout", 0.0) or 0.0 for config in configs), default=0.0)
+    if dropout:
+        console.print(
+            f"prefopt: lora_dropout={dropout:g} has no effect: disable_dropout=True, the default, "
+            "sets every dropout to 0; give disable_dropout=False to keep it"
+        )
 
 
 def _fit_length(max_length: int | None, positions: int | None, console: Console) -> int | None:

@@ -8,7 +8,7 @@ from prefopt.data import DataError, WeightedDataset
 from prefopt.objective import parse_objective
 from prefopt.training.run import DataPreparation, named_datasets, prepare_run
 from tests.models import VOCABULARY, tiny_model, tiny_rows, tiny_tokenizer
-from tests.runs import config
+from tests.runs import config, trainer
 
 
 def preparation(loss="dpo", max_length=64, num_proc=None, seed=0):
@@ -186,3 +186,14 @@ def test_wrong_arguments_are_met_before_anything_is_loaded(tmp_path):
 def test_datasets_are_named_and_an_evaluation_set_may_be_called_train():
     assert named_datasets(1, 2) == [("train", 1, None), ("eval", 2, None)]
     assert named_datasets(1, {"train": 2}, 3) == [("train", 1, 3), ("train", 2, None)]
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_that_an_adapters_dropout_has_no_effect_is_said(tmp_path, capsys, disabled):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.25)
+    options = {"peft_config": config, "disable_dropout": disabled}
+    trained = trainer(tmp_path, tiny_rows(4), **options)
+    layers = [it for name, it in trained.model.named_modules() if name.endswith("lora_dropout")]
+    assert {it["default"].p for it in layers} == {0.0 if disabled else 0.25}
+    assert ("lora_dropout=0.25 has no effect" in capsys.readouterr().err) == disabled
