@@ -5,6 +5,7 @@ starts from, not where anything lies.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -236,7 +237,7 @@ class Plan:
             for name in ("train", "validation")
             if KINDS[method.kind].trained_by and name in self.data.digests
         ]
-        digest = digest_of(method.kind, options, used, self.start)
+        digest = digest_of(method.kind, by_content(options), used, self.start)
         name = f"{method.slug}-{seed}-{digest}"
         folder = self.root / "runs" / name
         files, stages = {}, []
@@ -253,7 +254,7 @@ class Plan:
             places = {"dataset": str(measured), "output_dir": str(folder / part.name)}
             files[config] = _yaml(self._with_paths({"model": model, **part.told, **places}))
             command = (*part.command, "--config", str(folder / config))
-            known = digest_of(digest, part.told, of_rows)
+            known = digest_of(digest, by_content(part.told), of_rows)
             stages.append(Stage(part.name, command, known, part.name))
         return Task(name, folder, tuple(stages), files)
 
@@ -323,6 +324,28 @@ def in_phases(runs: Sequence[Run]) -> list[list[Task]]:
     ]
     last = [run.task for run in runs if run.needs is not None]
     return [group for group in ([start, *trained], others, last) if group]
+
+
+def by_content(value: Any) -> Any:
+    """Return options with what is in files in place of their names: functions, and judging models.
+
+    Losses, rewards and judges may be functions of a file (``own.py:mine``), which change with it.
+    """
+    if isinstance(value, Mapping):
+        return {name: by_content(its) for name, its in value.items()}
+    if isinstance(value, list | tuple):
+        return [by_content(its) for its in value]
+    if not isinstance(value, str):
+        return value
+    judge = re.fullmatch(r"(classifier|logprob):([^#]+)(#.*)?", value)
+    if judge is not None:
+        return [judge[1], model_digest(judge[2]), judge[3]]
+    return re.sub(r"[^\s:+*{}\[\]]+\.py(?=:[A-Za-z_])", _digest_of_function_file, value)
+
+
+def _digest_of_function_file(found: re.Match[str]) -> str:
+    file = Path(found[0]).expanduser()
+    return digest_of_file(file) if file.is_file() else found[0]
 
 
 def model_digest(model: str, revision: str | None = None) -> str:

@@ -8,7 +8,15 @@ import yaml
 from prefopt.compare.baselines import read_baselines
 from prefopt.compare.budget import Budget, RowTokens
 from prefopt.compare.methods import Method, read_methods
-from prefopt.compare.plan import START, Plan, Spec, in_phases, model_digest, reward_options
+from prefopt.compare.plan import (
+    START,
+    Plan,
+    Spec,
+    by_content,
+    in_phases,
+    model_digest,
+    reward_options,
+)
 from prefopt.compare.split import split_rows, write_split
 
 
@@ -92,6 +100,43 @@ def test_other_ways_of_measuring_leave_training_as_it_is(make_plan):
     one, two = (its.run(plan.spec.methods[0], 0).task for its in (plan, other))
     assert (one.name, one.stages[0]) == (two.name, two.stages[0])
     assert one.stages[1].digest != two.stages[1].digest
+
+
+def test_a_function_in_a_file_is_what_the_file_holds(make_plan, tmp_path):
+    """Else a reward or a loss that was edited would be shown with the numbers of the old one."""
+    (tmp_path / "moved").mkdir()
+    file, moved = tmp_path / "own.py", tmp_path / "moved" / "own.py"
+    for place in (file, moved):
+        place.write_text("def mine(prompts, completions): return [0.0] * len(prompts)\n")
+
+    def digests(place):
+        plan = make_plan("sft")
+        asked = {"reward": f"{place}:mine", "judge": f"function:{place}:mine"}
+        plan = replace(plan, spec=replace(plan.spec, evaluation=asked))
+        run = plan.run(Method("sft", {"loss_type": "sft"}), 0)
+        return [stage.digest for stage in run.task.stages]
+
+    train, evaluation = digests(file)
+    assert digests(moved) == [train, evaluation]
+    file.write_text("def mine(prompts, completions): return [1.0] * len(prompts)\n")
+    assert digests(file)[0] == train
+    assert digests(file)[1] != evaluation
+    assert by_content({"loss_type": f"{file}:mine + 0.1*sft"}) != by_content(
+        {"loss_type": f"{moved}:mine + 0.1*sft"}
+    )
+    assert by_content({"loss_type": f"{file}:mine"}) != by_content({"loss_type": f"{file}:other"})
+
+
+def test_a_judging_model_is_what_its_files_hold(tmp_path):
+    for name, text in (("one", "{}"), ("same", "{}"), ("other", "{ }")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    one, same, other = (
+        by_content({"judge": f"classifier:{tmp_path / name}#good"})
+        for name in ("one", "same", "other")
+    )
+    assert one == same != other
+    assert one != by_content({"judge": f"classifier:{tmp_path / 'one'}"})
 
 
 def test_measuring_on_other_rows_keeps_the_folder(make_plan):
