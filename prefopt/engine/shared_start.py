@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prefopt.engine.memory.last_layer import decoder_layers
 from prefopt.engine.memory.recompute import compiled_or_checkpointed
 from prefopt.engine.probe import FAILURES, computes_at_random
 
@@ -89,8 +90,8 @@ def untrained_layers(backbone: nn.Module) -> list[nn.Module]:
     That is up to the first which is trained or has an adapter; none if anything before them is
     trained or computes at random, or if layers are compiled or checkpointed.
     """
-    layers = getattr(backbone, "layers", getattr(backbone, "h", None))
-    if not isinstance(layers, nn.ModuleList) or compiled_or_checkpointed(backbone):
+    layers = decoder_layers(backbone)
+    if layers is None or compiled_or_checkpointed(backbone):
         return []
     found = list(takewhile(_is_untrained, layers))
     after = {id(part) for layer in layers[len(found) :] for part in layer.modules()}

@@ -16,14 +16,20 @@ from torch import Tensor, nn
 from prefopt.engine.memory.recompute import compiled_or_checkpointed
 
 
+def decoder_layers(backbone: nn.Module) -> nn.ModuleList | None:
+    """Return the layers of a decoder, first to last; None for models of several towers."""
+    layers = getattr(backbone, "layers", getattr(backbone, "h", None))
+    return layers if isinstance(layers, nn.ModuleList) else None
+
+
 def last_mlp(backbone: nn.Module) -> nn.Module | None:
     """Return the MLP of a decoder's last layer, if it maps each token by itself.
 
     None for anything else: mixtures of experts (whose routers count the tokens they see), models of
     several towers, layers without an ``mlp``, one that takes more than hidden states.
     """
-    layers = getattr(backbone, "layers", getattr(backbone, "h", None))
-    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+    layers = decoder_layers(backbone)
+    if not layers:
         return None
     mlp = getattr(layers[-1], "mlp", None)
     if not isinstance(mlp, nn.Module) or not type(mlp).__name__.endswith("MLP"):

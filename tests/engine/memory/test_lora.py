@@ -141,9 +141,8 @@ def test_autocast_is_left_to_peft():
         assert plain_adapter(layer, hidden) is None
 
 
-def test_an_mlp_whose_layers_have_adapters_stores_no_product():
-    config = LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
-    model = get_peft_model(tiny_model("llama"), config)
+def assert_an_mlp_stores_no_product(model):
+    """Of three adapters of rank 2 the MLP keeps their inner products, its input, gate and up."""
     mlp = model.base_model.model.model.layers[0].mlp
     hidden = torch.randn(1, 50, mlp.hidden_size, requires_grad=True)
     with RecomputingLayers(mlp).active():
@@ -151,6 +150,11 @@ def test_an_mlp_whose_layers_have_adapters_stores_no_product():
     weights = sum(weight.nbytes for weight in mlp.parameters())
     inner = 3 * 4 * 50 * 2  # of three adapters
     assert kept == weights + inner + hidden.nbytes + 2 * 4 * 50 * mlp.intermediate_size
+
+
+def test_an_mlp_whose_layers_have_adapters_stores_no_product():
+    config = LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+    assert_an_mlp_stores_no_product(get_peft_model(tiny_model("llama"), config))
 
 
 def test_arguments_for_peft_reach_it():
@@ -225,15 +229,8 @@ def test_4_bits_are_made_dense_once_in_each_pass_and_not_kept(monkeypatch):
 
 
 def test_a_4_bit_mlp_with_adapters_stores_no_product(tmp_path):
-    model = load(save_base(tmp_path), "nf4")
-    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    mlp = model.base_model.model.model.layers[0].mlp
-    hidden = torch.randn(1, 50, mlp.hidden_size, requires_grad=True)
-    with RecomputingLayers(mlp).active():
-        kept, _ = stored_bytes(lambda: mlp(hidden))
-    weights = sum(weight.nbytes for weight in mlp.parameters())
-    inner = 3 * 4 * 50 * 2  # of three adapters
-    assert kept == weights + inner + hidden.nbytes + 2 * 4 * 50 * mlp.intermediate_size
+    config = LoraConfig(r=2, target_modules="all-linear")
+    assert_an_mlp_stores_no_product(get_peft_model(load(save_base(tmp_path), "nf4"), config))
 
 
 def _packed():
