@@ -11,8 +11,9 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 
 from prefopt import __version__
@@ -51,6 +52,11 @@ options:
 PREFOPT_DEBUG=1 shows the traceback of an error.
 """
 
+# How far the main process may be behind the others on its way to an error that all of them meet,
+# and where they have agreed on a step to stop after.
+_PATIENCE_S = 10.0
+_PATIENCE_STOPPED_S = 1.0
+
 
 def how_to_go_on(stopped: KeyboardInterrupt, arguments: Sequence[str]) -> str:
     """Return what stopped a command and, if training saved a checkpoint, the one that goes on.
@@ -86,12 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # At its import, whatever the command, bitsandbytes warns of a faster kernel that is not there.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        if code:
+            _let_main_speak(_PATIENCE_S)
+        return code
     except SystemExit as leaving:  # argparse: help (0) and wrong usage (2)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt as stopped:
         if is_main_process():
             print(f"prefopt: {how_to_go_on(stopped, arguments)}", file=sys.stderr)
+        _let_main_speak(_PATIENCE_STOPPED_S)
         return getattr(stopped, "exit_code", 130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,11 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: BaseException) -> None:
-    """Print an error; one that other processes of the launch may not have met, with the process."""
-    if is_main_process():
-        print(f"prefopt: error: {error}", file=sys.stderr)
-    elif getattr(error, "everywhere", False):
-        print(f"prefopt: error in process {os.environ['RANK']}: {error}", file=sys.stderr)
+    """Print an error once: the main process does, or another that alone has met it."""
+    _let_main_speak(_PATIENCE_S)
+    process = "" if is_main_process() else f" in process {os.environ['RANK']}"
+    print(f"prefopt: error{process}: {error}", file=sys.stderr)
+
+
+def _let_main_speak(patience_s: float) -> None:
+    """Wait in the others: a launcher ends all processes, heard or not, as soon as one has left."""
+    if not is_main_process():
+        with suppress(KeyboardInterrupt):
+            time.sleep(patience_s)
 
 
 def is_main_process() -> bool:
@@ -133,7 +149,7 @@ def _run(arguments: list[str]) -> int:
     module = f"prefopt.cli.{name.replace('-', '_')}"
     with nullcontext() if module in sys.modules else _kept():
         command: Callable[[Sequence[str]], int] = import_module(module).main
-    with user_errors(everywhere=True):
+    with user_errors():
         return command(rest)
 
 

@@ -47,11 +47,9 @@ class UserError(Exception):
 
     Attributes:
         exit_code: That of the command. Any exception with such a number is reported like this one.
-        everywhere: Whether every process of a launch reports it: others may not have met it.
     """
 
     exit_code = 2
-    everywhere = False
 
     @classmethod
     def unknown(cls, what: str, name: str, known: Iterable[str]) -> "UserError":
@@ -76,16 +74,13 @@ class MachineError(UserError):
 
 
 @contextmanager
-def user_errors(everywhere: bool = False) -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Turn errors about input into ``UserError``, those of the machine into ``MachineError``.
 
     The libraries below raise ``ValueError`` and ``OSError`` for wrong input (a bad option, a path
     that does not exist, a dataset without the columns) and ``ImportError`` for a missing extra. An
     error that is a fault of this program stays what it is, with its traceback, as does one that has
     an exit code of its own.
-
-    Args:
-        everywhere: Whether each process of a launch reports its own error, as in training.
     """
     try:
         yield
@@ -93,7 +88,6 @@ def user_errors(everywhere: bool = False) -> Iterator[None]:
         told = as_user_error(error)
         if told is None or told is error:
             raise
-        told.everywhere = everywhere
         raise told from error
 
 

@@ -74,11 +74,9 @@ class CheckpointError(OSError):
 
     Attributes:
         exit_code: That of a command that ends with it.
-        everywhere: Whether every process of a launch reports it: others may not have met it.
     """
 
     exit_code = 1
-    everywhere = True
 
 
 # Writing ------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from prefopt import cli
 from prefopt.cli import main
 from prefopt.cli.errors import LONGEST, MachineError, UserError, as_user_error, user_errors
+from tests.processes import run_script
 
 
 def raised(code, module, **names):
@@ -136,14 +138,33 @@ def test_an_error_anywhere_in_a_command_is_one_message(failing, capsys):
         failing(KeyError("bug"))
 
 
-def test_an_error_that_only_another_process_may_meet_is_reported_by_it(
+def test_an_error_that_another_process_alone_has_met_is_reported_by_it(
     failing, capsys, monkeypatch
 ):
+    waited = []
+    monkeypatch.setattr("prefopt.cli.time.sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
-    assert failing(OSError("gone")) == 2
-    assert capsys.readouterr().err == "prefopt: error in process 3: gone\n"
-    assert failing(UserError("wrong words")) == 2
+    for error, code in ((OSError("gone"), 2), (UserError("gone"), 2), (MachineError("gone"), 1)):
+        assert failing(error) == code
+        assert capsys.readouterr().err == "prefopt: error in process 3: gone\n"
+    assert failing(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == ""
+    assert waited == [cli._PATIENCE_S] * 3 + [cli._PATIENCE_STOPPED_S]
+
+
+def test_one_that_the_main_process_meets_late_is_reported_by_it_alone(tmp_path):
+    """A launcher ends all processes as soon as the first has left."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, sys, time\n"
+        "time.sleep(2 * (os.environ['RANK'] == '0'))\n"
+        "from prefopt.cli import main\n"
+        "sys.exit(main(['losses', 'no such loss']))\n"
+    )
+    done = run_script(str(late))
+    assert done.returncode != 0
+    (said,) = [line for line in done.stderr.splitlines() if "no such loss" in line]
+    assert said.startswith("prefopt: error: ")
 
 
 def test_a_missing_extra_says_how_to_install_it():
