@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from functools import cache
 from multiprocessing import get_context
 
@@ -32,6 +33,9 @@ def _train(folder, name, resume, limit, delay_s, environment, sender, spoil):
     try:
         arguments = (folder, name, resume, limit, delay_s, environment)
         kill_worker.train(*arguments, lambda *what: sender.send(what), spoil)
+    except BaseException:
+        traceback.print_exc()  # before the exit below, which would take it along
+        raise
     finally:
         if environment:  # torch's gloo can deadlock when it is torn down
             time.sleep(0.5)
