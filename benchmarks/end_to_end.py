@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import throughput_data as data
 import torch
 from qlora import SAME
-from record import RESULTS, ROOT, environment
+from record import RESULTS, ROOT, environment, results_folder
 from rich.console import Console
 from throughput_models import SIZES, make_model
 from transformers import AutoTokenizer
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shared", type=Path, default=_shared(), help="folder of shared data")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--note", default="", help="a sentence for the record")
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
     return parser.parse_args()

@@ -199,7 +199,7 @@ def draw_shapes(discopop: Shape, dpo: Shape, path: Path) -> None:
 def main() -> None:
     """Train the bandits, draw both figures, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    parser.add_argument("--out", type=record.results_folder, default=record.RESULTS)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--allow-dirty", action="store_true")
     options = parser.parse_args()

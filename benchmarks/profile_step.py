@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from datasets import Dataset
-from record import RESULTS, ROOT, environment
+from record import RESULTS, ROOT, environment, results_folder
 from rich.console import Console
 from rich.table import Table
 from throughput_data import draw_pairs, make_tokenizer
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     shared = Path(os.environ.get("PREFOPT_SHARED", ROOT.parent / "shared"))
     parser.add_argument("--shared", type=Path, default=shared)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
     arguments = parser.parse_args()
     circumstances = environment(
@@ -148,7 +148,6 @@ def main() -> None:
     for part in next(iter(results.values())):
         table.add_row(part, *(f"{of.get(part, 0.0):.3f} s" for of in results.values()))
     Console().print(table)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     record = {"environment": circumstances, "loss": arguments.loss, "seconds_per_step": results}
     (arguments.out / "profile.json").write_text(json.dumps(record, indent=1) + "\n")
     (arguments.out / "profile.md").write_text(table_of(results))

@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import matplotlib as mpl
 import numpy as np
-from record import RESULTS, ROOT, environment
+from record import RESULTS, ROOT, environment, results_folder
 from rich.console import Console
 from throughput import Worker, started
 from throughput_data import draw_pairs
@@ -97,7 +97,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--name", default="qlora")
     parser.add_argument("--note", default="", help="a sentence for the record")
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
@@ -199,7 +199,6 @@ def _spread(values: Any) -> dict[str, float]:
 
 def write(options: argparse.Namespace, record: dict[str, Any], found: dict[str, Any]) -> None:
     """Write all numbers, a table and a chart."""
-    options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / options.name
     stem.with_suffix(".json").write_text(json.dumps(record | found, indent=1) + "\n")
     stem.with_suffix(".md").write_text(_markdown(options, record, found))

@@ -20,6 +20,13 @@ PACKAGES = (
 )
 
 
+def results_folder(path: str) -> Path:
+    """Return the folder that ``--out`` names, made before anything is measured for it."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def environment(*, seed: int, dtype: str, threads: int, allow_dirty: bool) -> dict[str, Any]:
     """Return the circumstances of a measurement.
 

@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 import transformers
-from record import RESULTS, environment
+from record import RESULTS, environment, results_folder
 
 LAYOUTS = ("padded", "shared_prefix")
 COMPLETIONS = (2, 8)
@@ -164,7 +163,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--allow-dirty", action="store_true")
     options = parser.parse_args()
     options.prompt, options.completion = (96, 24) if options.quick else (1024, 256)
@@ -185,7 +184,6 @@ def main() -> None:
         for completions in COMPLETIONS:
             found.append(measure(name, completions, options))
             record["measured"] = found
-            options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "recurrent.json").write_text(json.dumps(record, indent=2) + "\n")
             (options.out / "recurrent.md").write_text(table(found))
             print(table(found[-1:]).splitlines()[-1], flush=True)

@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import throughput_data as data
-from record import RESULTS, ROOT, environment
+from record import RESULTS, ROOT, environment, results_folder
 from reference_store_report import write_results
 from rich.console import Console
 from throughput import started
@@ -119,7 +119,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, default=shared, help="folder of shared data")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--name", default="reference_store", help="of the results")
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
     if parser.parse_args(arguments).quick:

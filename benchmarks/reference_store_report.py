@@ -14,7 +14,6 @@ Found = Mapping[str, Any]
 
 def write_results(folder: Path, name: str, record: Found, found: Found, console: Any) -> None:
     """Write JSON, Markdown and a chart of what was measured so far, and print the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
     result = json.dumps({"record": record, "found": found}, indent=1)
     file.with_name(name + ".json").write_text(result + "\n")

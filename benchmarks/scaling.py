@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from record import RESULTS, environment
+from record import RESULTS, environment, results_folder
 from rich.console import Console
 from rich.progress import Progress
 from throughput_worker import Channel, peak_mb, reset_peak
@@ -206,7 +206,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
     return parser.parse_args()
 
@@ -299,7 +299,6 @@ def growth(points: list[dict[str, Any]]) -> float:
 
 def write(folder: Path, record: dict[str, Any], found: Found) -> None:
     """Write JSON, Markdown and a chart of what was measured so far."""
-    folder.mkdir(parents=True, exist_ok=True)
     exponent = growth(found["examples"])
     result = {"record": record, "growth_with_tokens": exponent, "found": found}
     file = folder / "throughput_scaling"

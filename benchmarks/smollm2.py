@@ -78,6 +78,7 @@ def set_up(asked: argparse.Namespace) -> Setting:
         allow_dirty=asked.allow_dirty,
     )
     asked.folder.mkdir(parents=True, exist_ok=True)
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
     model = asked.model or make(asked.folder / "smollm2")
     options = {"use_cpu": on_cpu, "bf16": halves}
     return Setting(model, about, options, Resources(jobs=asked.jobs))

@@ -33,7 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import throughput_data as data
-from record import RESULTS, ROOT, environment
+from record import RESULTS, ROOT, environment, results_folder
 from rich.console import Console
 from throughput_flops import step_flops, useful_work
 from throughput_models import SIZES, shape_of
@@ -112,7 +112,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--apart", action="store_true", help="one side after the other, where memory is short"
     )
     parser.add_argument("--shared", type=Path, default=_shared(), help="folder of shared data")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=results_folder, default=RESULTS)
     parser.add_argument("--name", help="of the results; default: size, loss and data")
     parser.add_argument("--note", default="", help="a sentence for the record")
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")

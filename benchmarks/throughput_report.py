@@ -198,7 +198,6 @@ def write_results(
     console: Any,
 ) -> None:
     """Print the table, and write JSON, Markdown and charts."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"throughput_{name}"
     file.with_name(file.name + ".json").write_text(
         json.dumps({"record": record, "results": results}, indent=1) + "\n"

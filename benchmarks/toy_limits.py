@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from record import RESULTS, environment
+from record import RESULTS, environment, results_folder
 from rich.console import Console
 from rich.progress import Progress
 from toy_limits_report import write_results
@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="too small to show anything")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--out", type=results_folder, default=RESULTS, help="folder of the results")
     parser.add_argument("--note", default="", help="a sentence for the record")
     parser.add_argument("--allow-dirty", action="store_true", help="measure changed files too")
     return parser.parse_args()

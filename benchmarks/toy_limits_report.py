@@ -48,7 +48,6 @@ def write_results(
         frontiers: Of each start: ``kls``, and the best gain at each, ``[value, low, high]``.
         record: Commit, versions, device, size.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "environment": record,
         "frontiers": frontiers,

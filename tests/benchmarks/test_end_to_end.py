@@ -35,11 +35,12 @@ def test_sides_that_train_something_else_are_not_compared(load):
 def test_both_command_lines_train_the_same_from_start_to_saved_model(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "end_to_end.py"), "--allow-dirty", "--size", "tiny"]
     command += ["--kinds", "lora", "--pairs", "4", "--batch", "2", "--threads", "1"]
-    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    out = tmp_path / "made" / "before"
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    (row,) = json.loads((tmp_path / "end_to_end_tiny.json").read_text())["compared"]
+    (row,) = json.loads((out / "end_to_end_tiny.json").read_text())["compared"]
     assert row["losses_apart"] < 1e-4
     for its in row["sides"].values():
         assert 0 < its["step"] <= its["training"] < its["all"]
         assert its["start"] + its["training"] <= its["all"]
-    assert "| | **TRL takes** |" in (tmp_path / "end_to_end_tiny.md").read_text()
+    assert "| | **TRL takes** |" in (out / "end_to_end_tiny.md").read_text()

@@ -52,11 +52,12 @@ def test_training_goes_towards_these_ends(claims):
 
 @pytest.mark.slow
 def test_the_script_writes_figures_and_numbers(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "paper_claims.py"), "--out", str(tmp_path)]
+    out = tmp_path / "out"
+    command = [sys.executable, str(BENCHMARKS / "paper_claims.py"), "--out", str(out)]
     command += ["--steps", "50", "--allow-dirty"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    numbers = json.loads((tmp_path / "paper_claims.json").read_text())
+    numbers = json.loads((out / "paper_claims.json").read_text())
     assert numbers["environment"]["dtype"] == "float64"
     assert numbers["dpo_largest_difference_of_weight_and_sigmoid"] < 1e-15
-    assert {path.name for path in tmp_path.glob("*.png")} == {"ipo_bandit.png", "paper_claims.png"}
+    assert {path.name for path in out.glob("*.png")} == {"ipo_bandit.png", "paper_claims.png"}
