@@ -1,6 +1,6 @@
 """What `prefopt plan` says a run will need, against what `prefopt train` then needs.
 
-    python benchmarks/plan.py --folder /tmp/plan --smollm2 /tmp/smollm2 [--only full lora kto]
+    python benchmarks/plan.py --folder /tmp/plan --smollm2 /tmp/smollm2 [--only full lora qlora kto]
 
 Each shape is planned in one process and trained in another, both on a CPU with one thread. Seconds
 are those of the processor, user and system, so that other work on the machine does not count: on an
@@ -29,15 +29,17 @@ def shapes(folder: Path, smollm2: Path, rows: int) -> dict[str, list[str]]:
         make_small(small, smollm2)
     make_rows(folder, rows)
     common = ["--use_cpu", "--report_to", "none", "--num_train_epochs", "1"]
+    lora = [
+        *("--model", str(smollm2), "--dataset", str(pairs), "--use_peft"),
+        *("--per_device_train_batch_size", "2", "--max_length", "256", *common),
+    ]
     return {
         "full": [
             *("--model", str(small), "--dataset", str(pairs), "--loss_type", "dpo"),
             *("--per_device_train_batch_size", "4", "--max_length", "512", *common),
         ],
-        "lora": [
-            *("--model", str(smollm2), "--dataset", str(pairs), "--use_peft"),
-            *("--per_device_train_batch_size", "2", "--max_length", "256", *common),
-        ],
+        "lora": lora,
+        "qlora": [*lora, "--load_in_4bit"],
         "kto": [
             *("--model", str(small), "--dataset", str(folder / "thumbs.jsonl")),
             *("--loss_type", "kto", "--per_device_train_batch_size", "4"),
@@ -138,7 +140,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--smollm2", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=24)
-    parser.add_argument("--only", nargs="+", default=["full", "lora", "kto"])
+    parser.add_argument("--only", nargs="+", default=["full", "lora", "qlora", "kto"])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, options in shapes(args.folder, args.smollm2, args.rows).items():

@@ -4,14 +4,18 @@ What a quantised policy predicts is what its own forward pass computes; training
 and nothing else; what is saved and loaded again predicts the same.
 """
 
+import gc
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from prefopt.engine import build_layout
+from prefopt.engine.quantised import is_quantised
 from prefopt.reference.fingerprint import fingerprint_of, weights_digest
+from prefopt.training.loading import load_model
 from prefopt.training.model import loading_options
 from prefopt.training.saved import loading_code
 from tests.engine.companions import uneven_examples
@@ -191,6 +195,27 @@ def test_a_head_may_be_tied(tmp_path, kind):
     check_log_probs(run)
     run.train()
     assert steps(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it tells what is mapped")
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_file_of_weights_is_left_where_they_are_quantised_from_it(tmp_path, kind, tied):
+    """One view of it would keep all of it in memory, which is to hold a quarter."""
+    asked = {"quantization_config": KINDS[kind]()}
+    base = save_base(tmp_path / "base", tie_word_embeddings=tied)
+    whole = load_model(base, {})
+    assert base in Path("/proc/self/maps").read_text()
+    wanted = dict(whole.named_parameters())
+    del whole
+    model = load_model(base, asked)
+    kept = {name: it for name, it in model.named_parameters() if not is_quantised(it)}
+    for name, weight in kept.items():
+        assert torch.equal(weight, wanted[name])
+    assert len(kept) >= 5
+    wanted.clear()
+    gc.collect()
+    assert base not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.slow

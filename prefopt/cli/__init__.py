@@ -107,11 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
-        code = getattr(error, "exit_code", None)
-        if not isinstance(code, int) or os.environ.get("PREFOPT_DEBUG") == "1":
+        own = getattr(error, "exit_code", None)
+        if not isinstance(own, int) or os.environ.get("PREFOPT_DEBUG") == "1":
             raise
         _report(error)
-        return code
+        return own
 
 
 def _report(error: BaseException) -> None:

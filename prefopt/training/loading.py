@@ -24,7 +24,12 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.engine.probe import inside_peft, refuse_encoder_decoder
 from prefopt.reference.adapters import PICKLED, with_adapter
-from prefopt.training.quantisation import QuantiserError, check_as_asked, quantiser_explained
+from prefopt.training.quantisation import (
+    QuantiserError,
+    check_as_asked,
+    leave_file,
+    quantiser_explained,
+)
 from prefopt.training.trust import check_code, check_code_of_base
 
 # Options of `from_pretrained` that say where files are, in the order in which they are documented.
@@ -98,6 +103,7 @@ def _load_whole(name: str, options: Mapping[str, Any], allow_missing: bool) -> A
         )
     _check_weights(name, model, info, allow_missing)
     check_as_asked(name, options, model)
+    leave_file(model)
     return model
 
 

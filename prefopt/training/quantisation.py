@@ -190,6 +190,23 @@ def check_as_asked(name: str, options: Mapping[str, Any], model: Any) -> None:
             )
 
 
+def leave_file(model: Any) -> None:
+    """Copy the weights that were not quantised out of the file that the others were read from.
+
+    Such a weight is a view of the file where it has the file's dtype, and keeps all of it in
+    memory: of SmolLM2-135M 0.3 GiB that are read no more, nearly what four bits save.
+
+    Args:
+        model: A model that was just loaded; nothing changes if it was quantised before, or not.
+    """
+    quantiser = getattr(model, "hf_quantizer", None)
+    if quantiser is None or quantiser.pre_quantized:
+        return
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu" and not is_quantised(weight):
+            weight.data = weight.data.clone()
+
+
 def _quantiser_of(name: str, options: Mapping[str, Any]) -> str | None:
     """Return the name of what quantises a model that is loaded; None for nothing."""
     config = options.get("quantization_config")
