@@ -21,6 +21,8 @@ from prefopt.engine.quantised import dequantised, state_of_4_bits
 
 # peft's layers: around plain weights, and around 4-bit ones of bitsandbytes.
 _LAYERS = {("peft.tuners.lora.layer", "Linear"), ("peft.tuners.lora.bnb", "Linear4bit")}
+# What autocast casts.
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Adapter(NamedTuple):
@@ -28,7 +30,7 @@ class Adapter(NamedTuple):
 
     Attributes:
         weight: Of the layer itself, as it is stored; (O, I) where it is dense.
-        bias: The same, or None; (O,).
+        bias: The same, or None; (O,), as the rest in the dtype that the layer computes in.
         down: ``lora_A``; (R, I).
         up: ``lora_B``; (O, R).
         scale: Of the adapter's product.
@@ -43,8 +45,10 @@ class Adapter(NamedTuple):
     state: Any = None
 
     def dense(self) -> Tensor:
-        """Return the weight of the layer itself; (O, I)."""
-        return self.weight if self.state is None else dequantised(self.weight, self.state)
+        """Return the weight of the layer itself, to compute with; (O, I)."""
+        if self.state is not None:
+            return dequantised(self.weight, self.state)
+        return self.weight.to(self.down.dtype)
 
 
 def is_lora_layer(module: nn.Module) -> bool:
@@ -56,7 +60,8 @@ def plain_adapter(module: Any, hidden: Tensor) -> Adapter | None:
     """Return the adapter of a layer; None where peft computes something else than Eq. 3.
 
     That is so if adapters are merged, disabled, several, of a variant (DoRA and others) or with
-    dropout, if the base layer is no plain frozen one, dense or in 4 bits, or if dtypes differ.
+    dropout, if the base layer is no plain frozen one, dense or in 4 bits, or if dtypes differ and
+    autocast does not make them one.
 
     Args:
         module: A layer of which ``is_lora_layer`` holds.
@@ -74,14 +79,20 @@ def plain_adapter(module: Any, hidden: Tensor) -> Adapter | None:
     bare = all(is_bare_linear(one) for one in ((base, down, up) if state is None else (down, up)))
     if not bare or drops or name in module.lora_variant or up.bias is not None:
         return None
-    own = [base.weight, *([] if base.bias is None else [base.bias])]
+    bias = base.bias
+    own = [base.weight] if bias is None else [base.weight, bias]
     if any(one.requires_grad for one in own):
         return None
-    dense = [hidden, down.weight, up.weight, *(own if state is None else own[1:])]
-    if any(one.dtype != dtype for one in dense):
+    dense = [down.weight, up.weight, *(own if state is None else own[1:])]
+    casts = dtype != torch.float64 and torch.is_autocast_enabled(hidden.device.type)
+    if any(one.dtype != dtype and not (casts and one.dtype in _CAST) for one in dense):
         return None
-    scale = float(module.scaling[name])
-    return Adapter(base.weight, base.bias, down.weight, up.weight, scale, state)
+    if hidden.dtype != dtype and state is not None:  # bitsandbytes has rules of its own
+        return None
+    # Autocast does not cast the weights of an autograd function.
+    bias = None if bias is None else bias.to(dtype)
+    low, high = down.weight.to(dtype), up.weight.to(dtype)
+    return Adapter(base.weight, bias, low, high, float(module.scaling[name]), state)
 
 
 def lora_linear(hidden: Tensor, adapter: Adapter) -> Tensor:
@@ -108,13 +119,12 @@ def inner_gradient(gradient: Tensor, adapter: Adapter) -> Tensor:
 
 
 class _LoRALinear(torch.autograd.Function):
-    """Stores its input and the adapter's inner product."""
+    """Stores its input, as it is given, and the adapter's inner product."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *adapter: Any) -> Tensor:
         its = Adapter(*adapter)
-        rows = hidden.flatten(0, -2)
-        output, inner = product(rows, its)
+        output, inner = product(hidden.flatten(0, -2).to(its.down.dtype), its)
         ctx.save_for_backward(hidden, inner, its.weight, its.down, its.up)
         ctx.scale, ctx.state = its.scale, its.state
         return output.view(*hidden.shape[:-1], -1)
@@ -126,9 +136,10 @@ class _LoRALinear(torch.autograd.Function):
         its = Adapter(weight, None, down, up, ctx.scale, ctx.state)
         rows = gradient.flatten(0, -2)
         of_inner = inner_gradient(rows, its)
-        of_hidden = None
+        of_hidden = of_down = None
         if ctx.needs_input_grad[0]:
-            of_hidden = (rows @ its.dense()).addmm_(of_inner, down).view_as(hidden)
-        of_down = of_inner.T @ hidden.flatten(0, -2) if ctx.needs_input_grad[3] else None
+            of_hidden = (rows @ its.dense()).addmm_(of_inner, down).view_as(hidden).to(hidden.dtype)
+        if ctx.needs_input_grad[3]:
+            of_down = of_inner.T @ hidden.flatten(0, -2).to(down.dtype)
         of_up = (rows.T @ inner).mul_(its.scale) if ctx.needs_input_grad[4] else None
         return of_hidden, None, None, of_down, of_up, None, None

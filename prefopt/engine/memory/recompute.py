@@ -344,10 +344,11 @@ def _recomputing_mlp(module: Any) -> _Forward:
         gate, up = module.gate_proj(hidden), module.up_proj(hidden)
         down = module.down_proj
         output: Tensor
-        adapter = plain_adapter(down, gate) if is_lora_layer(down) else None
+        plain = gate.dtype == up.dtype == computing_dtype(gate)
+        adapter = plain_adapter(down, gate) if plain and is_lora_layer(down) else None
         if adapter is not None:
             output = _GatedAdapted.apply(gate, up, module.act_fn, *adapter)  # type: ignore[no-untyped-call] # torch
-        elif is_bare_linear(down) and gate.dtype == up.dtype == computing_dtype(gate):
+        elif plain and is_bare_linear(down):
             weight = down.weight.to(gate.dtype)  # as autocast would
             bias = None if down.bias is None else down.bias.to(gate.dtype)
             output = _Gated.apply(gate, up, weight, bias, module.act_fn)  # type: ignore[no-untyped-call] # torch

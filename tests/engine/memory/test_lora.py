@@ -1,5 +1,7 @@
 """A layer with a LoRA adapter computes what peft's does, and is left to peft where that is more."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -133,12 +135,63 @@ def test_dropout_does_nothing_outside_training_and_other_scales_are_known():
         torch.testing.assert_close(mine, layer(hidden))
 
 
-def test_autocast_is_left_to_peft():
-    layer = layers(adapted().float())[0]
-    hidden = torch.randn(3, 7)
-    assert plain_adapter(layer, hidden) is not None
+def _distance(found, exact):
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_under_autocast_it_is_as_near_to_the_exact_as_pefts(own):
+    model = adapted().float()
+    for layer in layers(model):
+        layer.base_layer.to(own)
+    exactly = copy.deepcopy(model).double()
+    hidden = torch.randn(400, 7)
+    target = torch.randn(400, 6)
+
+    def passes(model, forward, hidden):
+        hidden = hidden.clone().requires_grad_()
+        weights = [hidden, *(one for one in model.parameters() if one.requires_grad)]
+        output = forward(model, hidden)
+        return [output, *torch.autograd.grad(output, weights, target.to(output.dtype))]
+
+    def in_one_step(model, hidden):
+        for layer in layers(model):
+            hidden = lora_linear(hidden, plain_adapter(layer, hidden))
+        return hidden
+
+    exact = passes(exactly, lambda model, hidden: model(hidden), hidden.double())
     with torch.autocast("cpu", torch.bfloat16):
-        assert plain_adapter(layer, hidden) is None
+        theirs = passes(model, lambda model, hidden: model(hidden), hidden)
+        ours = passes(model, in_one_step, hidden)
+    for one, other, truth in zip(ours, theirs, exact, strict=True):
+        assert one.dtype == other.dtype
+        assert 0 < _distance(one, truth) < 1.5 * _distance(other, truth) < 0.01
+
+
+def test_autocast_keeps_no_copy_of_the_weights():
+    layer, hidden = layers(adapted().float())[0], torch.randn(50, 7, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept, output = stored_bytes(lambda: lora_linear(hidden, plain_adapter(layer, hidden)))
+    assert output.dtype == torch.bfloat16
+    weights = layer.base_layer.weight.nbytes + 2 * 3 * (7 + 5)
+    assert kept == hidden.nbytes + 2 * 50 * 3 + weights
+
+
+@pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16])
+def test_under_autocast_4_bits_are_made_dense_in_its_dtype(hidden):
+    model = adapted_of_4_bits(compute_dtype=torch.bfloat16)
+    layer = layers(model)[0]
+    layer.base_layer.weight.quant_state.dtype = torch.bfloat16
+    given = torch.randn(30, 64, dtype=hidden)
+    assert plain_adapter(layer, given) is None  # peft computes the adapter in float32
+    with torch.autocast("cpu", torch.bfloat16):
+        adapter = plain_adapter(layer, given)
+        if hidden == torch.float32:  # bitsandbytes returns float32 again
+            assert adapter is None
+            return
+        ours, theirs = lora_linear(given, adapter), layer(given)
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.05)
 
 
 def assert_an_mlp_stores_no_product(model):
