@@ -52,6 +52,19 @@ options:
 PREFOPT_DEBUG=1 shows the traceback of an error.
 """
 
+
+def _without(text: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: text not in record.getMessage()
+
+
+# What loggers say whenever they are imported, whatever the command: of faster kernels that are not
+# there, and of each other.
+_HEARD = {
+    "bitsandbytes.backends.cpu.ops": _without("Failed to load CPU gemm_4bit_forward"),
+    "torchao": _without("Failed to load "),
+    "torch.utils._pytree": _without("is an Enum subclass and is now natively supported"),
+}
+
 # How far the main process may be behind the others on its way to an error that all of them meet,
 # and where they have agreed on a step to stop after.
 _PATIENCE_S = 10.0
@@ -89,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TQDM_DELAY", "2")  # s; what fails soon is told without progress bars
-    # At its import, whatever the command, bitsandbytes warns of a faster kernel that is not there.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for logger, heard in _HEARD.items():
+        logging.getLogger(logger).addFilter(heard)
     try:
         code = _run(arguments)
         if code:

@@ -31,6 +31,24 @@ def test_what_fails_within_two_seconds_shows_no_progress_bar():
     assert done.stderr == ""
 
 
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["score", *(pytest.param(name, marks=SLOW) for name in COMMANDS if name != "score")],
+)
+def test_libraries_say_nothing_while_they_are_imported(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "prefopt", command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert f"prefopt {command}" in done.stdout
+    assert done.stderr == ""
+
+
 def test_garbage_is_collected_again_when_a_command_is_imported_but_libraries_are_not():
     code = (
         "import gc; from prefopt.cli import main; main(['losses', 'dpo']);"
@@ -72,13 +90,6 @@ def test_every_command_has_help(prefopt, command):
     result = prefopt(command, "--help")
     assert result.code == 0
     assert f"usage: prefopt {command}" in result.out
-
-
-def test_only_the_first_process_of_a_launch_reports_an_error(prefopt, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    result = prefopt("trian")
-    assert result.code == 2
-    assert result.err == ""
 
 
 def test_the_debug_variable_shows_the_traceback(monkeypatch):
