@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
@@ -104,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DELAY", "2")  # s; what fails soon is told without progress bars
     for logger, heard in _HEARD.items():
         logging.getLogger(logger).addFilter(heard)
+    # Of transformers, for what peft does.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     try:
         code = _run(arguments)
         if code:

@@ -436,6 +436,17 @@ def test_two_processes_train_together_and_the_first_reports(
 
 
 @pytest.mark.slow
+def test_an_adapter_is_trained_without_warnings_of_libraries(model_folder, data_files, tmp_path):
+    done = run_script(
+        *("-m", "prefopt", "train", "--model", str(model_folder), "--use_peft", *FAST),
+        *("--dataset", str(data_files["paired"]), "--output_dir", str(tmp_path / "out")),
+        processes=1,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.slow
 def test_four_bit_with_lora_trains(prefopt, model_folder, data_files, tmp_path):
     pytest.importorskip("bitsandbytes")
     result = prefopt(
