@@ -15,7 +15,8 @@ ARGS ?=
 # Where Python may not keep what it compiled, each process that a test starts compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Each test process gets one thread: two processes of one thread beat one process of two.
-JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+# nproc would take OMP_NUM_THREADS for the number of processors.
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format docs wheel clean
