@@ -58,9 +58,9 @@ def _without(text: str) -> Callable[[logging.LogRecord], bool]:
     return lambda record: text not in record.getMessage()
 
 
-# What loggers say whenever they are imported, whatever the command: of faster kernels that are not
-# there, and of each other.
-_HEARD = {
+# By logger, all but what it says at its import, whatever the command: of faster kernels that are
+# not there, and of other libraries.
+_FILTERS = {
     "bitsandbytes.backends.cpu.ops": _without("Failed to load CPU gemm_4bit_forward"),
     "torchao": _without("Failed to load "),
     "torch.utils._pytree": _without("is an Enum subclass and is now natively supported"),
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TQDM_DELAY", "2")  # s; what fails soon is told without progress bars
-    for logger, heard in _HEARD.items():
-        logging.getLogger(logger).addFilter(heard)
+    for logger, passes in _FILTERS.items():
+        logging.getLogger(logger).addFilter(passes)
     # Of transformers, for what peft does.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     try:

@@ -31,12 +31,9 @@ def test_what_fails_within_two_seconds_shows_no_progress_bar():
     assert done.stderr == ""
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     "command",
-    ["score", *(pytest.param(name, marks=SLOW) for name in COMMANDS if name != "score")],
+    [pytest.param(it, marks=() if it == "score" else pytest.mark.slow) for it in COMMANDS],
 )
 def test_libraries_say_nothing_while_they_are_imported(command):
     done = subprocess.run(

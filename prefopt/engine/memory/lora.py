@@ -83,9 +83,9 @@ def plain_adapter(module: Any, hidden: Tensor) -> Adapter | None:
     own = [base.weight] if bias is None else [base.weight, bias]
     if any(one.requires_grad for one in own):
         return None
+    autocast = dtype in _CAST and torch.is_autocast_enabled(hidden.device.type)
     dense = [down.weight, up.weight, *(own if state is None else own[1:])]
-    casts = dtype != torch.float64 and torch.is_autocast_enabled(hidden.device.type)
-    if any(one.dtype != dtype and not (casts and one.dtype in _CAST) for one in dense):
+    if any(one.dtype not in (_CAST if autocast else (dtype,)) for one in dense):
         return None
     if hidden.dtype != dtype and state is not None:  # bitsandbytes has rules of its own
         return None
